@@ -1,0 +1,160 @@
+"""Ranges, files, sizes and pictures."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from nada_core.images import (
+    compare_grid,
+    from_pil,
+    from_uint8,
+    grid,
+    load_image,
+    plot_heat,
+    plot_lines,
+    resize,
+    save_image,
+    to_pil,
+    to_uint8,
+)
+
+
+def noise(n: int = 1, height: int = 16, width: int = 16) -> torch.Tensor:
+    return torch.rand(n, 3, height, width, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def test_every_byte_survives_the_round_trip() -> None:
+    pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).repeat(1, 1, 1, 3)
+    images = from_uint8(pixels)
+    assert images.shape == (1, 3, 16, 16) and images.dtype == torch.float32
+    assert (images.min(), images.max()) == (-1, 1)
+    assert torch.equal(to_uint8(images), pixels)
+
+
+def test_values_beyond_the_range_are_clamped_not_wrapped() -> None:
+    assert to_uint8(torch.full((1, 3, 1, 1), 1.7)).unique().tolist() == [255]
+    assert to_uint8(torch.full((1, 3, 1, 1), -1.7)).unique().tolist() == [0]
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 4, 8, 8), (0, 3, 8, 8)])
+def test_wrong_shapes_are_refused(shape: tuple[int, ...]) -> None:
+    for act in (to_uint8, grid, lambda x: resize(x, 4)):
+        with pytest.raises(ValueError, match="expected"):
+            act(torch.zeros(shape))
+    with pytest.raises(ValueError, match="expected one"):
+        to_pil(torch.zeros(2, 3, 4, 4))
+    with pytest.raises(ValueError, match="uint8"):
+        from_uint8(torch.zeros(1, 4, 4, 3))
+
+
+def test_files_round_trip_and_leave_nothing_behind(tmp_path: Path) -> None:
+    image = noise(1, 9, 7)
+    path = save_image(image, tmp_path / "new" / "x.png")
+    assert torch.equal(to_uint8(load_image(path)), to_uint8(image))
+    assert [p.name for p in path.parent.iterdir()] == ["x.png"]
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save_image(noise(), tmp_path / "x.png")
+    before = path.read_bytes()
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_image(-noise(), path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_unreadable_files_are_a_persons_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no image file"):
+        load_image(tmp_path / "none.png")
+    (tmp_path / "x.png").write_bytes(b"not an image")
+    with pytest.raises(ValueError, match="could not be read"):
+        load_image(tmp_path / "x.png")
+    with pytest.raises(ValueError, match=r"\.png"):
+        save_image(noise(), tmp_path / "x.jpg")
+
+
+def test_grey_and_transparent_pictures_become_rgb() -> None:
+    assert from_pil(Image.new("L", (2, 3), 0)).shape == (1, 3, 3, 2)
+    assert from_pil(Image.new("RGBA", (2, 2), (0, 0, 0, 0))).eq(1).all()  # white paper shows through
+
+
+def test_resize_is_antialiased_differentiable_and_leaves_equal_sizes_alone() -> None:
+    image = noise(1, 64, 64).requires_grad_()
+    small = resize(image, (8, 16))
+    assert small.shape == (1, 3, 8, 16) and small.std() < 0.5 * image.std()
+    small.sum().backward()
+    assert image.grad is not None and image.grad.ne(0).all()
+    assert resize(image, 64) is image
+    with pytest.raises(ValueError, match="at least 1 x 1"):
+        resize(image, 0)
+
+
+def test_grid_shows_tiny_pixels_as_squares() -> None:
+    images = noise(5, 64, 64)
+    sheet = grid(images, columns=2)
+    assert sheet.shape == (1, 3, 8 + 3 * 200, 8 + 2 * 200)
+    cell = sheet[0, :, 8:200, 8:200]
+    assert torch.equal(cell[:, 1::3, 1::3], from_uint8(to_uint8(images[:1]))[0])
+    assert torch.equal(cell[:, ::3, ::3], cell[:, 2::3, 2::3])
+    assert grid(images, 5, labels=list("abcde"), title="t").shape[-2] > sheet.shape[-2] // 3
+    assert max(grid(noise(1, 1024, 512)).shape) < 600
+    with pytest.raises(ValueError, match="one label an image"):
+        grid(images, labels=["a"])
+
+
+def test_compare_grid_puts_the_same_latent_in_one_row() -> None:
+    before, after = noise(3, 64, 64), -noise(3, 32, 32)
+    sheet = compare_grid({"before": before, "after": after})
+    assert sheet.shape == (1, 3, 34 + 3 * 200, 8 + 2 * 200)
+    for row in range(3):
+        y = 34 + 200 * row
+        assert torch.equal(sheet[0, :, y : y + 192 : 3, 8:200:3], from_uint8(to_uint8(before))[row])
+        assert torch.equal(sheet[0, :, y : y + 192 : 6, 208:400:6], from_uint8(to_uint8(after))[row])
+    wider = compare_grid({"before": before, "after": after}, rows=["seed 1", "seed 2", "seed 3"], title="same latents")
+    assert wider.shape[-1] > sheet.shape[-1] and wider.shape[-2] > sheet.shape[-2]
+    for wrong in ({}, {"a": before, "b": before[:2]}):
+        with pytest.raises(ValueError, match="equally many"):
+            compare_grid(wrong)
+
+
+def test_curves_are_drawn_in_their_own_colours_and_gaps_stay_empty() -> None:
+    plain = plot_lines({"loss": [0.0, 0.5, 1.0]}, size=(400, 300))
+    assert plain.shape == (1, 3, 300, 400)
+    blue = ((plain[0, 2] - plain[0, 0]) > 0.8).sum()
+    gap = plot_lines({"loss": [0.0, math.nan, 1.0]}, size=(400, 300))
+    assert ((gap[0, 2] - gap[0, 0]) > 0.8).sum() < blue / 2
+    smoothed = plot_lines({"a": [1.0, 0.0] * 50, "b": [3.0] * 10}, "title", y_label="loss", smooth=0.9)
+    assert not torch.equal(smoothed, plot_lines({"a": [1.0, 0.0] * 50, "b": [3.0] * 10}, "title", y_label="loss"))
+
+
+@pytest.mark.parametrize("series", [{"a": [1.0]}, {"a": [0.0, 0.0]}, {"a": [1e9, 1e-9]}, {"a": [-3.0] * 5, "b": []}])
+def test_odd_curves_still_draw(series: dict[str, list[float]]) -> None:
+    assert plot_lines(series).isfinite().all()
+
+
+def test_plots_of_nothing_are_refused() -> None:
+    for series in ({}, {"a": []}, {"a": [math.nan]}):
+        with pytest.raises(ValueError, match="finite"):
+            plot_lines(series)
+    with pytest.raises(ValueError, match="R labels"):
+        plot_heat([[0.0, 1.0]], ["a", "b"])
+    with pytest.raises(ValueError, match="finite"):
+        plot_heat([[math.inf]], ["a"])
+
+
+def test_heat_shades_follow_the_numbers() -> None:
+    picture = plot_heat([[1.0, 0.0], [0.0, 0.0]], ["w0", "w1"])[0]
+    middle = picture[:, 30:90, 60:620]
+    quarter = middle[:, 5:20, 20:200]
+    assert (quarter[2] - quarter[0]).mean() > 0.8  # blue
+    assert middle[:, 5:20, 360:].mean() > 0.95 and middle[:, 40:50, :].mean() > 0.9
+    assert plot_heat(torch.zeros(3, 2000), list("abc")).mean() > plot_heat(torch.ones(3, 2000), list("abc")).mean()
