@@ -37,6 +37,7 @@ class Generator(nn.Module):
     w_dim: int
     num_ws: int
     c_dim: int
+    source: str | None = None  # sha256 of the file it was loaded from
     mapping: nn.Module  # called with z [N, z_dim] and a label [N, c_dim] or None; holds the buffer w_avg [C]
 
     @property

@@ -28,6 +28,8 @@ class StyleGAN2(Generator):
     """
 
     family: ClassVar[str] = "stylegan2"
+    mapping: "Mapping"
+    synthesis: "Synthesis"
 
     def __init__(self, resolution: int, z_dim: int = 512, w_dim: int = 512, c_dim: int = 0, mapping_layers: int = 8,
                  channel_base: int = 32768, channel_max: int = 512, widths: Sequence[int] | None = None,

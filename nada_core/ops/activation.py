@@ -1,4 +1,4 @@
-"""Bias, leaky ReLU of slope 0.2 and gain sqrt(2): the activation of StyleGAN2 (Karras et al. 2020, arXiv 1912.04958)."""
+"""Bias, leaky ReLU of slope 0.2, gain sqrt(2): the activation of StyleGAN2 (Karras et al. 2020, arXiv 1912.04958)."""
 
 import math
 
