@@ -1,0 +1,410 @@
+"""CLIP as a frozen guide, and the directions it gives (StyleGAN-NADA, arXiv:2108.00946, section 4.1, equation 3).
+
+A guide turns images and phrases into unit vectors of one space. A shift says which way to go in that space: from one
+phrase to another, or from the generator's images to a few style images. Shifts travel as data; only `direction` and
+`target` run a network, once before the first step.
+
+Weights come through open_clip whoever made them: the guide that ships with the pack is loaded by the same lines as a
+local file of ViT-B/32. Nothing is ever downloaded unless the caller names a published tag.
+
+Shapes: N images or phrases, D embedding, M source images, K templates, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+import os
+import pickle
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .prompts import TEMPLATES, fill
+
+_BUILT_IN = Path(__file__).parent / "portraits" / "weights"
+
+
+class GuideError(ValueError):
+    """A guide could not be loaded; the message names the file or name to give instead."""
+
+
+class ClipGuide(nn.Module):
+    """A frozen image-text encoder in float32. Attributes: name, size (height, width), dim, antialias.
+
+    Embeddings of images are differentiable with respect to the images; the weights never receive gradients.
+    Differences of nearly equal unit vectors drown in half precision, so autocast is switched off inside.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, name: str, model: nn.Module, tokenizer: Callable[[list[str]], Tensor], dim: int, antialias: bool = True
+    ) -> None:
+        """`model` and `tokenizer` are open_clip's; the model is frozen and owned by the guide from here on."""
+        super().__init__()
+        visual: Any = model.visual
+        size = visual.image_size
+        self.name = name
+        self.size: tuple[int, int] = (size, size) if isinstance(size, int) else tuple(size)
+        self.dim = dim
+        self.antialias = antialias
+        self.model = model.float().requires_grad_(False)
+        self.register_buffer("mean", torch.tensor(visual.image_mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(visual.image_std).view(1, 3, 1, 1), persistent=False)
+        self._tokenizer: Any = tokenizer
+        text: Any = getattr(model, "text", model)
+        table = getattr(text, "token_embedding", None)
+        self._unseen = table.weight.eq(0).all(dim=1).cpu() if table is not None else None  # [V]
+        self.eval()
+
+    def train(self, mode: bool = True) -> ClipGuide:
+        """A guide stays in evaluation mode whatever it is asked: dropout would make the direction wander."""
+        return super().train(False)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Sixteen hex digits that change with any weight and with the preprocessing."""
+        digest = hashlib.sha256(repr((self.size, self.antialias, self.mean.tolist(), self.std.tolist())).encode())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(f"{name}{tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()[:16]
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """[N, 3, H, W] in -1..1 -> [N, 3, h, w] as the model wants it, h and w from `size`.
+
+        Bicubic resize until the image covers the model's size, centre crop, the model's own mean and deviation.
+        Without antialiasing the gradient can hide in frequencies the eye reads as noise; the first implementation had
+        none, so it can be switched off. Values beyond -1..1 are not clamped: that would silence their gradient.
+        """
+        if x.ndim != 4 or x.shape[1] != 3 or not len(x):
+            raise ValueError(f"Got images of shape {list(x.shape)}, expected [N, 3, H, W] with at least one image.")
+        x = (x.float() + 1) / 2
+        (height, width), (h, w) = x.shape[-2:], self.size
+        # The side that is short compared with the model's fits exactly, the other one is cropped.
+        covering = (h, max(w, width * h // height)) if height * w <= width * h else (max(h, height * w // width), w)
+        if covering != (height, width):
+            x = F.interpolate(x, covering, mode="bicubic", antialias=self.antialias, align_corners=False)
+        top, left = (covering[0] - h) // 2, (covering[1] - w) // 2
+        return (x[..., top : top + h, left : left + w] - self.mean) / self.std
+
+    def encode_images(self, x: Tensor) -> Tensor:
+        """Unit vectors [N, D] of images [N, 3, H, W] in -1..1, any size; differentiable."""
+        with torch.autocast(x.device.type, enabled=False):
+            model: Any = self.model
+            return F.normalize(model.encode_image(self.prepare(x)).float(), dim=-1)
+
+    @torch.no_grad()
+    def encode_text(self, phrases: Sequence[str]) -> Tensor:
+        """Unit vectors [N, D] of phrases.
+
+        Raises:
+            ValueError: for no phrases, for words this guide has never seen, and for phrases it would cut short.
+        """
+        phrases = [phrases] if isinstance(phrases, str) else list(phrases)
+        if not phrases:
+            raise ValueError("Got no phrases, expected at least one.")
+        self._refuse_unreadable(phrases)
+        device = self.mean.device
+        with torch.autocast(device.type, enabled=False):
+            model: Any = self.model
+            return F.normalize(model.encode_text(self._tokenizer(phrases).to(device)).float(), dim=-1)
+
+    def _refuse_unreadable(self, phrases: Sequence[str]) -> None:
+        encode = getattr(self._tokenizer, "encode", None)
+        if encode is None:  # a tokenizer of another make, for which the questions below cannot be asked
+            return
+        room = self._tokenizer.context_length - 2  # start and end take one place each
+        unseen: dict[str, None] = {}  # an ordered set
+        for phrase in phrases:
+            tokens = encode(phrase)
+            if len(tokens) > room:
+                raise ValueError(f"{phrase!r} is {len(tokens)} tokens long, {self.name} reads {room}. Shorten it.")
+            if self._knows(tokens):
+                continue
+            words = [word for word in re.findall(r"\w+|[^\w\s]+", phrase) if not self._knows(encode(word))]
+            unseen.update(dict.fromkeys(words or [phrase]))
+        if unseen:
+            raise ValueError(
+                f"The guide {self.name} has never seen {', '.join(map(repr, unseen))}. Guides that ship with the pack "
+                "know a small vocabulary; use other words or templates, or load a full guide such as ViT-B-32:openai."
+            )
+
+    def _knows(self, tokens: Sequence[int]) -> bool:
+        """Rows of the token table that no caption ever used are zero in guides with a small vocabulary."""
+        return self._unseen is None or not any(self._unseen[token] for token in tokens)
+
+
+# ---- loading ------------------------------------------------------------------------------------------------------
+
+
+def built_in_guides() -> dict[str, Path]:
+    """The guides that ship with the pack, name to open_clip config: guide.json is "portraits", guide-x.json
+    "portraits-x". The weights lie beside the config as .safetensors.
+    """
+    return {"portraits" + path.stem.removeprefix("guide"): path for path in sorted(_BUILT_IN.glob("guide*.json"))}
+
+
+def load_guide(
+    name_or_path: str | os.PathLike[str],
+    architecture: str | os.PathLike[str] | None = None,
+    device: str | torch.device = "cpu",
+    cache_dir: str | None = None,
+    antialias: bool = True,
+) -> ClipGuide:
+    """Load a frozen CLIP.
+
+    name_or_path: a built-in name ("portraits"); "architecture:tag" of published weights ("ViT-B-32:openai", downloaded
+        into cache_dir on first use, with a progress bar); or a local weights file, as "architecture:path" or as a path
+        with `architecture`. Local files of OpenAI's own weights need the "-quickgelu" architectures.
+    architecture: an open_clip model name, or the path of an open_clip model config (.json).
+    antialias: see `ClipGuide.prepare`.
+
+    Raises:
+        GuideError: for names nothing is known by (near matches are listed), for files that are missing, that belong
+            to another architecture or that hold more than tensors, and when a download fails.
+    """
+    import open_clip
+
+    wanted = os.fspath(name_or_path)
+    model_name, weights = _resolve(wanted, None if architecture is None else os.fspath(architecture))
+    published = open_clip.get_pretrained_cfg(model_name, weights)
+    config = open_clip.get_model_config(model_name)
+    try:
+        model = open_clip.create_model(
+            model_name,
+            pretrained=weights,
+            precision="fp32",
+            device="cpu",
+            # The tag knows its activation and its colours better than the architecture does; open_clip only warns.
+            force_quick_gelu=bool(published.get("quick_gelu", False)),
+            force_preprocess_cfg=None if published else _colours(model_name),
+            cache_dir=cache_dir,
+            require_pretrained=True,
+            weights_only=True,
+        )
+        tokenizer = open_clip.get_tokenizer(model_name, cache_dir=cache_dir)
+    except ImportError as error:
+        raise GuideError(f"{model_name} needs the Python package {error.name}, which is not installed.") from error
+    except Exception as error:  # whatever the library, the network or the file did, the person gets one kind of answer
+        if published:
+            raise GuideError(_download_failed(model_name, published, error)) from error
+        raise GuideError(_file_failed(model_name, weights, error)) from error
+    name = wanted if wanted in built_in_guides() else f"{model_name}:{weights if published else Path(weights).name}"
+    return ClipGuide(name, model, tokenizer, config["embed_dim"], antialias).to(device)
+
+
+def _resolve(wanted: str, architecture: str | None) -> tuple[str, str]:
+    """What the caller wrote -> (a model name open_clip knows, a published tag of it or the path of a file)."""
+    import open_clip
+
+    built_in = built_in_guides()
+    if architecture is None and wanted in built_in:
+        path = built_in[wanted]
+        architecture, weights = str(path), str(path.with_suffix(".safetensors"))
+    elif architecture is None:
+        # Windows paths hold colons too ("C:\\x"), so what stands before the first one must be an architecture.
+        before, _, weights = wanted.partition(":")
+        if not weights or not (before.endswith(".json") or before in open_clip.list_models()):
+            raise GuideError(_unknown(wanted, built_in))
+        architecture = before
+    else:
+        weights = wanted
+    if architecture.endswith(".json"):
+        architecture = _register(Path(architecture))
+    elif architecture not in open_clip.list_models():
+        near = _near(architecture, open_clip.list_models())
+        raise GuideError(f"open_clip knows no architecture {architecture!r}.{near} A config file (.json) will do too.")
+    if not open_clip.is_pretrained_cfg(architecture, weights) and not Path(weights).is_file():
+        tags = open_clip.list_pretrained_tags_by_model(architecture)
+        raise GuideError(
+            f"{weights!r} is neither a file nor a published tag of {architecture}.{_near(weights, tags)} "
+            f"Check the path, or use one of the tags: {', '.join(tags) or 'none are published'}."
+        )
+    return architecture, weights
+
+
+def _register(path: Path) -> str:
+    """Tell open_clip of a model config file; its name there is the file's stem."""
+    import open_clip
+
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise GuideError(f"The model config {path} could not be read ({error}). Check the path.") from error
+    missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(config)
+    if missing:
+        raise GuideError(f"{path} lacks {', '.join(sorted(missing))}; expected an open_clip model config.")
+    if open_clip.get_model_config(path.stem) != config:  # the registry is global, so add once
+        open_clip.add_model_config(path)
+    return path.stem
+
+
+def _colours(architecture: str) -> dict[str, Any] | None:
+    """Mean and deviation for a local file: what all published weights of its architecture agree on, if they do."""
+    import open_clip
+
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
+    told = [open_clip.get_pretrained_cfg(architecture, tag) for tag in tags]
+    agreed = {(tuple(c["mean"]), tuple(c["std"])) for c in told if c.get("mean") and c.get("std")}
+    return dict(zip(("mean", "std"), agreed.pop(), strict=True)) if len(agreed) == 1 else None
+
+
+def _unknown(wanted: str, built_in: dict[str, Path]) -> str:
+    import open_clip
+
+    if Path(wanted).is_file():
+        return f"{wanted} needs its architecture: load_guide(path, architecture='ViT-B-32'), or 'ViT-B-32:{wanted}'."
+    known = [*built_in, *open_clip.list_pretrained(as_str=True)]
+    return (
+        f"There is no guide {wanted!r}.{_near(wanted, known)} Give a built-in name ({', '.join(built_in) or 'none'}), "
+        "an 'architecture:tag' such as ViT-B-32:openai, or 'architecture:path' of a weights file."
+    )
+
+
+def _near(wanted: str, known: Sequence[str]) -> str:
+    folded = {name.lower(): name for name in known}
+    close = [folded[name] for name in difflib.get_close_matches(wanted.lower(), folded, 3, 0.5)]
+    return f" Did you mean {' or '.join(close)}?" if close else ""
+
+
+def _download_failed(architecture: str, published: dict[str, Any], error: Exception) -> str:
+    import open_clip
+
+    local = f"{architecture}-quickgelu"
+    local = local if published.get("quick_gelu") and local in open_clip.list_models() else architecture
+    where = published.get("hf_hub", "").strip("/")
+    what = f"open_clip_model.safetensors of {where} (Hugging Face hub)" if where else published.get("url", "the file")
+    return (
+        f"The weights of {architecture} could not be downloaded ({_first_line(error)}). Without a network, fetch "
+        f"{what} elsewhere, place it in your models folder and load '{local}:/path/to/that/file'."
+    )
+
+
+def _file_failed(architecture: str, weights: str, error: Exception) -> str:
+    if isinstance(error, pickle.UnpicklingError):
+        return (
+            f"{weights} holds more than tensors and was not opened ({_first_line(error)}). "
+            "Convert it to .safetensors on a machine where you trust it."
+        )
+    if "TorchScript" in str(error):
+        return f"{weights} is a TorchScript archive, which is code. Use the .safetensors release of the same weights."
+    return (
+        f"{weights} does not hold weights of {architecture} ({_first_line(error)}). "
+        "Name the architecture the file was made for; open_clip.list_models() lists them."
+    )
+
+
+def _first_line(error: Exception, most: int = 160) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+# ---- directions ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TextShift:
+    """From one phrase to another, averaged over prompt templates.
+
+    The source phrase says what the generator makes now ("photo", "human", "dog"), the target what it shall make.
+
+    Raises:
+        ValueError: for empty or equal phrases and for bad templates.
+    """
+
+    source: str
+    target: str
+    templates: tuple[str, ...] = field(default=TEMPLATES, repr=False)
+
+    def __post_init__(self) -> None:
+        fill(self.source, self.templates)
+        fill(self.target, self.templates)
+        if self.source.lower().split() == self.target.lower().split():
+            raise ValueError(f"Got {self.source!r} as source and as target, expected two phrases that differ.")
+
+    def direction(self, guide: ClipGuide, source: Tensor | None = None) -> Tensor:
+        """The unit vector [1, D] to move along; `source` is not needed and ignored.
+
+        The order matters: normalise every prompt's embedding, subtract within a template, normalise each difference,
+        average, normalise. Averaging each phrase first gives a measurably different direction.
+        """
+        start = guide.encode_text(fill(self.source, self.templates))  # [K, D]
+        end = guide.encode_text(fill(self.target, self.templates))  # [K, D]
+        difference = end - start
+        if difference.norm(dim=-1).min() < 1e-6:
+            raise ValueError(f"The guide reads {self.source!r} and {self.target!r} alike. Use phrases further apart.")
+        return F.normalize(F.normalize(difference, dim=-1).mean(dim=0, keepdim=True), dim=-1)
+
+    def goal(self, guide: ClipGuide) -> Tensor:
+        """Where to arrive, [1, D], unit: the mean of the target's prompt embeddings (for the global loss)."""
+        return F.normalize(guide.encode_text(fill(self.target, self.templates)).mean(dim=0, keepdim=True), dim=-1)
+
+
+@dataclass(frozen=True, eq=False)  # tensors have no single truth value to compare by
+class ImageShift:
+    """From the generator's own images to one to ten style images [N, 3, H, W] in -1..1 (section 4.4 of the paper).
+
+    Raises:
+        ValueError: for no images or too many, and for values outside the range.
+    """
+
+    images: Tensor = field(repr=False)
+
+    def __post_init__(self) -> None:
+        shape = list(self.images.shape)
+        if len(shape) != 4 or shape[1] != 3 or not 1 <= shape[0] <= 10:
+            raise ValueError(f"Got style images of shape {shape}, expected [N, 3, H, W] with 1 to 10 images.")
+        if not self.images.isfinite().all() or self.images.abs().max() > 1.5:  # resizing may overshoot -1..1 a little
+            raise ValueError("Got style images beyond -1..1. Read them with load_image, or scale them first.")
+
+    def direction(self, guide: ClipGuide, source: Tensor | None = None) -> Tensor:
+        """The unit vector [1, D] from the mean of `source`, embeddings [M, D] of generated images, to the style."""
+        if source is None or source.ndim != 2 or not len(source):
+            raise ValueError("A direction to images starts at the generator's own: pass source embeddings [M, D].")
+        difference = self._embed(guide) - source.float().mean(dim=0, keepdim=True)
+        if difference.norm() < 1e-6:
+            raise ValueError("The style images look like the generator's own to the guide. Use other style images.")
+        return F.normalize(difference, dim=-1)
+
+    def goal(self, guide: ClipGuide) -> Tensor:
+        """Where to arrive, [1, D], unit: the mean embedding of the style images."""
+        return F.normalize(self._embed(guide), dim=-1)
+
+    @torch.no_grad()
+    def _embed(self, guide: ClipGuide) -> Tensor:
+        return guide.encode_images(self.images.to(guide.mean.device)).mean(dim=0, keepdim=True)
+
+
+# ---- several guides -----------------------------------------------------------------------------------------------
+
+
+def as_guides(guides: ClipGuide | Sequence[ClipGuide | tuple[ClipGuide, float]]) -> tuple[tuple[ClipGuide, float], ...]:
+    """One guide, several, or several with weights -> ((guide, weight), ...); a guide without a weight weighs 1.
+
+    The paper sums over ViT-B/32 and ViT-B/16: two encoders are harder to fool than one.
+
+    Raises:
+        ValueError: for no guides, for anything that is not a guide, and for weights that are not positive and finite.
+    """
+    listed = [guides] if isinstance(guides, ClipGuide) else list(guides)
+    pairs = [item if isinstance(item, tuple) else (item, 1.0) for item in listed]
+    if not pairs:
+        raise ValueError("Got no guides, expected at least one. load_guide('portraits') gives one.")
+    for pair in pairs:
+        if len(pair) != 2 or not isinstance(pair[0], ClipGuide):
+            raise ValueError(f"Got {pair!r:.80}, expected a guide or (guide, weight), several of them in a list.")
+        if isinstance(pair[1], bool) or not isinstance(pair[1], int | float) or not 0 < pair[1] < math.inf:
+            raise ValueError(f"The guide {pair[0].name} has weight {pair[1]!r}, expected a positive finite number.")
+    return tuple((guide, float(weight)) for guide, weight in pairs)

@@ -1,0 +1,313 @@
+"""The guide: preprocessing, directions, refusals. All on a tiny random CLIP saved as a local open_clip file."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
+
+from nada_core.clip import ClipGuide, GuideError, ImageShift, TextShift, as_guides, load_guide
+from nada_core.prompts import BARE
+
+CONFIG = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8},
+    "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
+UNSEEN = "xylophone"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model config and its weights, with one word's rows of the token table empty."""
+    folder = tmp_path_factory.mktemp("guide")
+    (folder / "nada-test-tiny.json").write_text(json.dumps(CONFIG))
+    torch.manual_seed(0)
+    model = open_clip.CLIP(**CONFIG)
+    for token in open_clip.SimpleTokenizer().encode(UNSEEN):
+        model.token_embedding.weight.data[token] = 0
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / "tiny.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def guide(folder: Path) -> ClipGuide:
+    return load_guide(folder / "tiny.safetensors", architecture=folder / "nada-test-tiny.json")
+
+
+def noise(n: int = 2, height: int = 48, width: int = 48) -> Tensor:
+    return torch.rand(n, 3, height, width, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+# ---- preprocessing ------------------------------------------------------------------------------------------------
+
+
+def seen_at_224(image: Tensor, guide: ClipGuide, antialias: bool) -> Tensor:
+    """What a 224-pixel model would see of one channel, in 0..1."""
+    other = ClipGuide("x", guide.model, guide._tokenizer, guide.dim, antialias)
+    other.size = (224, 224)
+    return (other.prepare(image) * other.std + other.mean)[0, 0]
+
+
+def test_antialiasing_removes_what_the_model_cannot_see(guide: ClipGuide) -> None:
+    x = torch.arange(1024)
+    wave = torch.sin(2 * math.pi * 0.3 * x).expand(1, 3, 1024, 1024)  # 0.3 cycles a pixel: beyond 224's limit
+    checker = (((x[:, None] + x) % 2) * 2.0 - 1).expand(1, 3, 1024, 1024)
+    rms = {on: 2 * seen_at_224(wave, guide, on).sub(0.5).std().item() for on in (True, False)}
+    assert rms[True] < 0.05 and rms[False] > 0.5
+    assert seen_at_224(checker, guide, True).sub(0.5).abs().max() < 0.02
+    assert seen_at_224(torch.full((1, 3, 1024, 1024), 0.4), guide, True).sub(0.7).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(("value", "fraction"), [(-1.0, 0.0), (0.0, 0.5), (1.0, 1.0), (1.4, 1.2)])
+def test_constants_map_through_the_models_mean_and_deviation(guide: ClipGuide, value: float, fraction: float) -> None:
+    expected = (fraction - torch.tensor(open_clip.OPENAI_DATASET_MEAN)) / torch.tensor(open_clip.OPENAI_DATASET_STD)
+    for size in ((32, 32), (64, 64), (20, 20)):
+        got = guide.prepare(torch.full((1, 3, *size), value))
+        assert got.shape == (1, 3, 32, 32)
+        torch.testing.assert_close(got[0].mean((1, 2)), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_middle_is_kept_and_equal_sizes_are_not_resampled(guide: ClipGuide) -> None:
+    image = noise(1, 32, 32)
+    plain = guide.prepare(image)
+    torch.testing.assert_close(plain, ((image + 1) / 2 - guide.mean) / guide.std)
+    for wide in (F.pad(image, (6, 6)), F.pad(image, (0, 0, 6, 6))):
+        torch.testing.assert_close(guide.prepare(wide), plain)
+    tall = ClipGuide("x", guide.model, guide._tokenizer, guide.dim)
+    tall.size = (48, 24)  # models need not be square
+    assert all(tall.prepare(noise(1, *s)).shape[-2:] == (48, 24) for s in ((64, 64), (31, 97), (97, 31), (48, 24)))
+
+
+def test_embeddings_are_unit_frozen_and_differentiable(guide: ClipGuide) -> None:
+    image = noise().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        embedded = guide.encode_images(image)
+    assert embedded.shape == (2, guide.dim) and embedded.dtype == torch.float32
+    torch.testing.assert_close(embedded.norm(dim=-1), torch.ones(2))
+    torch.testing.assert_close(embedded, guide.encode_images(image), atol=0, rtol=0)  # autocast changed nothing
+    embedded[:, 0].sum().backward()
+    assert image.grad is not None and image.grad.isfinite().all() and image.grad.ne(0).any()
+    assert all(not p.requires_grad and p.grad is None for p in guide.parameters())
+    assert not guide.train().training and not guide.model.training
+    with pytest.raises(ValueError, match=r"\[N, 3, H, W\]"):
+        guide.encode_images(torch.zeros(3, 8, 8))
+
+
+def test_text_is_unit_and_without_gradients(guide: ClipGuide) -> None:
+    embedded = guide.encode_text(["photo", "sketch", "photo"])
+    assert embedded.shape == (3, 16) and not embedded.requires_grad and not embedded.is_inference()
+    torch.testing.assert_close(embedded.norm(dim=-1), torch.ones(3))
+    torch.testing.assert_close(embedded[0], embedded[2])
+
+
+def test_words_never_seen_are_named(guide: ClipGuide) -> None:
+    with pytest.raises(ValueError, match=rf"never seen '{UNSEEN}'\..*vocabulary"):
+        guide.encode_text(["a photo", f"a {UNSEEN}, drawn"])
+    with pytest.raises(ValueError, match="at least one"):
+        guide.encode_text([])
+    with pytest.raises(ValueError, match="Shorten it"):
+        guide.encode_text(["face " * 30])
+
+
+def test_fingerprint_tells_weights_and_preprocessing_apart(guide: ClipGuide, folder: Path) -> None:
+    again = load_guide(f"{folder / 'nada-test-tiny.json'}:{folder / 'tiny.safetensors'}")
+    assert again.fingerprint == guide.fingerprint and len(guide.fingerprint) == 16
+    again.antialias = False
+    again.__dict__.pop("fingerprint")
+    assert again.fingerprint != guide.fingerprint
+
+
+# ---- directions ---------------------------------------------------------------------------------------------------
+
+
+class StubGuide(ClipGuide):
+    """Embeds phrases from a table, so that the arithmetic of directions can be checked on its own."""
+
+    def __init__(self, table: dict[str, Tensor]) -> None:
+        torch.nn.Module.__init__(self)
+        self.table = table
+
+    def encode_text(self, phrases: list[str]) -> Tensor:  # type: ignore[override]
+        return F.normalize(torch.stack([self.table[phrase] for phrase in phrases]), dim=-1)
+
+
+def test_text_direction_follows_the_documented_order() -> None:
+    rng = torch.Generator().manual_seed(3)
+    templates = tuple(f"{i} {{}}" for i in range(8))
+    common = torch.randn(16, generator=rng)
+    # The source's prompts scatter more than the target's, so the two means have different norms.
+    table = {f"{i} a": 0.5 * common + torch.randn(16, generator=rng) for i in range(8)}
+    table |= {f"{i} b": 2.0 * common + torch.randn(16, generator=rng) for i in range(8)}
+    guide, shift = StubGuide(table), TextShift("a", "b", templates)
+    start = F.normalize(torch.stack([table[f"{i} a"] for i in range(8)]), dim=-1)
+    end = F.normalize(torch.stack([table[f"{i} b"] for i in range(8)]), dim=-1)
+
+    expected = F.normalize(F.normalize(end - start, dim=-1).mean(0), dim=0)
+    direction = shift.direction(guide)
+    assert direction.shape == (1, 16)
+    torch.testing.assert_close(direction[0], expected)
+    torch.testing.assert_close(direction.norm(), torch.tensor(1.0))
+
+    mean_first = F.normalize(F.normalize(end.mean(0), dim=0) - F.normalize(start.mean(0), dim=0), dim=0)
+    wrong_norm = F.normalize(end.mean(0) / start.mean(0).norm() - F.normalize(start.mean(0), dim=0), dim=0)
+    assert direction[0] @ mean_first < 0.999 and direction[0] @ wrong_norm < 0.999
+    torch.testing.assert_close(TextShift("b", "a", templates).direction(guide), -direction)
+    torch.testing.assert_close(shift.goal(guide)[0], F.normalize(end.mean(0), dim=0))
+
+
+def test_text_shift_on_a_real_guide(guide: ClipGuide) -> None:
+    shift = TextShift("photo", "sketch")
+    assert shift.direction(guide).shape == shift.goal(guide).shape == (1, 16)
+    assert shift == TextShift("photo", "sketch") and "templates" not in repr(shift)
+    torch.testing.assert_close(TextShift("photo", "sketch", BARE).goal(guide), guide.encode_text(["sketch"]))
+
+
+@pytest.mark.parametrize(("source", "target"), [("", "sketch"), ("photo", " "), ("photo", "Photo "), ("photo", None)])
+def test_phrases_that_give_no_direction_are_refused(source: str, target: str) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        TextShift(source, target)
+
+
+def test_image_direction_starts_at_the_generators_images(guide: ClipGuide) -> None:
+    style, source = noise(3), guide.encode_images(-noise(4))
+    shift = ImageShift(style)
+    expected = F.normalize(guide.encode_images(style).mean(0) - source.mean(0), dim=0)
+    torch.testing.assert_close(shift.direction(guide, source)[0], expected)
+    torch.testing.assert_close(shift.goal(guide)[0], F.normalize(guide.encode_images(style).mean(0), dim=0))
+    with pytest.raises(ValueError, match="source embeddings"):
+        shift.direction(guide)
+    with pytest.raises(ValueError, match="other style images"):
+        shift.direction(guide, guide.encode_images(style))
+    for wrong in (noise(11), noise(1)[0], noise(1) * 255, noise(1) * math.nan):
+        with pytest.raises(ValueError, match="style images"):
+            ImageShift(wrong)
+
+
+def test_guides_combine_with_weights(guide: ClipGuide) -> None:
+    assert as_guides(guide) == as_guides([guide]) == ((guide, 1.0),)
+    assert as_guides([guide, (guide, 2)]) == ((guide, 1.0), (guide, 2.0))
+    assert as_guides(as_guides(guide)) == as_guides(guide)
+    for wrong in ([], [(guide, 0.0)], [(guide, math.nan)], [(guide, -1)], ["portraits"], (guide, 0.5)):
+        with pytest.raises(ValueError, match="expected"):
+            as_guides(wrong)
+
+
+# ---- loading ------------------------------------------------------------------------------------------------------
+
+
+def test_loaded_weights_are_the_files(guide: ClipGuide) -> None:
+    assert guide.name == "nada-test-tiny:tiny.safetensors" and guide.size == (32, 32)
+    tokens = open_clip.tokenize(["a photo"], 24)
+    torch.testing.assert_close(guide.encode_text(["a photo"]), F.normalize(guide.model.encode_text(tokens), dim=-1))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("portrait", "no guide 'portrait'"),
+        ("ViT-B-23:openai", "Did you mean ViT-B-32:openai"),
+        ("ViT-B-32:opnai", "tag of ViT-B-32. Did you mean openai"),
+        ("ViT-B-32:/no/such/file.safetensors", "neither a file nor a published tag"),
+        ("C:\\guides\\x.safetensors", "no guide"),
+        ("", "no guide"),
+        ("none.json:x", "could not be read"),
+    ],
+)
+def test_unknown_names_get_directions(name: str, message: str) -> None:
+    with pytest.raises(GuideError, match=message):
+        load_guide(name)
+
+
+def test_a_path_needs_an_architecture(folder: Path, tmp_path: Path) -> None:
+    weights = folder / "tiny.safetensors"
+    with pytest.raises(GuideError, match="needs its architecture"):
+        load_guide(weights)
+    with pytest.raises(GuideError, match=r"no architecture 'ViT-B32'\. Did you mean ViT-B-32"):
+        load_guide(weights, architecture="ViT-B32")
+    (tmp_path / "half.json").write_text('{"embed_dim": 4}')
+    with pytest.raises(GuideError, match="lacks text_cfg, vision_cfg"):
+        load_guide(weights, architecture=tmp_path / "half.json")
+
+
+def test_weights_of_another_architecture_are_refused(folder: Path, tmp_path: Path) -> None:
+    other = {**CONFIG, "vision_cfg": {**CONFIG["vision_cfg"], "width": 48}}
+    (tmp_path / "nada-test-other.json").write_text(json.dumps(other))
+    with pytest.raises(GuideError, match="does not hold weights of nada-test-other"):
+        load_guide(folder / "tiny.safetensors", architecture=tmp_path / "nada-test-other.json")
+
+
+class Hostile:
+    def __reduce__(self) -> tuple:
+        return (Path.touch, (Path("ran-hostile-code"),))
+
+
+@pytest.mark.filterwarnings("ignore:.*(torch.jit|TorchScript)")
+def test_files_with_code_are_not_run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": Hostile()}, "hostile.pt", pickle_module=pickle)
+    with pytest.raises(GuideError, match="more than tensors"):
+        load_guide("hostile.pt", architecture=folder / "nada-test-tiny.json")
+    assert not Path("ran-hostile-code").exists()
+    torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), "script.pt")
+    with pytest.raises(GuideError, match="TorchScript"):
+        load_guide("script.pt", architecture=folder / "nada-test-tiny.json")
+    Path("broken.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(GuideError, match="does not hold weights"):
+        load_guide("broken.safetensors", architecture=folder / "nada-test-tiny.json")
+
+
+def test_offline_says_which_file_to_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_: object, **__: object) -> str:
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr("open_clip.factory.download_pretrained", offline)
+    with pytest.raises(GuideError, match=r"not known.*vit_base_patch32_clip_224.openai.*ViT-B-32-quickgelu:/path"):
+        load_guide("ViT-B-32:openai")
+
+
+def test_a_missing_package_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError("No module named 'transformers'", name="transformers")
+
+    monkeypatch.setattr(open_clip, "get_tokenizer", missing)
+    with pytest.raises(GuideError, match="needs the Python package transformers"):
+        load_guide(folder / "tiny.safetensors", architecture=folder / "nada-test-tiny.json")
+
+
+def test_nothing_is_downloaded_unless_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a download was tried")
+
+    monkeypatch.setattr("open_clip.factory.download_pretrained", refuse)
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    load_guide(folder / "tiny.safetensors", architecture=folder / "nada-test-tiny.json")
+    with pytest.raises(GuideError, match="no guide"):
+        load_guide("openai")
+
+
+def test_published_tags_bring_their_activation_and_colours(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenAI's weights were made with QuickGELU; open_clip would only warn and load them into another network."""
+    asked = {}
+    tiny = open_clip.create_model
+
+    def create(name: str, **settings: object) -> torch.nn.Module:
+        asked[name] = settings
+        return tiny("nada-test-tiny", pretrained=str(folder / "tiny.safetensors"))
+
+    monkeypatch.setattr(open_clip, "create_model", create)
+    monkeypatch.setattr(open_clip, "get_tokenizer", lambda *_, **__: open_clip.tokenize)
+    load_guide("ViT-B-32:openai", cache_dir="here")
+    assert asked["ViT-B-32"]["force_quick_gelu"] and asked["ViT-B-32"]["cache_dir"] == "here"
+    load_guide("ViT-B-32:laion2b_s34b_b79k")
+    assert not asked["ViT-B-32"]["force_quick_gelu"]
+    load_guide(folder / "tiny.safetensors", architecture="ViT-B-16-SigLIP2")
+    assert asked["ViT-B-16-SigLIP2"]["force_preprocess_cfg"] == {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
