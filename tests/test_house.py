@@ -1,0 +1,199 @@
+"""The architecture, enforced: floors, doors, heavy imports, dependencies, import time."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import nada_core
+
+ROOT = Path(__file__).parents[1]
+CORE = ROOT / "nada_core"
+
+# A room imports only from floors below its own. A new room gets its floor here first.
+FLOORS = {
+    "files": 0, "images": 0, "ops": 0, "prompts": 0, "settings": 0,
+    "clip": 1, "generators": 1, "identity": 1,
+    "checkpoints": 2, "latents": 2, "layers": 2, "losses": 2, "metrics": 2,
+    "adapt": 3, "invert": 3,
+    "portraits": 4,
+    "__init__": 5, "__main__": 5,
+}  # fmt: skip
+
+HEAVY = {"PIL", "lpips", "open_clip", "torchvision", "scipy", "matplotlib"}
+HOST = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "nodes", "server"}
+FORBIDDEN_NAMES = {"utils.py", "helpers.py", "common.py"}
+
+# The public names of nada_core. Removing one breaks somebody's script; adding one is a promise.
+PUBLIC = (
+    "AdaptConfig", "Adaptation", "ClipGuide", "Generator", "ImageShift", "InvertConfig", "Inversion", "Latents",
+    "LayerChoice", "RawCheckpoint", "Step", "TextShift", "Views", "adapt", "edit", "invert", "load_domain",
+    "load_generator", "load_guide", "render", "sample", "save_domain", "save_generator",
+)  # fmt: skip
+# Promised above but not written yet. This line only ever gets shorter.
+NOT_YET = (
+    "AdaptConfig", "Adaptation", "ClipGuide", "Generator", "ImageShift", "InvertConfig", "Inversion", "Latents",
+    "LayerChoice", "RawCheckpoint", "Step", "TextShift", "Views", "adapt", "edit", "invert", "load_domain",
+    "load_generator", "load_guide", "render", "sample", "save_domain", "save_generator",
+)  # fmt: skip
+
+
+def sources() -> list[Path]:
+    """Every Python file of the pack."""
+    folders = ("nada_core", "nodes", "tests", "benchmarks")
+    return [ROOT / "__init__.py", *(p for folder in folders for p in sorted((ROOT / folder).rglob("*.py")))]
+
+
+def core_sources() -> list[Path]:
+    return sorted(CORE.rglob("*.py"))
+
+
+def label(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def imports(node: ast.AST, top_only: bool = False) -> Iterator[ast.Import | ast.ImportFrom]:
+    """Import statements below a node; with top_only those that run when the module is imported."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import | ast.ImportFrom):
+            yield child
+        elif top_only and isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        elif top_only and isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
+            continue
+        else:
+            yield from imports(child, top_only)
+
+
+def modules(statement: ast.Import | ast.ImportFrom) -> list[str]:
+    """First parts of the absolute modules a statement imports."""
+    if isinstance(statement, ast.Import):
+        return [alias.name.split(".")[0] for alias in statement.names]
+    return [] if statement.level else [(statement.module or "").split(".")[0]]
+
+
+def room(path: Path) -> str:
+    first = path.relative_to(CORE).parts[0]
+    return first.removesuffix(".py")
+
+
+def rooms_imported(path: Path) -> Iterator[str]:
+    """The rooms of nada_core that a file of nada_core imports relatively."""
+    package = list(path.relative_to(CORE).parent.parts)
+    for statement in imports(tree(path)):
+        if not isinstance(statement, ast.ImportFrom) or not statement.level:
+            continue
+        base = package[: len(package) - (statement.level - 1)]
+        target = base + (statement.module or "").split(".") if statement.module else base
+        if target:
+            yield target[0]
+        else:  # "from . import adapt, clip" at the top of the package
+            yield from (alias.name for alias in statement.names if alias.name in FLOORS)
+
+
+@pytest.mark.parametrize("path", core_sources(), ids=label)
+def test_rooms_import_only_from_floors_below(path: Path) -> None:
+    own = room(path)
+    assert own in FLOORS, f"{own} is a new room: give it a floor in this test"
+    for other in rooms_imported(path):
+        assert other in FLOORS, f"{label(path)} imports the unknown room {other}"
+        assert other == own or FLOORS[other] < FLOORS[own], f"{label(path)} (floor {FLOORS[own]}) imports {other}"
+
+
+@pytest.mark.parametrize("path", core_sources(), ids=label)
+def test_core_is_self_contained_and_light(path: Path) -> None:
+    for statement in imports(tree(path)):
+        found = set(modules(statement))
+        assert not found & HOST, f"{label(path)}:{statement.lineno} imports the host"
+        assert "nada_core" not in found, f"{label(path)}:{statement.lineno}: imports inside the core are relative"
+    for statement in imports(tree(path), top_only=True):
+        found = set(modules(statement)) & HEAVY
+        assert not found, f"{label(path)}:{statement.lineno} imports {found} before anybody needs it"
+
+
+@pytest.mark.parametrize("path", core_sources(), ids=label)
+def test_core_files_say_what_they_implement(path: Path) -> None:
+    module = tree(path)
+    assert not module.body or ast.get_docstring(module), f"{label(path)} does not open by naming what it implements"
+
+
+def test_only_the_host_room_knows_the_host() -> None:
+    for path in sorted((ROOT / "nodes").rglob("*.py")):
+        if path.name != "_host.py":
+            for statement in imports(tree(path)):
+                assert not set(modules(statement)) & HOST, f"{label(path)}:{statement.lineno} imports the host"
+
+
+@pytest.mark.parametrize("path", sources(), ids=label)
+def test_what_should_not_exist(path: Path) -> None:
+    assert path.name not in FORBIDDEN_NAMES, f"{label(path)}: name the file after what it does"
+    for node in ast.walk(tree(path)):
+        where = f"{label(path)}:{getattr(node, 'lineno', 0)}"
+        if isinstance(node, ast.Call):
+            assert ast.unparse(node.func) != "print", f"{where} prints"
+            unsafe = [k for k in node.keywords if k.arg == "weights_only" and getattr(k.value, "value", 1) is False]
+            assert not unsafe, f"{where} unpickles whatever the file says"
+        if isinstance(node, ast.Attribute):
+            assert ast.unparse(node) != "sys.path", f"{where} touches sys.path"
+        if isinstance(node, ast.ExceptHandler):
+            silent = all(isinstance(line, ast.Pass) for line in node.body)
+            assert not silent, f"{where} swallows an exception"
+
+
+def requirement_lines(name: str) -> list[str]:
+    lines = (line.split("#")[0].strip() for line in (ROOT / name).read_text(encoding="utf-8").splitlines())
+    return [line for line in lines if line]
+
+
+def project(requirement: str) -> str:
+    return re.split(r"[<>=!~\[; ]", requirement)[0].lower().replace("_", "-")
+
+
+def test_dependencies_are_said_once() -> None:
+    tomllib = pytest.importorskip("tomllib")  # Python 3.10 has none
+    needed = requirement_lines("requirements.txt")
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    assert needed == declared
+    assert all(re.fullmatch(r"[\w-]+>=[\d.]+", line) for line in needed), "lower bounds only"
+    assert not {"torch", "torchvision", "torchaudio"} & {project(line) for line in needed}, "the host brings torch"
+
+
+def test_development_set_is_pinned() -> None:
+    pinned = requirement_lines("constraints.txt")
+    assert all("==" in line for line in pinned)
+    wanted = {project(line) for line in requirement_lines("requirements.txt")}
+    assert wanted | {"torch", "torchvision", "pytest", "ruff", "mypy"} <= {project(line) for line in pinned}
+
+
+def test_import_is_quick_and_loads_nothing_heavy() -> None:
+    program = (
+        "import sys, time, torch; start = time.perf_counter(); import nada_core; "
+        f"took = time.perf_counter() - start; heavy = sorted({HEAVY!r} & set(sys.modules)); "
+        "sys.stdout.write(f'{took:.3f} {heavy}')"
+    )
+    for _ in range(3):  # a busy machine may be slow once, not always
+        answer = subprocess.run(
+            [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
+        took, heavy = answer.split(" ", 1)
+        assert heavy == "[]"
+        if float(took) < 0.2:
+            return
+    pytest.fail(f"import nada_core took {took} s beyond torch, expected less than 0.2 s")
+
+
+def test_the_door_is_frozen() -> None:
+    assert set(NOT_YET) <= set(PUBLIC)
+    assert sorted(getattr(nada_core, "__all__", [])) == sorted(set(PUBLIC) - set(NOT_YET))
+    for name in getattr(nada_core, "__all__", []):
+        assert getattr(nada_core, name).__doc__, f"{name} is public and says nothing about itself"
