@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nada_core.clip import ClipGuide, GuideError, ImageShift, TextShift, as_guides, load_guide
+from nada_core.clip import ClipGuide, GuideError, ImageShift, TextShift, as_guides, built_in_guides, load_guide
 from nada_core.prompts import BARE
 
 CONFIG = {
@@ -208,6 +208,29 @@ def test_loaded_weights_are_the_files(guide: ClipGuide) -> None:
     assert guide.name == "nada-test-tiny:tiny.safetensors" and guide.size == (32, 32)
     tokens = open_clip.tokenize(["a photo"], 24)
     torch.testing.assert_close(guide.encode_text(["a photo"]), F.normalize(guide.model.encode_text(tokens), dim=-1))
+
+
+@pytest.mark.parametrize("name", sorted(built_in_guides()))
+def test_built_in_guides_read_every_template(name: str) -> None:
+    guide = load_guide(name)
+    assert guide.name == name
+    assert TextShift("photo", "pencil sketch").direction(guide).shape == (1, guide.dim)
+
+
+def test_built_in_guides_are_found_by_their_files(
+    guide: ClipGuide, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nada_core.clip._BUILT_IN", tmp_path)
+    for stem in ("guide", "guide-vit"):
+        (tmp_path / f"{stem}.json").write_bytes((folder / "nada-test-tiny.json").read_bytes())
+        (tmp_path / f"{stem}.safetensors").write_bytes((folder / "tiny.safetensors").read_bytes())
+    loaded = load_guide("portraits-vit")
+    assert loaded.name == "portraits-vit" and loaded.fingerprint == guide.fingerprint
+    with pytest.raises(GuideError, match="Did you mean portraits"):
+        load_guide("portrait")
+    (tmp_path / "guide.safetensors").unlink()
+    with pytest.raises(GuideError, match=r"guide\.safetensors' is neither a file"):
+        load_guide("portraits")
 
 
 @pytest.mark.parametrize(
