@@ -13,6 +13,7 @@ import os
 import pickle
 import re
 import secrets
+import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -211,6 +212,13 @@ class _Settings(dict[str, Any]):
         """Its items are its whole state."""
 
 
+class _Dtype(_Record):
+    """Stands in for numpy.dtype, of which only the code is of use: "f8"."""
+
+    def __init__(self, code: str, *_: object) -> None:
+        self.code = code
+
+
 class _Unpickler(pickle.Unpickler):
     """Knows the globals in `_harmless` and refuses all others. The file can call those, and nothing else."""
 
@@ -251,6 +259,12 @@ def _harmless() -> dict[tuple[str, str], Any]:
     def encode(text: str, _: str = "latin1") -> bytes:  # how pickles of protocol 2 spell bytes
         return codecs.latin_1_encode(text)[0]
 
+    def scalar(kind: _Dtype, content: bytes) -> float:  # numpy's own would take pickled objects as well
+        return float(struct.unpack("<" + {"f8": "d", "f4": "f", "i8": "q", "i4": "i", "b1": "?"}[kind.code], content)[0])
+
+    def array(*_: object) -> _Record:  # no network keeps weights in numpy arrays
+        return _Record()
+
     allowed: dict[tuple[str, str], Any] = {
         ("torch_utils.persistence", "_reconstruct_persistent_obj"): revive,
         ("torch.storage", "_load_from_bytes"): storage,
@@ -262,7 +276,11 @@ def _harmless() -> dict[tuple[str, str], Any]:
         ("builtins", "set"): set,
         ("torch", "Size"): tuple,
         ("torch", "device"): str,
+        ("numpy", "dtype"): _Dtype,
+        ("numpy", "ndarray"): _Record,
     }
+    for home in ("numpy.core.multiarray", "numpy._core.multiarray"):  # before and since numpy 2
+        allowed |= {(home, "scalar"): scalar, (home, "_reconstruct"): array}
     for kind in ("float16", "float32", "float64", "bfloat16", "int32", "int64", "uint8", "bool"):
         allowed["torch", kind] = kind
     return allowed
