@@ -408,3 +408,30 @@ def as_guides(guides: ClipGuide | Sequence[ClipGuide | tuple[ClipGuide, float]])
         if isinstance(pair[1], bool) or not isinstance(pair[1], int | float) or not 0 < pair[1] < math.inf:
             raise ValueError(f"The guide {pair[0].name} has weight {pair[1]!r}, expected a positive finite number.")
     return tuple((guide, float(weight)) for guide, weight in pairs)
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What one guide asks of a run, computed once: its weight, the direction [1, D] and the goal [1, D]."""
+
+    guide: ClipGuide
+    weight: float
+    direction: Tensor
+    goal: Tensor
+
+
+def take_aim(
+    guides: ClipGuide | Sequence[ClipGuide | tuple[ClipGuide, float]], shift: TextShift | ImageShift, images: Tensor
+) -> tuple[Aim, ...]:
+    """Direction and goal of every guide; weights are scaled to sum to 1, so that a loss means the same with any number.
+
+    images: [M, 3, H, W] of the generator before training; only an ImageShift looks at them.
+    """
+    pairs = as_guides(guides)
+    total = sum(weight for _, weight in pairs)
+    aims = []
+    for guide, weight in pairs:
+        with torch.no_grad():
+            source = guide.encode_images(images) if isinstance(shift, ImageShift) else None
+        aims.append(Aim(guide, weight / total, shift.direction(guide, source), shift.goal(guide)))
+    return tuple(aims)

@@ -1,0 +1,26 @@
+"""StyleGAN-NADA without ComfyUI: take a StyleGAN2 generator into a new domain from words alone.
+
+    from nada_core import AdaptConfig, TextShift, adapt, load_generator, load_guide, save_generator
+
+    source = load_generator("portraits")
+    guide = load_guide("portraits")
+    result = adapt(source, guide, TextShift("photo", "zombie"), AdaptConfig(steps=200, lr=0.015))
+    save_generator(result.generator, "zombie.safetensors", {"target": "zombie"})
+"""
+
+from .adapt import AdaptConfig, Adaptation, Step, adapt
+from .checkpoints import export_rosinality, load_generator, read_provenance, save_generator
+from .clip import ClipGuide, GuideError, ImageShift, TextShift, load_guide
+from .files import CheckpointError
+from .generators import Generator, Layer, build
+from .images import compare_grid, grid, load_image, plot_heat, plot_lines, save_image
+from .latents import Latents, render, sample
+from .layers import LayerChoice
+from .losses import TERMS
+
+__all__ = [
+    "AdaptConfig", "Adaptation", "CheckpointError", "ClipGuide", "Generator", "GuideError", "ImageShift", "Latents",
+    "Layer", "LayerChoice", "Step", "TERMS", "TextShift", "adapt", "build", "compare_grid", "export_rosinality", "grid",
+    "load_generator", "load_guide", "load_image", "plot_heat", "plot_lines", "read_provenance", "render", "sample",
+    "save_generator", "save_image",
+]  # fmt: skip

@@ -1,0 +1,240 @@
+"""StyleGAN-NADA (Gal et al., arXiv:2108.00946): move a generator into a new domain along the direction of a text.
+
+Two generators start equal. The teacher stays; the student is trained so that every image moves, in the space of the
+guides, parallel to the text's own move, and keeps what makes it itself.
+
+Letters: N latents a step, L rows of W+, C width of a row.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .clip import ClipGuide, ImageShift, TextShift, as_guides, take_aim
+from .generators import Generator
+from .latents import one_hot
+from .layers import Chosen, LayerChoice, candidates, choose, only_trainable, parameter_names
+from .losses import TERMS, objective, shared_views
+from .runs import RunState, fingerprint, load_run, save_run
+from .settings import check, setting
+
+
+@dataclass(frozen=True)
+class AdaptConfig:
+    """Settings of one adaptation. The defaults are the paper's (section 4, appendix I) for a published generator."""
+
+    steps: int = setting(300, "optimiser steps", low=1, high=100_000)
+    batch: int = setting(2, "latents a step", low=1, high=256)
+    lr: float = setting(0.002, "Adam's learning rate", low=1e-7, high=1.0, step=1e-4)
+    schedule: str = setting("constant", "learning rate after the warm-up", choices=("constant", "cosine"))
+    warmup: int = setting(10, "steps over which the learning rate rises from zero", low=0, high=10_000)
+    beta1: float = setting(0.0, "Adam's first decay", low=0.0, high=0.999)
+    beta2: float = setting(0.992, "Adam's second decay", low=0.0, high=0.99999)
+    clip: float = setting(10.0, "longest gradient, as a norm over all trained weights", low=1e-6, high=1e6)
+    ema: float = setting(0.0, "decay of the averaged weights that are returned; 0 returns the last ones",
+                         low=0.0, high=0.9999)  # fmt: skip
+    terms: dict[str, float] = setting({"direction": 1.0}, "weights of the loss terms", low=0.0, high=1e4, choices=tuple(TERMS))
+    views: int = setting(0, "augmented views a guide judges each pair by, alike before and after; 0: the images as "
+                            "they are", low=0, high=16)  # fmt: skip
+    psi: float = setting(1.0, "truncation of the training latents", low=0.0, high=1.0, step=0.05)
+    label: int | None = setting(None, "class of a conditional generator", low=0)
+    noise: str = setting("random", "noise maps, shared by both generators", choices=("random", "const", "none"))
+    seed: int = setting(0, "seed of everything random in the run", low=0, high=2**32 - 1)
+    autosave_every: int = setting(50, "write the autosave file every so many steps", low=1, high=100_000)
+    layers: LayerChoice = field(default_factory=LayerChoice)
+
+    def __post_init__(self) -> None:
+        check(self)
+        if not any(self.terms.values()):
+            raise ValueError("AdaptConfig.terms weighs nothing; give at least one term, for example direction=1.")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One finished step. images: the student's latest batch, detached; a preview nobody asks for costs nothing."""
+
+    index: int
+    steps: int
+    loss: float
+    terms: dict[str, float]
+    layers: tuple[str, ...]
+    movement: tuple[float, ...]
+    images: Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """A finished run: the adapted generator, one record a step (index, loss, terms, layers, movement), the settings."""
+
+    generator: Generator
+    history: list[dict[str, Any]]
+    config: AdaptConfig
+
+
+def adapt(
+    generator: Generator,
+    guides: ClipGuide | Sequence[ClipGuide | tuple[ClipGuide, float]],
+    shift: TextShift | ImageShift,
+    config: AdaptConfig | None = None,
+    on_step: Callable[[Step], None] | None = None,
+    autosave: str | Path | None = None,
+    resume: bool = False,
+) -> Adaptation:
+    """Train a copy of `generator` along `shift`; the one given stays bit-identical.
+
+    The run lives on the generator's device; the guides must be there too. Same seed and machine: same weights.
+    on_step is called after every step, and whatever it raises ends the run. autosave names a file that is rewritten
+    every `config.autosave_every` steps and at the end; with `resume` a run goes on from that file, if it is there, to
+    exactly the weights it would have reached uninterrupted.
+
+    Raises:
+        ValueError: for layers, labels, guides or texts that do not fit.
+        FileExistsError: when the autosave file is already there and `resume` was not asked for.
+        CheckpointError: when the autosave belongs to another run.
+    """
+    config = config or AdaptConfig()
+    if autosave is not None and Path(autosave).exists() and not resume:
+        raise FileExistsError(f"{autosave} is already there; resume from it, remove it, or name another autosave file.")
+    rng = torch.Generator().manual_seed(config.seed)
+    teacher, student = generator, copy.deepcopy(generator).requires_grad_(False).eval()
+    aims = take_aim(guides, shift, _first_look(teacher, config))
+    trainable = _trainable(student, config)
+    run = _Run(config, student, trainable, rng)
+    identity = _identity(teacher, guides, shift, config) if autosave is not None else ""
+    if autosave is not None and resume and Path(autosave).exists():
+        run.restore(load_run(autosave, identity))
+
+    for index in range(run.index, config.steps):
+        if config.layers.mode != "adaptive" or index % config.layers.every == 0:
+            run.chosen = choose(config.layers, student, aims, rng)
+        before, ws, noise = _before(teacher, config, rng)
+        look = shared_views(config.views, teacher.resolution, rng)
+        with only_trainable(student, parameter_names(config.layers, run.chosen.layers)), torch.enable_grad():
+            after = student.synthesize(ws, noise)
+            loss, terms = objective(aims, config.terms, look(before), look(after))
+            run.learn(index, loss)
+        run.record(index, float(loss.detach()), terms)
+        if autosave is not None and ((index + 1) % config.autosave_every == 0 or index + 1 == config.steps):
+            save_run(autosave, run.state(), identity)
+        if on_step is not None:
+            images = after.detach()
+            on_step(Step(index, config.steps, **run.last(), images=lambda images=images: images))  # type: ignore[misc]
+
+    run.settle()
+    return Adaptation(student, run.history, config)
+
+
+class _Run:
+    """What changes from step to step: weights, their average, the optimiser, the layers in force, the history."""
+
+    def __init__(self, config: AdaptConfig, student: Generator, trainable: dict[str, Tensor], rng: torch.Generator) -> None:
+        self.config, self.student, self.trainable, self.rng = config, student, trainable, rng
+        self.optimizer = torch.optim.Adam(trainable.values(), lr=config.lr, betas=(config.beta1, config.beta2))
+        self.average = {n: p.detach().clone() for n, p in trainable.items()} if config.ema else {}
+        self.chosen = Chosen(())
+        self.history: list[dict[str, Any]] = []
+        self.index = 0
+
+    def learn(self, index: int, loss: Tensor) -> None:
+        """One optimiser step. Gradients start as None, not zero: Adam then leaves unchosen layers and their moments alone."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.lr * _rate(self.config, index)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.trainable.values(), self.config.clip)
+        self.optimizer.step()
+        keep = min(self.config.ema, (1 + index) / (10 + index))  # a short memory first, or the source would linger
+        for name, mean in self.average.items():
+            mean.lerp_(self.trainable[name].detach(), 1 - keep)
+
+    def record(self, index: int, loss: float, terms: dict[str, float]) -> None:
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss became {loss} at step {index}; lower the learning rate or the term weights.")
+        self.history.append({"index": index, "loss": loss, "terms": terms, "layers": self.chosen.names,
+                             "movement": self.chosen.movement})  # fmt: skip
+        self.index = index + 1
+
+    def last(self) -> dict[str, Any]:
+        return {key: value for key, value in self.history[-1].items() if key != "index"}
+
+    def settle(self) -> None:
+        """Put the averaged weights in place, where an average was asked for."""
+        with torch.no_grad():
+            for name, mean in self.average.items():
+                self.trainable[name].copy_(mean)
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def state(self) -> RunState:
+        moments = {
+            name: {k: v for k, v in self.optimizer.state.get(p, {}).items() if isinstance(v, Tensor)}
+            for name, p in self.trainable.items()
+        }
+        weights = {name: p.detach() for name, p in self.trainable.items()}
+        return RunState(self.index, weights, self.average, moments, self.rng.get_state(), self.chosen.names, self.history)
+
+    def restore(self, state: RunState) -> None:
+        with torch.no_grad():
+            for name, p in self.trainable.items():
+                p.copy_(state.weights[name])
+                if name in state.average:
+                    self.average[name].copy_(state.average[name])
+                if name in state.moments:
+                    # Adam counts its steps on the CPU and keeps its moments beside the weights.
+                    self.optimizer.state[p] = {k: v.clone() if k == "step" else v.to(p) for k, v in state.moments[name].items()}
+        self.rng.set_state(state.rng)
+        self.index, self.history = state.index, state.history
+        known = {layer.name: layer for layer in self.student.layers()}
+        movement = tuple(state.history[-1]["movement"]) if state.history else ()
+        self.chosen = Chosen(tuple(known[name] for name in state.chosen), movement)
+
+
+def _trainable(student: Generator, config: AdaptConfig) -> dict[str, Tensor]:
+    """Every parameter the run may ever train, by name."""
+    names = parameter_names(config.layers, candidates(config.layers, student))
+    return {name: p for name, p in student.named_parameters() if name in names}
+
+
+def _rate(config: AdaptConfig, index: int) -> float:
+    """The schedule's factor at a step: a linear rise, because the first edits have no direction yet, then its shape."""
+    rise = min(1.0, (index + 1) / (config.warmup + 1))
+    if config.schedule == "constant":
+        return rise
+    return rise * 0.5 * (1 + math.cos(math.pi * index / config.steps))
+
+
+@torch.no_grad()
+def _before(teacher: Generator, config: AdaptConfig, rng: torch.Generator) -> tuple[Tensor, Tensor, Any]:
+    """The teacher's images of fresh latents, and the latents and noise the student must share: [N, 3, H, W], [N, L, C]."""
+    device = teacher.w_avg.device
+    z = torch.randn(config.batch, teacher.z_dim, generator=rng).to(device)
+    ws = teacher.map(z, one_hot(teacher, config.label, config.batch), config.psi)
+    noise = teacher.draw_noise(config.batch, rng) if config.noise == "random" else config.noise
+    return teacher.synthesize(ws, noise), ws, noise
+
+
+@torch.no_grad()
+def _first_look(teacher: Generator, config: AdaptConfig) -> Tensor:
+    """Sixteen images of the source, where directions to style images start. Drawn apart from the run's own numbers."""
+    z = torch.randn(16, teacher.z_dim, generator=torch.Generator().manual_seed(config.seed)).to(teacher.w_avg.device)
+    ws = teacher.map(z, one_hot(teacher, config.label, 16))
+    return torch.cat([teacher.synthesize(part) for part in ws.split(4)])
+
+
+def _identity(
+    teacher: Generator, guides: ClipGuide | Sequence[ClipGuide | tuple[ClipGuide, float]], shift: TextShift | ImageShift,
+    config: AdaptConfig,
+) -> str:  # fmt: skip
+    told = {
+        "config": {k: v for k, v in asdict(config).items() if k != "autosave_every"},
+        "guides": [(guide.fingerprint, weight) for guide, weight in as_guides(guides)],
+        "shift": asdict(shift) if isinstance(shift, TextShift) else shift.images.double().sum().item(),
+    }
+    return fingerprint(teacher.state_dict(), told)

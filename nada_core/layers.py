@@ -1,0 +1,160 @@
+"""Which layers a step trains: all, named ones, or those the text moves most (StyleGAN-NADA, arXiv:2108.00946, 4.2).
+
+Adaptive choice: random latents are spread over the rows of W+, moved a few steps towards the target text, and the rows
+that moved most name the layers to train. Only d loss / d w is needed, so no weight of the generator gets a gradient.
+
+Letters: N latents, L rows of W+, C width of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .clip import Aim
+from .generators import Generator, Layer
+from .settings import check, setting
+
+
+@dataclass(frozen=True)
+class LayerChoice:
+    """How to choose layers. `all` trains every convolution and the constant input, `named` the listed layers."""
+
+    mode: str = setting("all", "how the trained layers are chosen", choices=("all", "adaptive", "named"))
+    count: int = setting(12, "adaptive: how many layers a step trains", low=1, high=18)
+    steps: int = setting(1, "adaptive: optimisation steps on the latents", low=1, high=100)
+    batch: int = setting(8, "adaptive: how many latents vote", low=1, high=256)
+    chunk: int = setting(4, "adaptive: latents that pass through the generator at once", low=1, high=256)
+    every: int = setting(1, "adaptive: choose anew every so many training steps", low=1, high=10_000)
+    rate: float = setting(0.01, "adaptive: step size on the latents", low=1e-6, high=10.0)
+    names: tuple[str, ...] = setting((), "named: the layers to train, as `info` lists them")
+    mapping: str = setting(
+        "true", "which layer a row stands for; reference repeats the first implementation's off-by-one table",
+        choices=("true", "reference"),
+    )  # fmt: skip
+    rgb: bool = setting(False, "train the ToRGB layers too")
+    noise: bool = setting(False, "train the noise strengths too")
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.mode == "named" and not self.names:
+            raise ValueError("LayerChoice.names is empty; mode named needs at least one layer, as `info` lists them.")
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The layers one step trains, and how far every row moved (empty where nothing was measured)."""
+
+    layers: tuple[Layer, ...]
+    movement: tuple[float, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(layer.name for layer in self.layers)
+
+
+def candidates(choice: LayerChoice, generator: Generator) -> tuple[Layer, ...]:
+    """Every layer the choice could ever train; ToRGB layers follow when `rgb` asks for them.
+
+    Raises ValueError for names the generator does not have.
+    """
+    layers = generator.layers()
+    if choice.mode == "named":
+        known = {layer.name: layer for layer in layers}
+        unknown = [name for name in choice.names if name not in known]
+        if unknown:
+            raise ValueError(f"got layers {', '.join(unknown)}; this generator has {', '.join(known)}.")
+        return tuple(known[name] for name in choice.names)
+    ranked = _row_table(choice, generator)
+    # The constant belongs to "all" only: no row steers it, so nothing could choose it.
+    const = [layer for layer in layers if layer.kind == "const" and choice.mode == "all"]
+    rgb = [layer for layer in layers if layer.kind == "rgb" and choice.rgb and layer not in ranked.values()]
+    return (*const, *ranked.values(), *rgb)
+
+
+def choose(choice: LayerChoice, generator: Generator, aims: Sequence[Aim], rng: torch.Generator) -> Chosen:
+    """Choose the layers of the next step.
+
+    The random numbers drawn depend on the choice's settings only, never on whether the measurement was worth making,
+    so that a run with a count that covers all layers stays comparable with one whose count does not.
+    """
+    every = candidates(choice, generator)
+    if choice.mode != "adaptive":
+        return Chosen(every)
+    z = torch.randn(choice.batch, generator.z_dim, generator=rng)
+    table = _row_table(choice, generator)
+    if choice.count >= len(table):
+        return Chosen(every)
+    movement = row_movement(choice, generator, aims, z)
+    order = sorted(table, key=lambda row: -movement[row])[: choice.count]
+    picked = {table[row].name for row in order}
+    kept = [layer for layer in every if layer.name in picked or (layer.kind == "rgb" and layer not in table.values())]
+    return Chosen(tuple(kept), tuple(movement.tolist()))
+
+
+def row_movement(choice: LayerChoice, generator: Generator, aims: Sequence[Aim], z: Tensor) -> Tensor:
+    """How far each row of W+ moves on average when `z` [N, z_dim] is optimised towards the goal: [L]."""
+    device = generator.w_avg.device
+    total = torch.zeros(generator.num_ws)
+    for part in z.to(device).split(choice.chunk):
+        label = torch.zeros(len(part), generator.c_dim, device=device) if generator.c_dim else None
+        with torch.no_grad():
+            start = generator.map(part, label)
+        ws = start.clone().requires_grad_()
+        with _frozen(generator):
+            for _ in range(choice.steps):
+                images = generator.synthesize(ws)
+                similarity = sum(a.weight * (a.guide.encode_images(images) @ a.goal.mT).sum() for a in aims)
+                (slope,) = torch.autograd.grad(similarity / len(z), ws)
+                ws = (ws + choice.rate * slope).detach().requires_grad_()
+        total += (ws - start).detach().abs().sum(dim=(0, 2)).cpu()
+    return total / (len(z) * generator.w_dim)
+
+
+@contextmanager
+def only_trainable(generator: Generator, names: frozenset[str]) -> Iterator[None]:
+    """Inside, exactly the parameters called `names` receive gradients; afterwards none does."""
+    try:
+        for name, parameter in generator.named_parameters():
+            parameter.requires_grad_(name in names)
+        yield
+    finally:
+        generator.requires_grad_(False)
+
+
+def parameter_names(choice: LayerChoice, layers: Sequence[Layer]) -> frozenset[str]:
+    """The parameters to train in these layers. Noise strengths stay frozen unless asked for: trained, they become an
+    invisible texture that pleases the guide and nobody else."""
+    names = (name for layer in layers for name in layer.parameters)
+    return frozenset(name for name in names if choice.noise or not name.endswith("noise_strength"))
+
+
+def _row_table(choice: LayerChoice, generator: Generator) -> dict[int, Layer]:
+    """Which layer a row of W+ stands for. Rows that steer no selectable layer are left out.
+
+    True map: row j feeds convolution j. Reference map: the first implementation's list, in which row 1 names the first
+    ToRGB and every later row the convolution before its own.
+    """
+    layers = generator.layers()
+    convs = [layer for layer in layers if layer.kind == "conv"]
+    if choice.mapping == "true" or choice.mode == "all":
+        return {layer.w_index: layer for layer in convs if layer.w_index is not None}
+    first_rgb = next(layer for layer in layers if layer.kind == "rgb")
+    return dict(enumerate([convs[0], first_rgb, *convs[1:]]))
+
+
+@contextmanager
+def _frozen(generator: Generator) -> Iterator[None]:
+    """Inside, no weight of the generator receives gradients; afterwards flags are as they were."""
+    flags = {name: parameter.requires_grad for name, parameter in generator.named_parameters()}
+    try:
+        generator.requires_grad_(False)
+        with torch.enable_grad():
+            yield
+    finally:
+        for name, parameter in generator.named_parameters():
+            parameter.requires_grad_(flags[name])

@@ -1,0 +1,106 @@
+"""Losses on embeddings. Each term is a small pure function of `Views`; none of them loads or runs a model.
+
+Letters: N images, D embedding, V augmented views.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .clip import Aim
+
+#: The shortest edit that is still divided by its own length. At step 0 both generators are equal and the edit is zero;
+#: its direction would be noise with a gradient of norm 1 / |edit|, so below this it is treated as this long.
+SHORTEST_EDIT = 1e-2
+
+
+@dataclass(frozen=True)
+class Views:
+    """One guide's view of a step: unit embeddings of the same latents before and after, and where to go."""
+
+    before: Tensor  # [N, D], constant
+    after: Tensor  # [N, D]
+    direction: Tensor  # [1, D]
+    target: Tensor  # [1, D]
+
+
+def direction_loss(views: Views) -> Tensor:
+    """1 - cosine between every image's own edit and the text's (StyleGAN-NADA, arXiv:2108.00946, eq. 3); 0..2."""
+    edit = views.after - views.before
+    length = edit.norm(dim=-1).clamp(min=SHORTEST_EDIT)
+    return (1 - (edit * views.direction).sum(-1) / length).mean()
+
+
+def global_loss(views: Views) -> Tensor:
+    """1 - cosine between the images and the target (section 4.1): the naive baseline, which collapses; 0..2."""
+    return (1 - views.after @ views.target.mT).mean()
+
+
+def angle_loss(views: Views) -> Tensor:
+    """In-domain angle consistency (HyperDomainNet, arXiv:2210.08884, eq. 5): images keep their mutual cosines; 0..4.
+
+    0 for a single image, which has no neighbours to keep.
+    """
+    count = len(views.after)
+    if count < 2:
+        return views.after.sum() * 0.0
+    change = views.after @ views.after.mT - views.before @ views.before.mT
+    return change.triu(1).square().sum() * (2 / (count * (count - 1)))
+
+
+#: Name to term; the names are what `AdaptConfig.terms` weighs.
+TERMS: dict[str, Callable[[Views], Tensor]] = {
+    "direction": direction_loss,
+    "global": global_loss,
+    "angle": angle_loss,
+}
+
+
+def objective(aims: tuple[Aim, ...], terms: dict[str, float], before: Tensor, after: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """The weighted loss of one step and every term's own value, averaged over the guides by weight.
+
+    before, after: [V N, 3, H, W] in -1..1, the same latents and the same augmentation in the same order; gradients
+    flow into `after` only.
+    """
+    loss = after.new_zeros(())
+    values = dict.fromkeys(terms, 0.0)
+    for aim in aims:
+        with torch.no_grad():
+            seen_before = aim.guide.encode_images(before)
+        views = Views(seen_before, aim.guide.encode_images(after), aim.direction, aim.goal)
+        for name, weight in terms.items():
+            value = TERMS[name](views)
+            loss = loss + aim.weight * weight * value
+            values[name] += aim.weight * float(value.detach())
+    return loss, values
+
+
+def shared_views(count: int, size: int, rng: torch.Generator, reach: float = 0.06) -> Callable[[Tensor], Tensor]:
+    """Draw `count` small random moves (shift and zoom up to `reach` of the image) to apply alike to several batches.
+
+    The returned function maps images [N, 3, H, W] to [count N, 3, H, W]. A guide that must be pleased under any small
+    move is harder to please by a pattern nobody sees. With count 0 it returns the images as they are.
+    """
+    if count == 0:
+        return lambda images: images
+    drawn = torch.rand(count, 3, generator=rng) * 2 - 1
+    theta = torch.zeros(count, 2, 3)
+    theta[:, 0, 0] = theta[:, 1, 1] = 1 + reach * drawn[:, 2]
+    theta[:, :, 2] = 2 * reach * drawn[:, :2]
+    grids = F.affine_grid(theta, [count, 3, size, size], align_corners=False)
+
+    def move(images: Tensor) -> Tensor:
+        moved = [
+            F.grid_sample(
+                images, grid.to(images).expand(len(images), -1, -1, -1), padding_mode="reflection", align_corners=False
+            )
+            for grid in grids
+        ]
+        return torch.cat(moved)
+
+    return move

@@ -1,0 +1,25 @@
+"""The built-in world: a portrait renderer, a small CLIP and a small StyleGAN2 fitted to it, and an independent judge.
+
+Nothing needs downloading to see an adaptation work from end to end, and because the renderer can draw every content in
+every style, the result can be held against the truth. Re-create the weights with `python -m nada_core.portraits.fit`.
+"""
+
+from __future__ import annotations
+
+from ..adapt import AdaptConfig
+from ..layers import LayerChoice
+from .judge import Judge, Verdict, examine
+from .render import ATTRIBUTES, STYLES, render
+
+SOURCE = STYLES[0]
+TARGETS = STYLES[1:]
+
+#: What works on a generator this small. A published generator wants the defaults of AdaptConfig instead: its learning
+#: rate would not move these weights, which are standard normal and few.
+RECIPE = AdaptConfig(
+    steps=200, batch=4, lr=0.015, schedule="cosine", beta1=0.0, beta2=0.99, views=2, noise="const",
+    terms={"direction": 1.0, "angle": 1.0, "global": 0.3},
+    layers=LayerChoice(mode="adaptive", count=4, rgb=True),
+)  # fmt: skip
+
+__all__ = ["ATTRIBUTES", "RECIPE", "SOURCE", "STYLES", "TARGETS", "Judge", "Verdict", "examine", "render"]

@@ -1,0 +1,58 @@
+"""What a latent of the built-in generator shows: its attributes, a fixed function of w.
+
+The mapping network is random and frozen. Along its principal directions w is spread out evenly enough that the rank of
+a coordinate, a number in 0..1, can serve as an attribute. The generator was fitted to draw just that content, so every
+latent has a true picture in every style.
+
+Letters: N batch, A attributes, C width of w, Q quantiles.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..files import BUILTIN, read_checkpoint, write_safetensors
+from ..generators import Generator
+from .render import ATTRIBUTES
+
+_QUANTILES = 65
+
+
+class Content:
+    """Reads attributes off w: `Content.load()(ws) -> [N, A]` in 0..1."""
+
+    def __init__(self, mean: Tensor, basis: Tensor, quantiles: Tensor) -> None:
+        self.mean, self.basis, self.quantiles = mean, basis, quantiles  # [C], [A, C], [A, Q]
+
+    @classmethod
+    def measure(cls, generator: Generator, rng: torch.Generator, samples: int = 50_000) -> Content:
+        """Principal directions of w and the quantiles of w along them."""
+        with torch.no_grad():
+            w = generator.map(torch.randn(samples, generator.z_dim, generator=rng))[:, 0]
+        mean = w.mean(0)
+        _, vectors = torch.linalg.eigh(torch.cov((w - mean).T))
+        basis = vectors.T.flip(0)[: len(ATTRIBUTES)]
+        steps = torch.linspace(0, 1, _QUANTILES)
+        return cls(mean, basis, torch.stack([torch.quantile(c, steps) for c in ((w - mean) @ basis.T).T]))
+
+    def __call__(self, ws: Tensor) -> Tensor:
+        """ws [N, L, C] (equal rows) or w [N, C] -> attributes [N, A]."""
+        w = ws[:, 0] if ws.ndim == 3 else ws
+        position = (w - self.mean) @ self.basis.T
+        columns = []
+        for coordinate, table in zip(position.T, self.quantiles, strict=True):
+            index = torch.searchsorted(table, coordinate.contiguous()).clamp(1, _QUANTILES - 1)
+            low, high = table[index - 1], table[index]
+            columns.append((index - 1 + ((coordinate - low) / (high - low)).clamp(0, 1)) / (_QUANTILES - 1))
+        return torch.stack(columns, 1)
+
+    def save(self, path: Path) -> None:
+        write_safetensors(path, {"mean": self.mean, "basis": self.basis, "quantiles": self.quantiles}, {})
+
+    @classmethod
+    def load(cls, path: Path = BUILTIN / "content.safetensors") -> Content:
+        tensors = read_checkpoint(path).tensors
+        return cls(tensors["mean"], tensors["basis"], tensors["quantiles"])

@@ -1,0 +1,81 @@
+"""A run that can be killed: its whole state as tensors and JSON, written atomically, read back bit for bit.
+
+Nothing is pickled. Optimiser moments are stored under `optimizer.<parameter>.<moment>`, everything else under its role.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .files import CheckpointError, read_checkpoint, read_metadata, write_safetensors
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Everything the next step depends on. weights and average: name -> tensor; moments: name -> moment -> tensor."""
+
+    index: int
+    weights: dict[str, Tensor]
+    average: dict[str, Tensor]
+    moments: dict[str, dict[str, Tensor]]
+    rng: Tensor
+    chosen: tuple[str, ...]
+    history: list[dict[str, Any]]
+
+
+def fingerprint(tensors: Mapping[str, Tensor], told: Mapping[str, Any]) -> str:
+    """Sixteen hex digits that change with any weight of the source or any setting of the run."""
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def save_run(path: str | Path, state: RunState, identity: str) -> None:
+    """Write the state; a reader finds either the whole new one or the whole old one."""
+    tensors = {"rng": state.rng}
+    tensors |= {f"weights.{name}": tensor for name, tensor in state.weights.items()}
+    tensors |= {f"average.{name}": tensor for name, tensor in state.average.items()}
+    for name, moments in state.moments.items():
+        tensors |= {f"optimizer.{moment}.{name}": tensor for moment, tensor in moments.items()}
+    told = {"index": state.index, "chosen": state.chosen, "history": state.history}
+    write_safetensors(path, tensors, {"kind": "nada_run", "identity": identity, "run": json.dumps(told)})
+
+
+def load_run(path: str | Path, identity: str) -> RunState:
+    """Read a state that was written by a run with the same generator, guides, shift and settings.
+
+    Raises:
+        CheckpointError: for a file that is no autosave, or is the autosave of another run.
+    """
+    metadata = read_metadata(path)
+    if metadata.get("kind") != "nada_run":
+        raise CheckpointError(f"{path} is no autosave of a run; name another file, or start without resuming.")
+    if metadata["identity"] != identity:
+        raise CheckpointError(
+            f"{path} belongs to another run: its generator, guides, texts or settings differ from these. Start it with "
+            "the ones it was made with, or choose another autosave file."
+        )
+    told = json.loads(metadata["run"])
+    groups: dict[str, dict[str, Tensor]] = {"weights": {}, "average": {}}
+    moments: dict[str, dict[str, Tensor]] = {}
+    tensors = read_checkpoint(path).tensors
+    for key, tensor in tensors.items():
+        role, _, name = key.partition(".")
+        if role == "optimizer":
+            moment, _, parameter = name.partition(".")
+            moments.setdefault(parameter, {})[moment] = tensor
+        elif role in groups:
+            groups[role][name] = tensor
+    return RunState(
+        told["index"], groups["weights"], groups["average"], moments, tensors["rng"], tuple(told["chosen"]), told["history"]
+    )
