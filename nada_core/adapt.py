@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from .clip import ClipGuide, ImageShift, TextShift, as_guides, take_aim
-from .generators import Generator
-from .latents import one_hot
+from .generators import Generator, Noise
 from .layers import Chosen, LayerChoice, candidates, choose, only_trainable, parameter_names
 from .losses import TERMS, objective, shared_views
 from .runs import RunState, fingerprint, load_run, save_run
@@ -41,7 +40,8 @@ class AdaptConfig:
     clip: float = setting(10.0, "longest gradient, as a norm over all trained weights", low=1e-6, high=1e6)
     ema: float = setting(0.0, "decay of the averaged weights that are returned; 0 returns the last ones",
                          low=0.0, high=0.9999)  # fmt: skip
-    terms: dict[str, float] = setting({"direction": 1.0}, "weights of the loss terms", low=0.0, high=1e4, choices=tuple(TERMS))
+    terms: dict[str, float] = setting({"direction": 1.0}, "weights of the loss terms", low=0.0, high=1e4,
+                                        choices=tuple(TERMS))  # fmt: skip
     views: int = setting(0, "augmented views a guide judges each pair by, alike before and after; 0: the images as "
                             "they are", low=0, high=16)  # fmt: skip
     psi: float = setting(1.0, "truncation of the training latents", low=0.0, high=1.0, step=0.05)
@@ -106,15 +106,14 @@ def adapt(
     rng = torch.Generator().manual_seed(config.seed)
     teacher, student = generator, copy.deepcopy(generator).requires_grad_(False).eval()
     aims = take_aim(guides, shift, _first_look(teacher, config))
-    trainable = _trainable(student, config)
-    run = _Run(config, student, trainable, rng)
+    run = _Run(config, student, rng)
     identity = _identity(teacher, guides, shift, config) if autosave is not None else ""
     if autosave is not None and resume and Path(autosave).exists():
         run.restore(load_run(autosave, identity))
 
     for index in range(run.index, config.steps):
         if config.layers.mode != "adaptive" or index % config.layers.every == 0:
-            run.chosen = choose(config.layers, student, aims, rng)
+            run.chosen = choose(config.layers, student, aims, rng, config.label)
         before, ws, noise = _before(teacher, config, rng)
         look = shared_views(config.views, teacher.resolution, rng)
         with only_trainable(student, parameter_names(config.layers, run.chosen.layers)), torch.enable_grad():
@@ -125,8 +124,7 @@ def adapt(
         if autosave is not None and ((index + 1) % config.autosave_every == 0 or index + 1 == config.steps):
             save_run(autosave, run.state(), identity)
         if on_step is not None:
-            images = after.detach()
-            on_step(Step(index, config.steps, **run.last(), images=lambda images=images: images))  # type: ignore[misc]
+            on_step(Step(index, config.steps, **run.last(), images=after.detach))
 
     run.settle()
     return Adaptation(student, run.history, config)
@@ -135,8 +133,9 @@ def adapt(
 class _Run:
     """What changes from step to step: weights, their average, the optimiser, the layers in force, the history."""
 
-    def __init__(self, config: AdaptConfig, student: Generator, trainable: dict[str, Tensor], rng: torch.Generator) -> None:
-        self.config, self.student, self.trainable, self.rng = config, student, trainable, rng
+    def __init__(self, config: AdaptConfig, student: Generator, rng: torch.Generator) -> None:
+        self.config, self.student, self.rng = config, student, rng
+        self.trainable = trainable = _trainable(student, config)
         self.optimizer = torch.optim.Adam(trainable.values(), lr=config.lr, betas=(config.beta1, config.beta2))
         self.average = {n: p.detach().clone() for n, p in trainable.items()} if config.ema else {}
         self.chosen = Chosen(())
@@ -144,20 +143,21 @@ class _Run:
         self.index = 0
 
     def learn(self, index: int, loss: Tensor) -> None:
-        """One optimiser step. Gradients start as None, not zero: Adam then leaves unchosen layers and their moments alone."""
+        """One optimiser step. Gradients start as None, not zero: Adam then leaves unchosen layers and moments alone."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * _rate(self.config, index)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.trainable.values(), self.config.clip)
+        value, norm = loss.item(), torch.nn.utils.clip_grad_norm_(self.trainable.values(), self.config.clip).item()
+        if not math.isfinite(value + norm):  # said before the weights take it in
+            raise FloatingPointError(f"step {index} has loss {value} and a gradient of norm {norm}; lower the learning "
+                                     "rate or the weights of the terms.")  # fmt: skip
         self.optimizer.step()
         keep = min(self.config.ema, (1 + index) / (10 + index))  # a short memory first, or the source would linger
         for name, mean in self.average.items():
             mean.lerp_(self.trainable[name].detach(), 1 - keep)
 
     def record(self, index: int, loss: float, terms: dict[str, float]) -> None:
-        if not math.isfinite(loss):
-            raise FloatingPointError(f"the loss became {loss} at step {index}; lower the learning rate or the term weights.")
         self.history.append({"index": index, "loss": loss, "terms": terms, "layers": self.chosen.names,
                              "movement": self.chosen.movement})  # fmt: skip
         self.index = index + 1
@@ -178,7 +178,8 @@ class _Run:
             for name, p in self.trainable.items()
         }
         weights = {name: p.detach() for name, p in self.trainable.items()}
-        return RunState(self.index, weights, self.average, moments, self.rng.get_state(), self.chosen.names, self.history)
+        rng, names = self.rng.get_state(), self.chosen.names
+        return RunState(self.index, weights, self.average, moments, rng, names, self.history)
 
     def restore(self, state: RunState) -> None:
         with torch.no_grad():
@@ -188,12 +189,13 @@ class _Run:
                     self.average[name].copy_(state.average[name])
                 if name in state.moments:
                     # Adam counts its steps on the CPU and keeps its moments beside the weights.
-                    self.optimizer.state[p] = {k: v.clone() if k == "step" else v.to(p) for k, v in state.moments[name].items()}
+                    moments = state.moments[name].items()
+                    self.optimizer.state[p] = {k: v.clone() if k == "step" else v.to(p) for k, v in moments}
         self.rng.set_state(state.rng)
-        self.index, self.history = state.index, state.history
+        self.index = state.index
+        self.history = [{**r, "layers": tuple(r["layers"]), "movement": tuple(r["movement"])} for r in state.history]
         known = {layer.name: layer for layer in self.student.layers()}
-        movement = tuple(state.history[-1]["movement"]) if state.history else ()
-        self.chosen = Chosen(tuple(known[name] for name in state.chosen), movement)
+        self.chosen = Chosen(tuple(known[name] for name in state.chosen), self.history[-1]["movement"])
 
 
 def _trainable(student: Generator, config: AdaptConfig) -> dict[str, Tensor]:
@@ -211,12 +213,12 @@ def _rate(config: AdaptConfig, index: int) -> float:
 
 
 @torch.no_grad()
-def _before(teacher: Generator, config: AdaptConfig, rng: torch.Generator) -> tuple[Tensor, Tensor, Any]:
-    """The teacher's images of fresh latents, and the latents and noise the student must share: [N, 3, H, W], [N, L, C]."""
+def _before(teacher: Generator, config: AdaptConfig, rng: torch.Generator) -> tuple[Tensor, Tensor, Noise]:
+    """The teacher's images [N, 3, H, W] of fresh latents, and what the student must share: ws [N, L, C] and noise."""
     device = teacher.w_avg.device
     z = torch.randn(config.batch, teacher.z_dim, generator=rng).to(device)
-    ws = teacher.map(z, one_hot(teacher, config.label, config.batch), config.psi)
-    noise = teacher.draw_noise(config.batch, rng) if config.noise == "random" else config.noise
+    ws = teacher.map(z, teacher.one_hot(config.label, config.batch), config.psi)
+    noise: Noise = teacher.draw_noise(config.batch, rng) if config.noise == "random" else config.noise  # type: ignore[assignment]
     return teacher.synthesize(ws, noise), ws, noise
 
 
@@ -224,17 +226,20 @@ def _before(teacher: Generator, config: AdaptConfig, rng: torch.Generator) -> tu
 def _first_look(teacher: Generator, config: AdaptConfig) -> Tensor:
     """Sixteen images of the source, where directions to style images start. Drawn apart from the run's own numbers."""
     z = torch.randn(16, teacher.z_dim, generator=torch.Generator().manual_seed(config.seed)).to(teacher.w_avg.device)
-    ws = teacher.map(z, one_hot(teacher, config.label, 16))
+    ws = teacher.map(z, teacher.one_hot(config.label, 16))
     return torch.cat([teacher.synthesize(part) for part in ws.split(4)])
 
 
 def _identity(
-    teacher: Generator, guides: ClipGuide | Sequence[ClipGuide | tuple[ClipGuide, float]], shift: TextShift | ImageShift,
+    teacher: Generator,
+    guides: ClipGuide | Sequence[ClipGuide | tuple[ClipGuide, float]],
+    shift: TextShift | ImageShift,
     config: AdaptConfig,
-) -> str:  # fmt: skip
+) -> str:
     told = {
         "config": {k: v for k, v in asdict(config).items() if k != "autosave_every"},
         "guides": [(guide.fingerprint, weight) for guide, weight in as_guides(guides)],
-        "shift": asdict(shift) if isinstance(shift, TextShift) else shift.images.double().sum().item(),
+        "shift": asdict(shift) if isinstance(shift, TextShift) else "images",
     }
-    return fingerprint(teacher.state_dict(), told)
+    images = {"shift.images": shift.images} if isinstance(shift, ImageShift) else {}
+    return fingerprint({**teacher.state_dict(), **images}, told)

@@ -42,24 +42,8 @@ def sample(generator: Generator, seeds: Sequence[int], psi: float = 0.7, cutoff:
     z = torch.stack([torch.randn(generator.z_dim, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
     device = generator.w_avg.device
     with torch.no_grad():
-        ws = generator.map(z.to(device), one_hot(generator, label, len(z)), psi, cutoff)
+        ws = generator.map(z.to(device), generator.one_hot(label, len(z)), psi, cutoff)
     return Latents(ws.cpu(), "const", generator.space())
-
-
-def one_hot(generator: Generator, label: int | None, count: int) -> Tensor | None:
-    """The label [count, c_dim] of a conditional generator, None for an unconditional one.
-
-    Raises ValueError for a class that is missing, out of range, or not asked for.
-    """
-    if not generator.c_dim:
-        if label is not None:
-            raise ValueError(f"got label {label}; this generator has no classes, leave the label out.")
-        return None
-    if label is None or not 0 <= label < generator.c_dim:
-        raise ValueError(f"got label {label}; this generator needs a class from 0 to {generator.c_dim - 1}.")
-    row = torch.zeros(generator.c_dim, device=generator.w_avg.device)
-    row[label] = 1
-    return row.expand(count, -1)
 
 
 @torch.no_grad()

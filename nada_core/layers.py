@@ -76,8 +76,10 @@ def candidates(choice: LayerChoice, generator: Generator) -> tuple[Layer, ...]:
     return (*const, *ranked.values(), *rgb)
 
 
-def choose(choice: LayerChoice, generator: Generator, aims: Sequence[Aim], rng: torch.Generator) -> Chosen:
-    """Choose the layers of the next step.
+def choose(
+    choice: LayerChoice, generator: Generator, aims: Sequence[Aim], rng: torch.Generator, label: int | None = None
+) -> Chosen:
+    """Choose the layers of the next step. label: the class of a conditional generator.
 
     The random numbers drawn depend on the choice's settings only, never on whether the measurement was worth making,
     so that a run with a count that covers all layers stays comparable with one whose count does not.
@@ -89,27 +91,28 @@ def choose(choice: LayerChoice, generator: Generator, aims: Sequence[Aim], rng: 
     table = _row_table(choice, generator)
     if choice.count >= len(table):
         return Chosen(every)
-    movement = row_movement(choice, generator, aims, z)
+    movement = row_movement(choice, generator, aims, z, label)
     order = sorted(table, key=lambda row: -movement[row])[: choice.count]
     picked = {table[row].name for row in order}
     kept = [layer for layer in every if layer.name in picked or (layer.kind == "rgb" and layer not in table.values())]
     return Chosen(tuple(kept), tuple(movement.tolist()))
 
 
-def row_movement(choice: LayerChoice, generator: Generator, aims: Sequence[Aim], z: Tensor) -> Tensor:
+def row_movement(
+    choice: LayerChoice, generator: Generator, aims: Sequence[Aim], z: Tensor, label: int | None = None
+) -> Tensor:
     """How far each row of W+ moves on average when `z` [N, z_dim] is optimised towards the goal: [L]."""
     device = generator.w_avg.device
     total = torch.zeros(generator.num_ws)
     for part in z.to(device).split(choice.chunk):
-        label = torch.zeros(len(part), generator.c_dim, device=device) if generator.c_dim else None
         with torch.no_grad():
-            start = generator.map(part, label)
+            start = generator.map(part, generator.one_hot(label, len(part)))
         ws = start.clone().requires_grad_()
         with _frozen(generator):
             for _ in range(choice.steps):
                 images = generator.synthesize(ws)
-                similarity = sum(a.weight * (a.guide.encode_images(images) @ a.goal.mT).sum() for a in aims)
-                (slope,) = torch.autograd.grad(similarity / len(z), ws)
+                likeness = [a.weight * (a.guide.encode_images(images) @ a.goal.mT).sum() for a in aims]
+                (slope,) = torch.autograd.grad(sum(likeness, torch.zeros_like(likeness[0])) / len(z), ws)
                 ws = (ws + choice.rate * slope).detach().requires_grad_()
         total += (ws - start).detach().abs().sum(dim=(0, 2)).cpu()
     return total / (len(z) * generator.w_dim)

@@ -61,7 +61,9 @@ TERMS: dict[str, Callable[[Views], Tensor]] = {
 }
 
 
-def objective(aims: tuple[Aim, ...], terms: dict[str, float], before: Tensor, after: Tensor) -> tuple[Tensor, dict[str, float]]:
+def objective(
+    aims: tuple[Aim, ...], terms: dict[str, float], before: Tensor, after: Tensor
+) -> tuple[Tensor, dict[str, float]]:
     """The weighted loss of one step and every term's own value, averaged over the guides by weight.
 
     before, after: [V N, 3, H, W] in -1..1, the same latents and the same augmentation in the same order; gradients

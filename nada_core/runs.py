@@ -36,7 +36,7 @@ def fingerprint(tensors: Mapping[str, Tensor], told: Mapping[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -76,6 +76,5 @@ def load_run(path: str | Path, identity: str) -> RunState:
             moments.setdefault(parameter, {})[moment] = tensor
         elif role in groups:
             groups[role][name] = tensor
-    return RunState(
-        told["index"], groups["weights"], groups["average"], moments, tensors["rng"], tuple(told["chosen"]), told["history"]
-    )
+    chosen, history = tuple(told["chosen"]), told["history"]
+    return RunState(told["index"], groups["weights"], groups["average"], moments, tensors["rng"], chosen, history)

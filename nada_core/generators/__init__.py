@@ -3,12 +3,12 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .base import Generator, Layer
+from .base import Generator, Layer, Noise
 from .stylegan2 import StyleGAN2
 
 FAMILIES: dict[str, Callable[..., Generator]] = {StyleGAN2.family: StyleGAN2}
 
-__all__ = ["FAMILIES", "Generator", "Layer", "StyleGAN2", "build"]
+__all__ = ["FAMILIES", "Generator", "Layer", "Noise", "StyleGAN2", "build"]
 
 
 def build(spec: Mapping[str, Any]) -> Generator:

@@ -68,6 +68,21 @@ class Generator(nn.Module):
         rows = self.num_ws if cutoff is None else cutoff
         return torch.stack([truncated] * rows + [w] * (self.num_ws - rows), dim=1)
 
+    def one_hot(self, label: int | None, count: int) -> Tensor | None:
+        """A class as `map` wants it, [count, c_dim]; None for an unconditional generator.
+
+        Raises ValueError for a class that is missing, out of range, or not asked for.
+        """
+        if not self.c_dim:
+            if label is not None:
+                raise ValueError(f"got label {label}; this generator has no classes, leave the label out.")
+            return None
+        if label is None or not 0 <= label < self.c_dim:
+            raise ValueError(f"got label {label}; this generator needs a class from 0 to {self.c_dim - 1}.")
+        row = torch.zeros(self.c_dim, device=self.w_avg.device)
+        row[label] = 1
+        return row.expand(count, -1)
+
     def synthesize(self, ws: Tensor, noise: Noise = "const", rng: Rng = None) -> Tensor:
         """ws [N, L, C] -> images.
 
