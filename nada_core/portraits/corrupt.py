@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own name for it
+import torch.nn.functional as F
 from torch import Tensor
 
 KINDS = ("tint", "patchy tint", "hue", "noise", "blur", "speckle", "shuffle", "flat", "contrast")

@@ -58,7 +58,7 @@ def fit(folder: Path, minutes: float = 40.0, seed: int = 0, log: Path | None = N
                 average[name].lerp_(p, 1 - keep)
         if log and step % 200 == 0:
             with log.open("a") as file:
-                file.write(f"{step} {progress:.3f} {loss:.4f} {float(-10 * torch.log10(error.square().mean() / 4)):.2f} dB\n")
+                file.write(f"{step} {progress:.3f} {loss:.4f} {psnr(error, torch.zeros_like(error)):.2f} dB\n")
     with torch.no_grad():
         for name, p in trained.items():
             p.copy_(average[name])

@@ -17,9 +17,10 @@ import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own name for it
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..files import write_safetensors
@@ -28,7 +29,7 @@ from .captions import CLASSES, Captions, describe
 from .corrupt import corrupt
 from .render import ATTRIBUTES, STYLES, readable, render, visible
 
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "embed_dim": 128,
     "vision_cfg": {"image_size": 96, "layers": [2, 2, 2, 1], "width": 20},
     "text_cfg": {"context_length": 48, "vocab_size": 49408, "width": 48, "heads": 3, "layers": 2},
@@ -101,7 +102,7 @@ class Objective:
     def __call__(self, images: Tensor, detach: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         texts, words = (self.texts.detach(), self.words.detach()) if detach else (self.texts, self.words)
         logits = self.scale * images @ texts.mT
-        caption = 0.0
+        caption = images.new_zeros(())
         for scores, fits in ((logits, self.fits), (logits.mT, self.fits.mT)):
             log_share = scores.log_softmax(1)
             caption = caption - ((log_share * fits).sum(1) / fits.sum(1).clamp(min=1)).mean() / 2
@@ -165,7 +166,7 @@ def fit(folder: Path, minutes: float = 60.0, contents: int = 8000, seed: int = 0
         )  # fmt: skip
         if progress > 0.05:
             probing = pictures.clone().requires_grad_()
-            (slope,) = torch.autograd.grad(sum(objective(see(probing), detach=True)), probing)
+            (slope,) = torch.autograd.grad(sum(objective(see(probing), detach=True), torch.zeros(())), probing)
             reach = 2 * _EPS * min(1, progress / 0.25) * torch.rand(len(pictures), 1, 1, 1, generator=rng)
             reach[torch.rand(len(pictures), generator=rng) < 1 / 6] = 0
             pictures = pictures + reach * slope / slope.flatten(1).norm(dim=1).clamp(min=1e-12)[:, None, None, None]
@@ -181,7 +182,8 @@ def fit(folder: Path, minutes: float = 60.0, contents: int = 8000, seed: int = 0
                 average[name].lerp_(tensor, 1 - keep)
         if log and step % 100 == 0:
             with log.open("a") as file:
-                file.write(f"{step} {progress:.3f} caption {caption:.3f} direction {direction:.3f} content {content:.3f}\n")
+                parts = f"caption {caption:.3f} direction {direction:.3f} content {content:.3f}"
+                file.write(f"{step} {progress:.3f} {parts}\n")
             if step % 1000 == 0:
                 _write(folder, average, used)
     _write(folder, average, used)

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own name for it
+import torch.nn.functional as F
 
 from ..files import write_safetensors
 from .corrupt import corrupt
@@ -23,7 +23,7 @@ def fit(folder: Path, minutes: float = 15.0, contents: int = 6000, seed: int = 1
     torch.manual_seed(seed)
     rng = torch.Generator().manual_seed(seed + 1)
     gallery, judge = Gallery(contents, seed), Judge()
-    judge.to(memory_format=torch.channels_last)
+    judge.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(judge.parameters(), lr=0.0, weight_decay=0.01)
     average = {name: p.detach().clone() for name, p in judge.named_parameters()}
     shown = torch.stack([visible(style) for style in STYLES]).float()
@@ -56,4 +56,5 @@ def fit(folder: Path, minutes: float = 15.0, contents: int = 6000, seed: int = 1
                 missed = float(error.abs().sum() / mask.sum())
                 file.write(f"{step} {progress:.3f} loss {loss:.3f} right {right:.3f} attribute error {missed:.3f}\n")
     folder.mkdir(parents=True, exist_ok=True)
-    write_safetensors(folder / "judge.safetensors", {n: p.half() for n, p in average.items()}, {"reads": ",".join(ATTRIBUTES)})
+    weights = {name: p.half() for name, p in average.items()}
+    write_safetensors(folder / "judge.safetensors", weights, {"reads": ",".join(ATTRIBUTES)})

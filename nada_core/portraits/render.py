@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own name for it
+import torch.nn.functional as F
 from torch import Tensor
 
 RESOLUTION = 64
@@ -136,7 +136,10 @@ def _segment(x: Tensor, y: Tensor, ax: Tensor, ay: Tensor, bx: Tensor, by: Tenso
     return torch.sqrt((x - ax - t * dx) ** 2 + (y - ay - t * dy) ** 2 + 1e-9) - radius
 
 
-def _triangle(x: Tensor, y: Tensor, a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], c: tuple[Tensor, Tensor]) -> Tensor:
+Point = tuple[Tensor, Tensor]
+
+
+def _triangle(x: Tensor, y: Tensor, a: Point, b: Point, c: Point) -> Tensor:
     """Distance bound of a triangle with corners a, b, c, either orientation."""
     sides = []
     area = (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
@@ -252,8 +255,8 @@ def _draw(attributes: Tensor, look: Look) -> tuple[list[Region], Tensor]:
             corners = ((root, y * 0 - 0.10), (root, y * 0 + 0.18), (tip, y * 0 - 0.34))
             ear = _triangle(x, y, *corners) - 0.02
             regions.append(Region("ear", ear, face_colour, 1.0))
-            inner = _triangle(x, y, (root * 1.06, y * 0 - 0.03), (root * 1.06, y * 0 + 0.11), (tip * 0.88, y * 0 - 0.25))
-            regions.append(Region("ear_inner", inner, skin * 0.72, 0.3))
+            corners = ((root * 1.06, y * 0 - 0.03), (root * 1.06, y * 0 + 0.11), (tip * 0.88, y * 0 - 0.25))
+            regions.append(Region("ear_inner", _triangle(x, y, *corners), skin * 0.72, 0.3))
     regions += _glasses(a, x, y)
 
     lightness = 0.55 + 0.55 * a["background_light"][:, None]
@@ -322,7 +325,8 @@ def _features(
     if look.undead:
         for offset, drop in ((-0.05, 0.16), (0.035, 0.11)):
             at = offset + 0 * gap
-            out.append(Region("blood", _segment(x, y, at, mouth_y, at, mouth_y + drop, 0.020), _rgb(0.60, 0.03, 0.03), 0.0))
+            drip = _segment(x, y, at, mouth_y, at, mouth_y + drop, 0.020)
+            out.append(Region("blood", drip, _rgb(0.60, 0.03, 0.03), 0.0))
         scar_x = width * 0.52
         scar = _segment(x, y, scar_x, 0.08 + 0 * gap, scar_x - 0.10, 0.30 + 0 * gap, 0.014)
         out.append(Region("scar", scar, _rgb(0.40, 0.12, 0.12), 0.0))
