@@ -88,8 +88,8 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write atomically: `path` holds either what it held before or all of the new file."""
     content = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    with _replacing(Path(path)) as temporary:
-        safetensors.torch.save_file(content, temporary, metadata=dict(metadata))
+    with _replacing(Path(path)) as temporary:  # save_file would keep the file from all users but one
+        temporary.write_bytes(safetensors.torch.save(content, metadata=dict(metadata)))
 
 
 def write_torch(path: str | Path, content: Mapping[str, Any]) -> None:
@@ -126,19 +126,18 @@ def _recognise(file: BinaryIO, path: Path) -> str:
     size = os.fstat(file.fileno()).st_size
     if not size:
         raise DamagedCheckpointError(f"{path}: the file is empty. Download or copy it again.")
+    # First, because safetensors opens with the length of its header, whose low byte may look like any other mark.
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32:
+        return "safetensors"
     if head.startswith(b"version https://git-lfs"):
         raise DamagedCheckpointError(f"{path}: a git-lfs pointer, not the weights. Run `git lfs pull` in that folder.")
     if head.lstrip().startswith(b"<"):
         raise DamagedCheckpointError(f"{path}: a web page, not a model. The download answered with an error or a "
                                      "confirmation page; open the address in a browser and download again.")
-    if head.startswith(b"PK\x03\x04"):
-        return "torch"
-    if head.startswith(_OLD_TORCH_MAGIC):
+    if head.startswith((b"PK\x03\x04", _OLD_TORCH_MAGIC)):
         return "torch"
     if head.startswith(b"\x80"):
         return "nvidia-pickle"
-    if head[8:9] == b"{":
-        return "safetensors"
     raise UnsupportedCheckpointError(f"{path}: neither safetensors, nor a PyTorch archive, nor a pickle; it begins "
                                      f"with {head[:8]!r}. Expected a .safetensors, .pt or .pkl file of weights.")
 
@@ -251,7 +250,7 @@ def _harmless() -> dict[tuple[str, str], Any]:
 
     def tensor(stored: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object) -> Tensor:
         empty = torch.empty(0, dtype=stored.dtype)
-        return empty.set_(stored.untyped(), offset, size, stride)  # torch checks the bounds
+        return empty.set_(stored._untyped_storage, offset, size, stride)  # torch checks the bounds
 
     def parameter(data: Tensor, *_: object) -> Tensor:
         return data
@@ -260,7 +259,8 @@ def _harmless() -> dict[tuple[str, str], Any]:
         return codecs.latin_1_encode(text)[0]
 
     def scalar(kind: _Dtype, content: bytes) -> float:  # numpy's own would take pickled objects as well
-        return float(struct.unpack("<" + {"f8": "d", "f4": "f", "i8": "q", "i4": "i", "b1": "?"}[kind.code], content)[0])
+        letter = {"f8": "d", "f4": "f", "i8": "q", "i4": "i", "b1": "?"}[kind.code]
+        return float(struct.unpack(f"<{letter}", content)[0])
 
     def array(*_: object) -> _Record:  # no network keeps weights in numpy arrays
         return _Record()

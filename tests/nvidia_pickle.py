@@ -33,13 +33,19 @@ class Call:
     def __reduce__(self) -> Any:
         return self.reduced
 
+    def __call__(self) -> None:
+        raise AssertionError("only its result is called, by the reader")
+
 
 class EasyDict(dict[str, Any]):
     def __reduce_ex__(self, protocol: Any) -> Any:
         return Global("dnnlib.util", "EasyDict"), (), None, None, iter(self.items())
 
 
-class _Pickler(pickle._Pickler):  # type: ignore[name-defined]
+_PurePython: Any = pickle._Pickler
+
+
+class _Pickler(_PurePython):
     def save(self, obj: Any, save_persistent_id: bool = True) -> Any:
         if isinstance(obj, Global):
             return self.write(pickle.GLOBAL + obj.reference)

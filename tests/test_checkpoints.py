@@ -1,0 +1,214 @@
+"""Loading and saving generators: every layout gives the same images, and what does not fit is named."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from nvidia_pickle import dump, network, persistent
+from torch import Tensor
+
+from nada_core.checkpoints import export_rosinality, load_generator, read_provenance, save_generator
+from nada_core.files import CheckpointError, UnsupportedCheckpointError, sha256, write_safetensors
+from nada_core.generators import StyleGAN2
+from nada_core.generators.stylegan2_layouts import rosinality_names, to_rosinality
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def toy(seed: int = 0, **changes: Any) -> StyleGAN2:
+    settings: dict[str, Any] = {"resolution": 32, "z_dim": 6, "w_dim": 6, "mapping_layers": 2, "widths": [8, 7, 5, 4]}
+    generator = StyleGAN2(**(settings | changes), rng=rng(seed))
+    with torch.no_grad():
+        for name, value in generator.named_parameters():
+            if name.endswith(("bias", "noise_strength")):
+                value.add_(0.3 * torch.randn(value.shape, generator=rng(seed + 1)))
+        generator.w_avg.normal_(generator=rng(seed + 2))
+    return generator
+
+
+def images(generator: Any) -> Tensor:
+    label = torch.eye(generator.c_dim)[[0, 1]] if generator.c_dim else None
+    with torch.no_grad():
+        return generator.synthesize(generator.map(torch.randn(2, generator.z_dim, generator=rng(9)), label, psi=0.7))
+
+
+def by_hand(generator: StyleGAN2) -> dict[str, Tensor]:
+    """A 32 px network under rosinality's names, written out without the table under test."""
+    state = generator.state_dict()
+    theirs: dict[str, Tensor] = {"input.input": state["synthesis.b4.const"][None]}
+    for index in (0, 1):
+        theirs[f"style.{index + 1}.weight"] = state[f"mapping.fc{index}.weight"]
+        theirs[f"style.{index + 1}.bias"] = state[f"mapping.fc{index}.bias"]
+    convs = ("conv1", "b4.conv1"), ("convs.0", "b8.conv0"), ("convs.1", "b8.conv1"), ("convs.2", "b16.conv0"), (
+        "convs.3", "b16.conv1"), ("convs.4", "b32.conv0"), ("convs.5", "b32.conv1")
+    for index, (name, ours) in enumerate(convs):
+        theirs[f"{name}.conv.weight"] = state[f"synthesis.{ours}.weight"][None]
+        theirs[f"{name}.conv.modulation.weight"] = state[f"synthesis.{ours}.affine.weight"]
+        theirs[f"{name}.conv.modulation.bias"] = state[f"synthesis.{ours}.affine.bias"]
+        theirs[f"{name}.noise.weight"] = state[f"synthesis.{ours}.noise_strength"].reshape(1)
+        theirs[f"{name}.activate.bias"] = state[f"synthesis.{ours}.bias"]
+        theirs[f"noises.noise_{index}"] = state[f"synthesis.{ours}.noise_const"][None, None]
+    for name, ours in (("to_rgb1", "b4"), ("to_rgbs.0", "b8"), ("to_rgbs.1", "b16"), ("to_rgbs.2", "b32")):
+        theirs[f"{name}.conv.weight"] = state[f"synthesis.{ours}.torgb.weight"][None]
+        theirs[f"{name}.conv.modulation.weight"] = state[f"synthesis.{ours}.torgb.affine.weight"]
+        theirs[f"{name}.conv.modulation.bias"] = state[f"synthesis.{ours}.torgb.affine.bias"]
+        theirs[f"{name}.bias"] = state[f"synthesis.{ours}.torgb.bias"].reshape(1, 3, 1, 1)
+    kernel = torch.outer(*[torch.tensor([1.0, 3.0, 3.0, 1.0])] * 2) / 16
+    for block in (0, 1, 2):
+        theirs |= {f"convs.{2 * block}.conv.blur.kernel": kernel, f"to_rgbs.{block}.upsample.kernel": kernel}
+    return theirs
+
+
+def rosinality(path: Path, change: Callable[[dict[str, Any]], object] = lambda content: None) -> Path:
+    generator = toy()
+    content: dict[str, Any] = {"g": by_hand(toy(seed=5)), "g_ema": by_hand(generator), "latent_avg": generator.w_avg}
+    change(content)
+    torch.save(content, path)
+    return path
+
+
+def test_rosinality_file(tmp_path: Path) -> None:
+    loaded = load_generator(rosinality(tmp_path / "x.pt"))
+    assert torch.equal(images(loaded), images(toy())) and loaded.spec() == toy().spec()
+    assert not loaded.training and not any(value.requires_grad for value in loaded.parameters())
+    assert loaded.source == sha256(tmp_path / "x.pt")
+
+
+def test_rosinality_bare_state_and_training_copy(tmp_path: Path) -> None:
+    torch.save(by_hand(toy()) | {"latent_avg": toy().w_avg}, tmp_path / "x.pt")
+    assert torch.equal(images(load_generator(tmp_path / "x.pt")), images(toy()))
+    trained = load_generator(rosinality(tmp_path / "y.pt", lambda content: content.pop("g_ema")))
+    assert torch.equal(trained.state_dict()["synthesis.b4.const"], toy(seed=5).state_dict()["synthesis.b4.const"])
+
+
+def test_missing_mean_is_estimated(tmp_path: Path) -> None:
+    first, again = (load_generator(rosinality(tmp_path / name, lambda content: content.pop("latent_avg")))
+                    for name in ("x.pt", "y.pt"))
+    assert torch.equal(first.w_avg, again.w_avg)
+    w = first.mapping(torch.randn(10_000, 6, generator=rng(3)))
+    torch.testing.assert_close(first.w_avg, w.mean(dim=0), atol=0.1, rtol=0.1)
+
+
+def test_missing_noise_maps_are_drawn_and_stay(tmp_path: Path) -> None:
+    def strip(content: dict[str, Any]) -> None:
+        content["g_ema"] = {name: value for name, value in content["g_ema"].items() if "noises" not in name}
+
+    first, again = (load_generator(rosinality(tmp_path / name, strip)) for name in ("x.pt", "y.pt"))
+    assert torch.equal(images(first), images(again))
+
+
+@pytest.mark.parametrize("changes", [{}, {"c_dim": 3}, {"mapping_lr": 0.1}])
+def test_nvidia_file(tmp_path: Path, changes: dict[str, Any]) -> None:
+    generator = toy(**changes, clamp=0.5)
+    content = {"G": network(toy(seed=5, **changes)), "D": persistent("Discriminator", {}, ""),
+               "G_ema": network(generator, clamp=0.5), "augment_pipe": None}
+    loaded = load_generator(dump(content, tmp_path / "x.pkl"))
+    assert loaded.spec() == generator.spec() and torch.equal(images(loaded), images(generator))
+    assert loaded.space() == generator.space()
+
+
+def test_our_file_is_exact(tmp_path: Path) -> None:
+    other: dict[str, Any] = {"c_dim": 2, "clamp": 256.0, "mapping_lr": 0.1, "resolution": 16, "widths": [3, 5, 4]}
+    for generator in (toy(), toy(**other)):
+        save_generator(generator, tmp_path / "x.safetensors", {"author": "a test", "seeds": [1, 2]})
+        loaded = load_generator(tmp_path / "x.safetensors")
+        assert loaded.spec() == generator.spec() and loaded.space() == generator.space()
+        assert loaded.state_dict().keys() == generator.state_dict().keys()
+        assert all(torch.equal(value, generator.state_dict()[name]) for name, value in loaded.state_dict().items())
+        assert read_provenance(tmp_path / "x.safetensors") == {"author": "a test", "seeds": [1, 2]}
+
+
+def test_half_keeps_the_latent_space(tmp_path: Path) -> None:
+    save_generator(toy(), tmp_path / "half", {}, half=True)
+    save_generator(toy(), tmp_path / "full", {})
+    loaded = load_generator(tmp_path / "half")
+    assert loaded.space() == toy().space() and all(value.dtype == torch.float32 for value in loaded.parameters())
+    torch.testing.assert_close(images(loaded), images(toy()), atol=0.02, rtol=0.02)
+    assert (tmp_path / "half").stat().st_size < (tmp_path / "full").stat().st_size
+
+
+def test_saving_refuses_what_could_not_be_loaded(tmp_path: Path) -> None:
+    generator = toy()
+    with torch.no_grad():
+        generator.get_parameter("synthesis.b4.const").fill_(1e6)
+    with pytest.raises(ValueError, match=r"b4\.const .*float16; nothing was written"):
+        save_generator(generator, tmp_path / "x", {}, half=True)
+    assert not (tmp_path / "x").exists()
+
+
+def test_export_to_rosinality(tmp_path: Path) -> None:
+    export_rosinality(toy(), tmp_path / "x.pt")
+    content = torch.load(tmp_path / "x.pt", weights_only=True)
+    expected = by_hand(toy())
+    assert content["g_ema"].keys() == expected.keys() and torch.equal(content["latent_avg"], toy().w_avg)
+    assert all(torch.equal(value, expected[name]) for name, value in content["g_ema"].items())
+    assert torch.equal(images(load_generator(tmp_path / "x.pt")), images(toy()))
+
+
+def test_export_refuses_what_the_format_cannot_say() -> None:
+    for generator in (toy(c_dim=2), toy(clamp=256.0), toy(z_dim=5), toy(mapping_lr=0.1)):
+        with pytest.raises(ValueError, match="Save it as safetensors"):
+            to_rosinality(generator)
+
+
+def test_names_pair_up_one_to_one() -> None:
+    names = rosinality_names(32, 2)
+    assert len(set(names.values())) == len(names)
+    assert {*names, "mapping.w_avg"} == toy().state_dict().keys()
+
+
+def edit(name: str, value: Tensor | None) -> Callable[[dict[str, Any]], None]:
+    def change(content: dict[str, Any]) -> None:
+        content["g_ema"].pop(name, None)
+        if value is not None:
+            content["g_ema"][name] = value
+    return change
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    (edit("convs.1.noise.weight", None), r"missing are g_ema\.convs\.1\.noise\.weight"),
+    (edit("convs.0.conv.weight", torch.zeros(1, 9, 8, 3, 3)), r"ill-shaped are g_ema\.convs\.0\.conv\.weight \[9, 8"),
+    (edit("to_rgb1.bias", torch.zeros(1, 4, 1, 1)), r"ill-shaped are g_ema\.to_rgb1\.bias \[4\] where \[3\]"),
+    (edit("attention.weight", torch.zeros(3)), r"unexpected are attention\.weight"),
+    (edit("style.1.weight", None), r"mapping\.fc0|style\.1"),
+    (edit("conv1.conv.modulation.weight", torch.zeros(3)), r"conv1\.conv\.modulation\.weight is with 1 axes"),
+    (edit("convs.0.conv.blur.kernel", torch.ones(4, 4)), "not the filter"),
+    (lambda content: content.update(latent_avg=torch.zeros(4, 6)), r"mapping\.w_avg \[24\]"),
+])
+def test_what_does_not_fit_is_named(tmp_path: Path, change: Callable[[dict[str, Any]], None], words: str) -> None:
+    with pytest.raises(CheckpointError, match=words) as caught:
+        load_generator(rosinality(tmp_path / "x.pt", change))
+    assert str(tmp_path / "x.pt") in str(caught.value) and "rosinality" in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "words"), [
+    ("state_dict.encoder.input_layer.0.weight", "an encoder"), ("G_ema.synthesis.L0_36_512.weight", "StyleGAN3"),
+    ("visual.conv1.weight", "CLIP"), ("d.final_conv.0.weight", "discriminator"),
+    ("D.b4.conv.weight", "a discriminator"), ("something", "1 tensors begin with"),
+])
+def test_other_files_are_recognised(tmp_path: Path, name: str, words: str) -> None:
+    write_safetensors(tmp_path / "x", {name: torch.zeros(1)}, {})
+    with pytest.raises(UnsupportedCheckpointError, match=words) as caught:
+        load_generator(tmp_path / "x")
+    assert "Tried: a generator saved by this package; StyleGAN2 of NVlabs" in str(caught.value)
+
+
+def test_two_claims_are_refused(tmp_path: Path) -> None:
+    both = {f"g_ema.{name}": value for name, value in by_hand(toy()).items()}
+    both |= {f"G_ema.{name}": value for name, value in toy().state_dict().items()}
+    torch.save(both, tmp_path / "x.pt")
+    with pytest.raises(UnsupportedCheckpointError, match="2 layouts claim it"):
+        load_generator(tmp_path / "x.pt")
+
+
+def test_our_metadata_is_checked(tmp_path: Path) -> None:
+    state = dict(toy().state_dict())
+    for metadata, words in (({"spec": "{"}, "Expecting"), ({"spec": '{"family": "stylegan9"}'}, "known are"),
+                            ({"spec": "{}", "version": "99"}, "Update this package")):
+        write_safetensors(tmp_path / "x", state, metadata)
+        with pytest.raises(CheckpointError, match=words):
+            load_generator(tmp_path / "x")

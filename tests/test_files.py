@@ -1,0 +1,220 @@
+"""Files: what each container gives, what damaged and hostile ones are answered with, and that writing is atomic."""
+
+import argparse
+import io
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from nvidia_pickle import Call, EasyDict, Global, dump, network, persistent
+
+from nada_core import files
+from nada_core.files import (
+    CheckpointError,
+    DamagedCheckpointError,
+    UnsafeCheckpointError,
+    UnsupportedCheckpointError,
+    read_checkpoint,
+    read_metadata,
+    sha256,
+    write_safetensors,
+    write_torch,
+)
+from nada_core.generators import StyleGAN2
+
+
+def toy() -> StyleGAN2:
+    return StyleGAN2(16, z_dim=4, w_dim=4, mapping_layers=1, widths=[4, 4, 4], rng=torch.Generator().manual_seed(0))
+
+
+def test_safetensors_round_trip(tmp_path: Path) -> None:
+    tensors = {"a": torch.randn(3, 2), "b.c": torch.arange(4)}
+    write_safetensors(tmp_path / "x.bin", tensors, {"note": "hello"})  # the content tells, not the name
+    raw = read_checkpoint(tmp_path / "x.bin")
+    assert raw.container == "safetensors" and raw.hints == {"note": "hello"} == read_metadata(tmp_path / "x.bin")
+    assert all(torch.equal(raw.tensors[name], value) for name, value in tensors.items())
+    assert raw.sha256 == sha256(tmp_path / "x.bin") and len(raw.sha256) == 64
+
+
+def test_safetensors_of_every_header_length(tmp_path: Path) -> None:
+    """The file opens with that length; its low byte may be the `<` of a web page or the mark of a pickle."""
+    first_bytes = set()
+    for length in range(0, 256, 8):
+        write_safetensors(tmp_path / "x", {"a": torch.zeros(1)}, {"note": "x" * length})
+        first_bytes.add((tmp_path / "x").read_bytes()[:1])
+        assert read_checkpoint(tmp_path / "x").container == "safetensors"
+    assert b"\x80" in first_bytes
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+def test_torch_archives_old_and_new(tmp_path: Path, new_format: bool) -> None:
+    content = {"g_ema": {"w": torch.ones(2)}, "latent_avg": torch.zeros(3), "args": argparse.Namespace(size=64, lr=0.1),
+               "g_optim": {"state": {0: {"exp_avg": torch.ones(9)}}}, "iter": 7}
+    torch.save(content, tmp_path / "x.pt", _use_new_zipfile_serialization=new_format)
+    raw = read_checkpoint(tmp_path / "x.pt")
+    assert raw.container == "torch" and set(raw.tensors) == {"g_ema.w", "latent_avg"}
+    assert raw.hints == {"args": {"size": 64, "lr": 0.1}, "iter": 7}
+
+
+def test_nvidia_pickle_becomes_tensors_and_hints(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    source = f"open({str(marker)!r}, 'w')"  # what the original loader would run
+    generator = toy()
+    content = {"G_ema": network(generator, clamp=256, source=source), "training_set_kwargs": EasyDict(path="x.zip")}
+    raw = read_checkpoint(dump(content, tmp_path / "x.pkl"))
+    assert raw.container == "nvidia-pickle" and not marker.exists()
+    for name, value in generator.state_dict().items():
+        assert torch.equal(raw.tensors[f"G_ema.{name}"], value)
+    hints = raw.hints["G_ema"]
+    assert hints["class_name"] == "Generator" and hints["init_kwargs"]["z_dim"] == 4
+    assert hints["attributes"]["synthesis.b8.conv0.conv_clamp"] == 256
+    assert hints["attributes"]["mapping.fc0.weight_gain"] == 0.5
+    assert raw.hints["training_set_kwargs"] == {"path": "x.zip"}
+
+
+def hostile(marker: Path) -> dict[str, object]:
+    """Pickles that would create `marker` if anything in them were called."""
+    line = f"open({str(marker)!r}, 'w').close()"
+    evil = Call(Global("builtins", "exec"), line)
+    nested = pickle.dumps(_Evil(str(marker)), protocol=2)
+    return {
+        "exec": evil,
+        "eval": Call(Global("builtins", "eval"), line),
+        "os.system": Call(Global("os", "system"), f"touch {marker}"),
+        "posix": Call(Global("posix", "system"), f"touch {marker}"),
+        "open": Call(Global("builtins", "open"), str(marker), "w"),
+        "getattr": Call(Call(Global("builtins", "getattr"), Global("os", "system")), f"touch {marker}"),
+        "dotted": Call(Global("torch.nn", "modules.module.os.system"), f"touch {marker}"),
+        "torch.load": Call(Global("torch", "load"), str(marker)),
+        "inside meta": {"G_ema": persistent("Generator", {"_modules": {"a": evil}}, line)},
+        "inside a storage": {"G_ema": Call(Global("torch.storage", "_load_from_bytes"), nested)},
+    }
+
+
+class _Evil:
+    def __init__(self, marker: str) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch {self.marker}",)
+
+
+@pytest.mark.parametrize("name", list(hostile(Path("x"))))
+def test_hostile_pickles_run_nothing(tmp_path: Path, name: str) -> None:
+    marker = tmp_path / "marker"
+    with pytest.raises(CheckpointError) as caught:
+        read_checkpoint(dump(hostile(marker)[name], tmp_path / "x.pkl"))
+    assert not marker.exists()
+    if name != "inside a storage":
+        assert isinstance(caught.value, UnsafeCheckpointError) and "was not called" in str(caught.value)
+
+
+def test_hostile_torch_archives_run_nothing(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    for new_format in (True, False):
+        torch.save({"g_ema": _Evil(str(marker))}, tmp_path / "x.pt", _use_new_zipfile_serialization=new_format)
+        with pytest.raises(UnsafeCheckpointError, match=r"system.*was not called"):
+            read_checkpoint(tmp_path / "x.pt")
+    assert not marker.exists()
+
+
+def test_a_pickle_cannot_change_the_reader(tmp_path: Path) -> None:
+    """Setting state on a class or a function of the allow list leaves no trace for the next file."""
+    for module, name in (("torch.nn.modules.linear", "Linear"), ("dnnlib.util", "EasyDict"),
+                         ("torch_utils.persistence", "_reconstruct_persistent_obj")):
+        reference = Global(module, name).reference
+        state = b"N}X\x0a\x00\x00\x00class_nameX\x04\x00\x00\x00evils\x86"  # (None, {"class_name": "evil"})
+        (tmp_path / "x.pkl").write_bytes(b"\x80\x03c" + reference + state + b"b.")
+        with pytest.raises(CheckpointError):
+            read_checkpoint(tmp_path / "x.pkl")
+    assert files._Record.class_name == "" and not hasattr(files._Settings, "class_name")
+
+
+def test_numpy_objects_are_not_unpickled(tmp_path: Path) -> None:
+    """numpy's own constructors would take pickled objects inside arrays and scalars."""
+    dtype = Call(Global("numpy", "dtype"), "O8", False, True)
+    evil = pickle.dumps(_Evil(str(tmp_path / "m")))
+    with pytest.raises(DamagedCheckpointError):
+        read_checkpoint(dump(Call(Global("numpy._core.multiarray", "scalar"), dtype, evil), tmp_path / "x.pkl"))
+    assert not (tmp_path / "m").exists()
+
+
+def damaged(tmp_path: Path) -> dict[str, tuple[bytes, type[CheckpointError], str]]:
+    write_safetensors(tmp_path / "whole", {"a": torch.zeros(100)}, {})
+    tensors = (tmp_path / "whole").read_bytes()
+    write_torch(tmp_path / "whole", {"a": torch.zeros(100)})
+    archive = (tmp_path / "whole").read_bytes()
+    pickled = dump({"G_ema": network(toy())}, tmp_path / "whole").read_bytes()
+    torch.save({"a": torch.zeros(100)}, tmp_path / "whole", _use_new_zipfile_serialization=False)
+    old = (tmp_path / "whole").read_bytes()
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as file:
+        file.writestr("readme.txt", "hello")
+    program = io.BytesIO()
+    with zipfile.ZipFile(program, "w") as file:
+        for name in ("m/data.pkl", "m/constants.pkl", "m/version"):
+            file.writestr(name, "x")
+    tensorflow = io.BytesIO()
+    tensorflow.write(b"\x80\x03cdnnlib.tflib.network\nNetwork\n.")
+    lfs = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    return {
+        "empty": (b"", DamagedCheckpointError, "empty"),
+        "lfs": (lfs, DamagedCheckpointError, "git lfs pull"),
+        "html": (b"\n<!DOCTYPE html><html>quota</html>", DamagedCheckpointError, "web page"),
+        "text": (b"hello, world", UnsupportedCheckpointError, "it begins with"),
+        "zip": (packed.getvalue(), UnsupportedCheckpointError, "unpack it first"),
+        "torchscript": (program.getvalue(), UnsupportedCheckpointError, "TorchScript"),
+        "tensorflow": (tensorflow.getvalue(), UnsupportedCheckpointError, "legacy.py"),
+        "bare pickle": (pickle.dumps([1, 2]), UnsupportedCheckpointError, "without networks"),
+        "cut safetensors": (tensors[:-40], DamagedCheckpointError, "sound"),
+        "cut archive": (archive[:-200], DamagedCheckpointError, "cut short"),
+        "cut old archive": (old[:-100], DamagedCheckpointError, "cut short"),
+        "cut pickle": (pickled[:-500], DamagedCheckpointError, "cut short"),
+        "cut header": (tensors[:20], DamagedCheckpointError, "sound"),
+    }
+
+
+def test_damaged_and_foreign_files_are_named(tmp_path: Path) -> None:
+    for name, (content, kind, words) in damaged(tmp_path).items():
+        (tmp_path / "x").write_bytes(content)
+        with pytest.raises(kind) as caught:
+            read_checkpoint(tmp_path / "x")
+        assert words in str(caught.value), name
+        assert str(tmp_path / "x") in str(caught.value)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    for act in (read_checkpoint, read_metadata):
+        with pytest.raises(CheckpointError, match="no such file"):
+            act(tmp_path / "nothing")
+
+
+def test_weights_that_are_not_numbers(tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "x", {"a": torch.zeros(2), "b": torch.tensor([0.0, float("nan")])}, {})
+    with pytest.raises(DamagedCheckpointError, match="1 of 2 tensors hold NaN or infinity, the first is b"):
+        read_checkpoint(tmp_path / "x")
+
+
+def test_failed_writes_leave_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.safetensors"
+    write_safetensors(path, {"a": torch.zeros(2)}, {})
+    before = path.read_bytes()
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(files.os, "fsync", fail)  # the new file is written by then, and must not take the name
+    for write in (lambda: write_safetensors(path, {"a": torch.ones(2)}, {}), lambda: write_torch(path, {"a": 1})):
+        with pytest.raises(OSError, match="disk full"):
+            write()
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_writing_makes_the_folder_and_honours_the_umask(tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "new" / "x.safetensors", {"a": torch.zeros(2).t()}, {})
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "new" / "x.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
