@@ -1,0 +1,217 @@
+"""Which layers a step trains: the candidates, the measurement behind the adaptive choice, and what it leaves alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from tiny import generator, guide, rng
+from torch import Tensor
+
+from nada_core.clip import Aim, TextShift, take_aim
+from nada_core.generators import Generator
+from nada_core.layers import LayerChoice, candidates, choose, only_trainable, parameter_names, row_movement
+
+CONVS = ("b4.conv1", "b8.conv0", "b8.conv1", "b16.conv0", "b16.conv1")
+RGBS = ("b4.torgb", "b8.torgb", "b16.torgb")
+#: What the first implementation trains when a row wins: row 1 names a ToRGB, later rows the layer before their own.
+REFERENCE = ("b4.conv1", "b4.torgb", "b8.conv0", "b8.conv1", "b16.conv0", "b16.conv1")
+
+
+def aims(*seeds: int) -> tuple[Aim, ...]:
+    return take_aim([guide(seed) for seed in seeds or (0,)], TextShift("photo", "sketch"), torch.zeros(1, 3, 16, 16))
+
+
+def adaptive(**changes: object) -> LayerChoice:
+    return LayerChoice(**({"mode": "adaptive", "count": 1, "batch": 4} | changes))  # type: ignore[arg-type]
+
+
+def steered_by(row: int) -> Generator:
+    """A generator whose images depend on one row of W+ only: all other styles are constant."""
+    made = generator()
+    with torch.no_grad():
+        for layer in made.layers():
+            if layer.kind != "const" and layer.w_index != row:
+                made.get_parameter(f"synthesis.{layer.name}.affine.weight").zero_()
+    return made
+
+
+def names(layers: Sequence[object]) -> tuple[str, ...]:
+    return tuple(layer.name for layer in layers)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("choice", "expected"), [
+    (LayerChoice(), ("b4.const", *CONVS)),
+    (LayerChoice(rgb=True), ("b4.const", *CONVS, *RGBS)),
+    (LayerChoice(mapping="reference"), ("b4.const", *CONVS)),  # the table decides nothing when everything is trained
+    (adaptive(), CONVS),
+    (adaptive(rgb=True), (*CONVS, *RGBS)),
+    (adaptive(mapping="reference"), REFERENCE),
+    (adaptive(mapping="reference", rgb=True), (*REFERENCE, "b8.torgb", "b16.torgb")),
+    (LayerChoice(mode="named", names=("b16.torgb", "b4.const")), ("b16.torgb", "b4.const")),
+])  # fmt: skip
+def test_candidates(choice: LayerChoice, expected: tuple[str, ...]) -> None:
+    assert names(candidates(choice, generator())) == expected
+
+
+@pytest.mark.parametrize("row", range(5))
+def test_the_layer_that_matters_wins(row: int) -> None:
+    """Under the true map it is the convolution this row feeds, under the reference map the one documented."""
+    made = steered_by(row)
+    chosen = choose(adaptive(), made, aims(), rng())
+    assert chosen.names == (CONVS[row],)
+    assert [j for j, moved in enumerate(chosen.movement) if moved > 0] == [row]
+    assert choose(adaptive(mapping="reference"), made, aims(), rng()).names == (REFERENCE[row],)
+
+
+def test_the_two_maps_differ_from_row_one_on() -> None:
+    assert [j for j in range(5) if CONVS[j] != REFERENCE[j]] == [1, 2, 3, 4]
+
+
+def test_the_last_row_steers_no_convolution_and_cannot_win() -> None:
+    made = steered_by(5)
+    chosen = choose(adaptive(), made, aims(), rng())
+    assert chosen.movement[5] > 0 == sum(chosen.movement[:5])
+    assert chosen.names == ("b4.conv1",)  # a tie of nothings, settled by order
+    assert choose(adaptive(mapping="reference"), made, aims(), rng()).names == ("b16.conv1",)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_the_rows_that_move_most_are_chosen(count: int) -> None:
+    chosen = choose(adaptive(count=count), generator(), aims(), rng())
+    ranked = sorted(range(5), key=lambda row: -chosen.movement[row])[:count]
+    assert len(chosen.movement) == 6 and set(chosen.names) == {CONVS[row] for row in ranked}
+    assert list(chosen.names) == [name for name in CONVS if name in chosen.names]  # in the order they run
+
+
+def test_rgb_layers_join_whatever_was_chosen() -> None:
+    chosen = choose(adaptive(rgb=True), generator(), aims(), rng())
+    assert len(chosen.names) == 4 and set(RGBS) < set(chosen.names)
+
+
+def test_movement_is_the_mean_distance_latents_travel_uphill() -> None:
+    made, choice, (aim,) = generator(), adaptive(rate=0.01), aims()
+    z = torch.randn(3, 6, generator=rng(1))
+    ws = made.map(z).detach().requires_grad_()
+    (aim.guide.encode_images(made.synthesize(ws)) @ aim.goal.mT).mean().backward()
+    assert ws.grad is not None
+    torch.testing.assert_close(row_movement(choice, made, (aim,), z), 0.01 * ws.grad.abs().mean(dim=(0, 2)))
+
+
+def test_more_steps_travel_further() -> None:
+    z = torch.randn(3, 6, generator=rng(1))
+    once, often = (row_movement(adaptive(steps=steps), generator(), aims(), z) for steps in (1, 5))
+    assert (often.sum() / once.sum()).item() == pytest.approx(5, rel=0.2)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 8])
+def test_chunks_do_not_change_the_movement(chunk: int) -> None:
+    z = torch.randn(7, 6, generator=rng(1))
+    whole = row_movement(adaptive(chunk=7), generator(), aims(), z)
+    torch.testing.assert_close(row_movement(adaptive(chunk=chunk), generator(), aims(), z), whole, rtol=1e-4, atol=1e-9)
+
+
+def test_guides_vote_by_weight() -> None:
+    made, z = generator(), torch.randn(3, 6, generator=rng(1))
+    (aim,) = aims()
+    shares = tuple(Aim(aim.guide, weight, aim.direction, aim.goal) for weight in (0.25, 0.75))
+    one, other = row_movement(adaptive(), made, aims(0), z), row_movement(adaptive(), made, aims(5), z)
+    torch.testing.assert_close(row_movement(adaptive(), made, shares, z), one)
+    both = row_movement(adaptive(), made, aims(0, 5), z)
+    assert ((both - one).abs() > 1e-7).any() and ((both - other).abs() > 1e-7).any()
+
+
+def test_the_generator_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, (aim,) = generator(), aims()
+    encode = aim.guide.encode_images
+    for number, parameter in enumerate(made.parameters()):
+        parameter.requires_grad_(number % 3 == 0)
+    flags = [parameter.requires_grad for parameter in made.parameters()]
+
+    def watch(images: Tensor) -> Tensor:
+        assert images.requires_grad and not any(parameter.requires_grad for parameter in made.parameters())
+        return encode(images)
+
+    monkeypatch.setattr(aim.guide, "encode_images", watch)
+    choose(adaptive(), made, (aim,), rng())
+    assert [parameter.requires_grad for parameter in made.parameters()] == flags
+    assert all(parameter.grad is None for parameter in made.parameters())
+
+
+def test_flags_come_back_when_the_guide_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, (aim,) = generator(), aims()
+
+    def fail(images: Tensor) -> Tensor:
+        raise KeyError
+
+    monkeypatch.setattr(aim.guide, "encode_images", fail)
+    with pytest.raises(KeyError):
+        choose(adaptive(), made, (aim,), rng())
+    assert all(parameter.requires_grad for parameter in made.parameters())
+
+
+def test_it_works_where_gradients_are_switched_off() -> None:
+    with torch.no_grad():
+        inside = choose(adaptive(count=2), generator(), aims(), rng())
+    assert inside == choose(adaptive(count=2), generator(), aims(), rng())
+
+
+def test_the_same_numbers_are_drawn_whether_or_not_anything_is_measured() -> None:
+    measured, not_measured, fresh = rng(), rng(), rng()
+    assert choose(adaptive(count=4), generator(), aims(), measured).movement
+    chosen = choose(adaptive(count=5), generator(), aims(), not_measured)
+    assert chosen.names == CONVS and chosen.movement == ()
+    assert torch.equal(measured.get_state(), not_measured.get_state())
+    assert not torch.equal(measured.get_state(), fresh.get_state())
+
+
+@pytest.mark.parametrize("choice", [LayerChoice(), LayerChoice(mode="named", names=("b8.conv0",))])
+def test_fixed_choices_draw_nothing(choice: LayerChoice) -> None:
+    numbers = rng()
+    assert choose(choice, generator(), (), numbers).layers == candidates(choice, generator())
+    assert torch.equal(numbers.get_state(), rng().get_state())
+
+
+def test_only_trainable() -> None:
+    made = generator()
+    wanted = frozenset({"synthesis.b8.conv0.weight", "synthesis.b4.const"})
+    with pytest.raises(KeyError), only_trainable(made, wanted):
+        assert {name for name, parameter in made.named_parameters() if parameter.requires_grad} == wanted
+        raise KeyError
+    assert not any(parameter.requires_grad for parameter in made.parameters())
+
+
+def test_noise_strengths_are_trained_on_request_only() -> None:
+    made = generator()
+    every = candidates(LayerChoice(), made)
+    without = parameter_names(LayerChoice(), every)
+    assert parameter_names(LayerChoice(noise=True), every) - without == {
+        f"synthesis.{name}.noise_strength" for name in CONVS
+    }
+    assert {"synthesis.b4.const", "synthesis.b8.conv0.affine.weight", "synthesis.b8.conv0.bias"} < without
+
+
+def test_a_conditional_generator_needs_its_class() -> None:
+    made = generator(c_dim=3)
+    first, second = (choose(adaptive(), made, aims(), rng(), label) for label in (0, 1))
+    assert first.movement != second.movement
+    with pytest.raises(ValueError, match=r"got label None.*from 0 to 2"):
+        choose(adaptive(), made, aims(), rng())
+    with pytest.raises(ValueError, match="has no classes"):
+        choose(adaptive(), generator(), aims(), rng(), 1)
+
+
+def test_unknown_layers_are_refused_with_the_known_ones() -> None:
+    choice = LayerChoice(mode="named", names=("b8.conv0", "b9.conv", "convs.1"))
+    with pytest.raises(ValueError, match=r"got layers b9\.conv, convs\.1; this generator has b4\.const, b4\.conv1"):
+        candidates(choice, generator())
+
+
+@pytest.mark.parametrize(("settings", "words"), [
+    ({"mode": "adaptiv"}, "Did you mean adaptive"), ({"mode": "named"}, "at least one layer"), ({"count": 0}, "count"),
+    ({"count": 19}, "count"), ({"every": 0}, "every"), ({"rate": float("nan")}, "rate"), ({"mapping": "x"}, "mapping"),
+])  # fmt: skip
+def test_bad_choices_are_refused(settings: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        LayerChoice(**settings)  # type: ignore[arg-type]

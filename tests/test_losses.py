@@ -1,0 +1,156 @@
+"""The terms against their formulas, their gradients against finite differences, and views shared by both batches."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import guide, rng
+from torch import Tensor
+
+from nada_core.clip import Aim, TextShift, take_aim
+from nada_core.losses import (
+    SHORTEST_EDIT,
+    TERMS,
+    Views,
+    angle_loss,
+    direction_loss,
+    global_loss,
+    objective,
+    shared_views,
+)
+
+
+def unit(count: int, seed: int, dim: int = 12) -> Tensor:
+    return F.normalize(torch.randn(count, dim, generator=rng(seed), dtype=torch.float64), dim=-1)
+
+
+def views(after: Tensor, before: Tensor) -> Views:
+    return Views(before, after, unit(1, 8), unit(1, 9))
+
+
+def pictures(count: int, seed: int) -> Tensor:
+    return torch.rand(count, 3, 16, 16, generator=rng(seed)) * 2 - 1
+
+
+def across(direction: Tensor, seed: int) -> Tensor:
+    """A unit vector orthogonal to the direction."""
+    other = unit(1, seed)
+    return F.normalize(other - (other @ direction.mT) * direction, dim=-1)
+
+
+@pytest.mark.parametrize("length", [SHORTEST_EDIT, 0.1, 3.0])
+def test_direction_loss_sees_the_angle_and_not_the_length(length: float) -> None:
+    before, direction = unit(3, 0), unit(1, 8)
+    for way, expected in ((direction, 0.0), (across(direction, 1), 1.0), (-direction, 2.0)):
+        loss = direction_loss(views(before + length * way, before))
+        assert loss.item() == pytest.approx(expected, abs=1e-9)
+
+
+def test_direction_loss_is_taken_per_sample_and_then_averaged() -> None:
+    """A long edit in the right direction does not outvote a short one in the wrong direction."""
+    before, direction = unit(2, 0), unit(1, 8)
+    edit = torch.cat([5 * direction, -0.05 * direction])
+    assert direction_loss(views(before + edit, before)).item() == pytest.approx(1.0)
+    assert 1 - F.cosine_similarity(edit.mean(0, keepdim=True), direction).item() == pytest.approx(0.0)
+
+
+def test_edits_shorter_than_the_shortest_count_less() -> None:
+    before, direction = unit(1, 0), unit(1, 8)
+    half = direction_loss(views(before + 0.5 * SHORTEST_EDIT * direction, before))
+    assert half.item() == pytest.approx(0.5)
+
+
+def test_global_loss_sees_the_goal_only() -> None:
+    goal = unit(1, 9)
+    for place, expected in ((goal, 0.0), (across(goal, 1), 1.0), (-goal, 2.0)):
+        assert global_loss(views(place, unit(1, 0))).item() == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("count", [2, 3, 6])
+def test_angle_loss_against_a_double_loop(count: int) -> None:
+    before, after = unit(count, 0), unit(count, 1)
+    errors = [(after[i] @ after[j] - before[i] @ before[j]) ** 2 for i in range(count) for j in range(i + 1, count)]
+    assert angle_loss(views(after, before)).item() == pytest.approx(torch.stack(errors).mean().item())
+    turn = torch.linalg.qr(torch.randn(12, 12, generator=rng(2), dtype=torch.float64)).Q
+    assert angle_loss(views(before @ turn, before)).item() == pytest.approx(0.0, abs=1e-12)  # all turn together
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_gradients_against_finite_differences(term: str) -> None:
+    before = unit(4, 0)
+    edit = torch.tensor([0.5, 0.1, 2 * SHORTEST_EDIT, 0.5 * SHORTEST_EDIT])[:, None] * unit(4, 1)
+    after = (before + edit).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: TERMS[term](views(x, before)), after, eps=1e-6, atol=1e-6, rtol=0.0)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("term", TERMS)
+def test_a_zero_edit_is_finite(term: str, count: int) -> None:
+    before = unit(count, 0)
+    after = before.clone().requires_grad_()
+    loss = TERMS[term](views(after, before))
+    loss.backward()
+    assert loss.isfinite() and after.grad is not None and after.grad.isfinite().all()
+    assert after.grad.norm(dim=-1).max() <= 1 / SHORTEST_EDIT + 1e-9
+    if term == "direction":
+        assert loss.item() == 1.0 and after.grad.norm() > 0  # it knows the way out
+
+
+def test_several_guides_are_averaged_by_weight() -> None:
+    shift, weights = TextShift("photo", "sketch"), {"direction": 1.0, "angle": 2.0, "global": 0.5}
+    before, after = pictures(3, 0), pictures(3, 1)
+    pair = take_aim([(guide(0), 3.0), (guide(5), 1.0)], shift, before)
+    assert [aim.weight for aim in pair] == [0.75, 0.25]
+    loss, values = objective(pair, weights, before, after)
+    alone = [objective(take_aim(aim.guide, shift, before), weights, before, after) for aim in pair]
+    assert loss.item() == pytest.approx(0.75 * alone[0][0].item() + 0.25 * alone[1][0].item(), rel=1e-5)
+    for name in weights:
+        assert values[name] == pytest.approx(0.75 * alone[0][1][name] + 0.25 * alone[1][1][name], rel=1e-5)
+    assert loss.item() == pytest.approx(sum(weights[name] * values[name] for name in weights), rel=1e-5)
+    assert alone[0][1] != alone[1][1]
+
+
+def test_objective_is_the_terms_on_embeddings_and_moves_only_what_comes_after() -> None:
+    eye = guide()
+    aim = Aim(eye, 1.0, unit(1, 8, eye.dim).float(), unit(1, 9, eye.dim).float())
+    before, after = pictures(2, 0).requires_grad_(), pictures(2, 1).requires_grad_()
+    loss, values = objective((aim,), {"global": 1.0}, before, after)
+    seen = Views(eye.encode_images(before), eye.encode_images(after), aim.direction, aim.goal)
+    assert values["global"] == pytest.approx(global_loss(seen).item())
+    loss.backward()
+    assert before.grad is None and after.grad is not None and after.grad.abs().sum() > 0
+
+
+def test_no_views_are_the_images_themselves() -> None:
+    images, numbers = pictures(2, 0), rng(3)
+    untouched = numbers.get_state()
+    assert shared_views(0, 16, numbers)(images) is images
+    assert torch.equal(numbers.get_state(), untouched)
+
+
+def test_views_move_every_batch_and_every_image_alike() -> None:
+    look, images = shared_views(3, 16, rng(3)), pictures(2, 0)
+    seen = look(images)
+    assert seen.shape == (6, 3, 16, 16)
+    assert torch.equal(seen, look(images))
+    torch.testing.assert_close(look(images.flip(0)).view(3, 2, 3, 16, 16), seen.view(3, 2, 3, 16, 16).flip(1))
+    torch.testing.assert_close(look(images[1:]), seen[1::2])
+    first, second, third = seen.view(3, 2, 3, 16, 16)
+    assert min((a - b).abs().mean().item() for a, b in ((first, second), (second, third), (first, images))) > 0.05
+    assert torch.equal(seen, shared_views(3, 16, rng(3))(images))
+    assert not torch.equal(seen, shared_views(3, 16, rng(4))(images))
+
+
+def test_views_reach_no_further_than_asked() -> None:
+    images = pictures(2, 0)
+    torch.testing.assert_close(shared_views(1, 16, rng(), reach=0.0)(images), images, atol=1e-5, rtol=0.0)
+    ramp = torch.linspace(-1, 1, 64).expand(1, 3, 64, 64)
+    drift = (shared_views(16, 64, rng(), reach=0.06)(ramp) - ramp)[..., 16:48]  # away from the mirrored border
+    assert 0.06 < drift.abs().max() < 2 * 0.06 + 0.06  # shifts of up to 0.06 of the width, which spans 2, and the zoom
+
+
+def test_views_pass_gradients_on() -> None:
+    images = pictures(2, 0).requires_grad_()
+    shared_views(2, 16, rng())(images).square().sum().backward()
+    assert images.grad is not None and images.grad.abs().sum() > 0
