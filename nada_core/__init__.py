@@ -8,19 +8,21 @@
     save_generator(result.generator, "zombie.safetensors", {"target": "zombie"})
 """
 
-from .adapt import AdaptConfig, Adaptation, Step, adapt
+from .adapt import Adaptation, AdaptConfig, Step, adapt
 from .checkpoints import export_rosinality, load_generator, read_provenance, save_generator
 from .clip import ClipGuide, GuideError, ImageShift, TextShift, load_guide
-from .files import CheckpointError
+from .files import CheckpointError, RawCheckpoint
 from .generators import Generator, Layer, build
 from .images import compare_grid, grid, load_image, plot_heat, plot_lines, save_image
 from .latents import Latents, render, sample
 from .layers import LayerChoice
-from .losses import TERMS
+from .losses import TERMS, Views
+
+__version__ = "0.1.0"
 
 __all__ = [
     "AdaptConfig", "Adaptation", "CheckpointError", "ClipGuide", "Generator", "GuideError", "ImageShift", "Latents",
-    "Layer", "LayerChoice", "Step", "TERMS", "TextShift", "adapt", "build", "compare_grid", "export_rosinality", "grid",
-    "load_generator", "load_guide", "load_image", "plot_heat", "plot_lines", "read_provenance", "render", "sample",
-    "save_generator", "save_image",
+    "Layer", "LayerChoice", "RawCheckpoint", "Step", "TERMS", "TextShift", "Views", "adapt", "build", "compare_grid",
+    "export_rosinality", "grid", "load_generator", "load_guide", "load_image", "plot_heat", "plot_lines",
+    "read_provenance", "render", "sample", "save_generator", "save_image",
 ]  # fmt: skip
