@@ -1,0 +1,386 @@
+"""The adaptation loop: what it changes and what it must not, its schedule, and runs that are killed and go on."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import Encoder, changed, copied, generator, guide, rng
+from torch import Tensor
+
+from nada_core.adapt import AdaptConfig, Step, adapt
+from nada_core.clip import ImageShift, TextShift
+from nada_core.files import CheckpointError
+from nada_core.generators import Generator
+from nada_core.layers import LayerChoice
+
+SHIFT = TextShift("photo", "sketch", ("a {} of a face", "the {}"))
+ADAPTIVE = LayerChoice(mode="adaptive", count=1, batch=2, every=3)
+
+
+def settings(**changes: Any) -> AdaptConfig:
+    return AdaptConfig(**({"steps": 4, "lr": 0.02, "warmup": 2} | changes))
+
+
+def weights(made: Generator) -> dict[str, Tensor]:
+    return copied(made.state_dict())
+
+
+def kill_at(step: int) -> Any:
+    def on_step(done: Step) -> None:
+        if done.index == step:
+            raise KeyboardInterrupt
+
+    return on_step
+
+
+def saved_each_step(path: Path, config: AdaptConfig, made: Generator | None = None) -> list[dict[str, Tensor]]:
+    """The autosave's tensors after every step of a run."""
+    states: list[dict[str, Tensor]] = []
+    config = replace(config, autosave_every=1)
+    adapt(made or generator(), guide(), SHIFT, config, lambda _: states.append(load_file(path)), autosave=path)
+    return states
+
+
+def of(state: dict[str, Tensor], role: str) -> dict[str, Tensor]:
+    """The tensors of one role, by parameter name."""
+    return {name.removeprefix(role + "."): value for name, value in state.items() if name.startswith(role + ".")}
+
+
+# ---- what changes and what does not -------------------------------------------------------------------------------
+
+
+def test_what_the_caller_gave_is_bit_identical_afterwards() -> None:
+    made, eye = generator(), guide()
+    made.train()
+    flags = [number % 2 == 0 for number, _ in enumerate(made.parameters())]
+    for parameter, flag in zip(made.parameters(), flags, strict=True):
+        parameter.requires_grad_(flag)
+    before, seen, style = weights(made), weights(eye), torch.zeros(1, 3, 16, 16)
+    adapt(made, eye, SHIFT, settings(layers=ADAPTIVE, ema=0.9))
+    adapt(made, eye, ImageShift(style), settings())
+    assert not changed(before, made.state_dict()) and not changed(seen, eye.state_dict()) and not style.any()
+    assert [parameter.requires_grad for parameter in made.parameters()] == flags and made.training
+    assert all(parameter.grad is None for parameter in [*made.parameters(), *eye.parameters()])
+
+
+def test_the_result_is_at_rest() -> None:
+    result = adapt(generator(), guide(), SHIFT, settings()).generator
+    assert not result.training
+    assert all(not parameter.requires_grad and parameter.grad is None for parameter in result.parameters())
+
+
+def test_the_global_generator_is_not_touched() -> None:
+    before = torch.get_rng_state()
+    adapt(generator(), guide(), SHIFT, settings(layers=ADAPTIVE, views=1))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("layers", [LayerChoice(), ADAPTIVE])
+def test_the_seed_decides_everything(layers: LayerChoice) -> None:
+    config = settings(layers=layers, views=1)
+    one, same = (adapt(generator(), guide(), SHIFT, config) for _ in range(2))
+    assert not changed(one.generator.state_dict(), same.generator.state_dict()) and one.history == same.history
+    other = adapt(generator(), guide(), SHIFT, replace(config, seed=1))
+    assert changed(one.generator.state_dict(), other.generator.state_dict())
+
+
+@pytest.mark.parametrize(("rgb", "noise"), [(False, False), (True, False), (False, True), (True, True)])
+def test_all_trains_the_synthesis_and_what_was_asked_for(rgb: bool, noise: bool) -> None:
+    made = generator()
+    result = adapt(made, guide(), SHIFT, settings(layers=LayerChoice(rgb=rgb, noise=noise)))
+    moved = changed(made.state_dict(), result.generator.state_dict())
+    assert moved == {name for name, _ in made.named_parameters()
+                     if name.startswith("synthesis.") and (rgb or "torgb" not in name)
+                     and (noise or not name.endswith("noise_strength"))}  # fmt: skip
+
+
+def test_named_trains_the_named() -> None:
+    made = generator()
+    result = adapt(made, guide(), SHIFT, settings(layers=LayerChoice(mode="named", names=("b8.conv1", "b4.torgb"))))
+    moved = changed(made.state_dict(), result.generator.state_dict())
+    assert {".".join(name.split(".")[1:3]) for name in moved} == {"b8.conv1", "b4.torgb"}
+
+
+def test_what_a_step_did_not_choose_stays_bit_identical_and_so_do_its_moments(tmp_path: Path) -> None:
+    """A gradient of zero instead of none would let Adam's second moment decay and the next real step overshoot."""
+    made = generator()
+    config = settings(steps=12, layers=replace(ADAPTIVE, every=1), lr=0.3, beta1=0.9)
+    path = tmp_path / "run.safetensors"
+    states: list[tuple[tuple[str, ...], dict[str, Tensor]]] = []
+    adapt(made, guide(), SHIFT, replace(config, autosave_every=1),
+          lambda step: states.append((step.layers, load_file(path))), autosave=path)  # fmt: skip
+    moments: dict[str, Tensor] = {}
+    before = {name: made.state_dict()[name] for name in of(states[0][1], "weights")}
+    for layers, state in states:
+        moved = changed(before, of(state, "weights"))
+        assert moved and all(any(f".{layer}." in name for layer in layers) for name in moved)
+        after = of(state, "optimizer.exp_avg_sq")
+        touched = {name for name in after if name not in moments or not torch.equal(moments[name], after[name])}
+        assert touched == moved
+        before, moments = of(state, "weights"), after
+    assert len({layers for layers, _ in states}) > 1  # otherwise nothing was ever left out and taken up again
+
+
+def test_layers_are_chosen_anew_when_it_is_due() -> None:
+    steps: list[Step] = []
+    adapt(generator(), guide(), SHIFT, settings(steps=7, lr=0.3, layers=ADAPTIVE), steps.append)
+    for index, step in enumerate(steps):
+        assert len(step.layers) == 1 and len(step.movement) == 6
+        assert (step.movement == steps[index - 1].movement) == (index % 3 != 0 and index > 0)
+
+
+# ---- the steps ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("noise", ["random", "const", "none"])
+def test_the_first_steps_are_finite_even_for_one_latent(noise: str) -> None:
+    config = settings(steps=20, batch=1, noise=noise, terms={"direction": 1.0, "angle": 1.0, "global": 0.3})
+    result = adapt(generator(), guide(), SHIFT, config)
+    assert all(math.isfinite(record["loss"]) for record in result.history)
+    assert all(value.isfinite().all() for value in result.generator.state_dict().values())
+    # The pair shares its noise, so the first edit is exactly nothing.
+    assert result.history[0]["terms"]["direction"] == pytest.approx(1.0, abs=1e-4)
+    assert all(record["terms"]["angle"] == 0.0 for record in result.history)
+
+
+def test_the_loss_goes_down() -> None:
+    losses = [record["loss"] for record in adapt(generator(), guide(), SHIFT, settings(steps=60)).history]
+    assert sum(losses[-10:]) / 10 < 0.6 * losses[0]
+
+
+def test_steps_and_history_tell_the_same() -> None:
+    steps: list[Step] = []
+    config = settings(batch=3, views=2, layers=ADAPTIVE, terms={"direction": 1.0, "angle": 0.5})
+    result = adapt(generator(), guide(), SHIFT, config, steps.append)
+    assert [step.index for step in steps] == [0, 1, 2, 3] and {step.steps for step in steps} == {4}
+    for step, record in zip(steps, result.history, strict=True):
+        assert (step.loss, step.terms, step.layers, step.movement) == (
+            record["loss"], record["terms"], record["layers"], record["movement"])  # fmt: skip
+        assert step.loss == pytest.approx(step.terms["direction"] + 0.5 * step.terms["angle"], rel=1e-5)
+        assert step.images().shape == (3, 3, 16, 16) and not step.images().requires_grad
+    assert not torch.equal(steps[0].images(), steps[1].images())
+    assert result.config is config
+    told = json.loads(json.dumps(result.history))
+    assert told[2]["layers"] == list(steps[2].layers) and told[2]["loss"] == steps[2].loss
+
+
+@pytest.mark.parametrize(("schedule", "warmup"), [("constant", 0), ("constant", 3), ("cosine", 0), ("cosine", 3)])
+def test_schedule(tmp_path: Path, schedule: str, warmup: int) -> None:
+    """Without memory Adam moves every weight by the learning rate, so the rate can be read off the weights."""
+    made = generator()
+    config = settings(steps=6, schedule=schedule, warmup=warmup, beta1=0.0, beta2=0.0, clip=1e6)
+    states = [of(state, "weights") for state in saved_each_step(tmp_path / "run.safetensors", config, made)]
+    before = made.state_dict()
+    for index, after in enumerate(states):
+        rise = min(1.0, (index + 1) / (warmup + 1))
+        fall = 1.0 if schedule == "constant" else (1 + math.cos(math.pi * index / 6)) / 2
+        longest = max((after[name] - before[name]).abs().max().item() for name in after)
+        assert longest == pytest.approx(0.02 * rise * fall, rel=1e-3)
+        before = after
+
+
+def test_gradients_are_clipped_to_a_norm(tmp_path: Path) -> None:
+    def norm(clip: float) -> float:
+        config = settings(steps=1, clip=clip, beta1=0.0)
+        (state,) = saved_each_step(tmp_path / f"{clip}.safetensors", config)
+        return math.sqrt(sum(value.square().sum().item() for value in of(state, "optimizer.exp_avg").values()))
+
+    free = norm(1e6)
+    assert norm(2 * free) == pytest.approx(free, rel=1e-4)
+    assert norm(free / 2) == pytest.approx(free / 2, rel=1e-4)
+
+
+def test_the_average_is_returned_and_remembers_little_at_first(tmp_path: Path) -> None:
+    made, config = generator(), settings(steps=8, ema=0.4)
+    states = saved_each_step(tmp_path / "run.safetensors", config, made)
+    mean = {name: made.state_dict()[name] for name in of(states[0], "weights")}
+    for index, state in enumerate(states):
+        keep = min(0.4, (1 + index) / (10 + index))
+        mean = {name: keep * mean[name] + (1 - keep) * value for name, value in of(state, "weights").items()}
+    result = adapt(made, guide(), SHIFT, config).generator.state_dict()
+    for name, value in mean.items():
+        torch.testing.assert_close(result[name], value)
+    assert changed({name: result[name] for name in mean}, of(states[-1], "weights"))
+
+
+@pytest.mark.parametrize("change", [
+    {"views": 2}, {"terms": {"direction": 1.0, "global": 1.0}}, {"psi": 0.5}, {"noise": "none"}, {"batch": 3},
+    {"lr": 0.01}, {"beta1": 0.5}, {"beta2": 0.9}, {"schedule": "cosine"}, {"warmup": 0}, {"ema": 0.5},
+])  # fmt: skip
+def test_every_setting_reaches_the_weights(change: dict[str, Any]) -> None:
+    plain, other = (adapt(generator(), guide(), SHIFT, settings(**given)).generator for given in ({}, change))
+    assert changed(plain.state_dict(), other.state_dict())
+    assert all(value.isfinite().all() for value in other.state_dict().values())
+
+
+def test_guides_weigh_what_they_are_given() -> None:
+    def run(*guides: Any) -> dict[str, Tensor]:
+        return adapt(generator(), list(guides), SHIFT, settings()).generator.state_dict()
+
+    both = run(guide(0), guide(5))
+    assert not changed(both, run((guide(0), 2.0), (guide(5), 2.0)))  # only the proportion counts
+    assert changed(both, run((guide(0), 3.0), guide(5))) and changed(both, run(guide(0)))
+
+
+def test_style_images_are_approached() -> None:
+    made, eye = generator(), guide()
+    with torch.no_grad():
+        style = generator(rng=rng(9)).synthesize(made.map(torch.randn(3, 6, generator=rng(4)))).clamp(-1, 1)
+    shift = ImageShift(style)
+    config = settings(steps=60, terms={"direction": 1.0, "global": 1.0})
+    adapted = adapt(made, eye, shift, config).generator
+    with torch.no_grad():
+        ws = made.map(torch.randn(16, 6, generator=rng(5)))
+        near = [(eye.encode_images(g.synthesize(ws)) @ shift.goal(eye).mT).mean().item() for g in (made, adapted)]
+    assert near[1] > near[0] + 0.2
+
+
+# ---- classes ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layers", [LayerChoice(), ADAPTIVE])
+def test_a_class_is_adapted(layers: LayerChoice) -> None:
+    made = generator(c_dim=3)
+    first, second = (adapt(made, guide(), SHIFT, settings(label=label, layers=layers)).generator for label in (0, 2))
+    assert changed(made.state_dict(), first.state_dict()) and changed(first.state_dict(), second.state_dict())
+
+
+@pytest.mark.parametrize(("c_dim", "label", "words"), [
+    (3, None, "needs a class from 0 to 2"), (3, 3, "needs a class from 0 to 2"), (0, 0, "has no classes"),
+])  # fmt: skip
+def test_labels_that_do_not_fit_are_refused(c_dim: int, label: int | None, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        adapt(generator(c_dim=c_dim), guide(), SHIFT, settings(label=label))
+
+
+# ---- refusals -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"terms": {}}, "weighs nothing"), ({"terms": {"direction": 0.0}}, "weighs nothing"),
+    ({"terms": {"directoin": 1.0}}, "Did you mean direction"), ({"steps": 0}, "steps"), ({"lr": math.nan}, "lr"),
+    ({"noise": "loud"}, "noise"), ({"psi": 1.5}, "psi"), ({"seed": -1}, "seed"), ({"label": -1}, "label"),
+])  # fmt: skip
+def test_bad_settings_are_refused(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        settings(**change)
+
+
+def test_unknown_layers_and_missing_guides_are_refused() -> None:
+    with pytest.raises(ValueError, match="this generator has b4.const"):
+        adapt(generator(), guide(), SHIFT, settings(layers=LayerChoice(mode="named", names=("conv9",))))
+    with pytest.raises(ValueError, match="no guides"):
+        adapt(generator(), [], SHIFT, settings())
+
+
+class Steep(Encoder):
+    """Finite embeddings with a gradient that is not a number."""
+
+    def encode_image(self, x: Tensor) -> Tensor:
+        return super().encode_image(x) + (x * 0).sum().sqrt()
+
+
+def blind() -> Generator:
+    made = generator()
+    with torch.no_grad():
+        made.get_parameter("synthesis.b16.torgb.bias").fill_(math.nan)
+    return made
+
+
+@pytest.mark.parametrize(("made", "eye"), [(blind(), guide()), (generator(), guide(model=Steep(0)))])
+def test_a_step_that_is_not_a_number_stops_the_run(tmp_path: Path, made: Generator, eye: Any) -> None:
+    path = tmp_path / "run.safetensors"
+    with pytest.raises(FloatingPointError, match="step 0 has loss .* lower the learning rate"):
+        adapt(made, eye, SHIFT, settings(autosave_every=1), autosave=path)
+    assert not path.exists()
+
+
+# ---- runs that are killed -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("change", [
+    {"noise": "random", "ema": 0.9, "schedule": "cosine"},
+    {"noise": "random", "ema": 0.9, "views": 2, "layers": ADAPTIVE},
+    {"noise": "const", "beta1": 0.5, "layers": replace(ADAPTIVE, every=1, rgb=True, noise=True)},
+    {"noise": "none", "layers": LayerChoice(mode="named", names=("b8.conv0", "b16.torgb"))},
+], ids=["all", "adaptive", "adaptive-rgb", "named"])  # fmt: skip
+def test_a_killed_run_goes_on_to_exactly_the_same_weights(tmp_path: Path, change: dict[str, Any]) -> None:
+    config, path = settings(steps=10, autosave_every=4, lr=0.1, **change), tmp_path / "run.safetensors"
+    whole = adapt(generator(), guide(), SHIFT, config)
+    with pytest.raises(KeyboardInterrupt):
+        adapt(generator(), guide(), SHIFT, config, kill_at(5), autosave=path)
+    seen: list[int] = []
+    resumed = adapt(generator(), guide(), SHIFT, config, lambda s: seen.append(s.index), autosave=path, resume=True)
+    assert seen == [4, 5, 6, 7, 8, 9]  # four steps were saved, the fifth and sixth are done again
+    assert not changed(whole.generator.state_dict(), resumed.generator.state_dict())
+    assert resumed.history == whole.history
+    finished = adapt(generator(), guide(), SHIFT, config, kill_at(0), autosave=path, resume=True)
+    assert not changed(whole.generator.state_dict(), finished.generator.state_dict())
+
+
+def test_resuming_without_a_file_starts_anew(tmp_path: Path) -> None:
+    path = tmp_path / "run.safetensors"
+    result = adapt(generator(), guide(), SHIFT, settings(), autosave=path, resume=True)
+    assert len(result.history) == 4 and path.exists()
+
+
+def test_an_autosave_does_not_change_the_run(tmp_path: Path) -> None:
+    config = settings(autosave_every=1, ema=0.5)
+    plain = adapt(generator(), guide(), SHIFT, config)
+    saved = adapt(generator(), guide(), SHIFT, config, autosave=tmp_path / "run.safetensors")
+    assert not changed(plain.generator.state_dict(), saved.generator.state_dict())
+
+
+def test_an_existing_file_is_not_overwritten_unasked(tmp_path: Path) -> None:
+    path = tmp_path / "run.safetensors"
+    path.write_bytes(b"somebody's work")
+    with pytest.raises(FileExistsError, match="already there"):
+        adapt(generator(), guide(), SHIFT, settings(), autosave=path)
+    assert path.read_bytes() == b"somebody's work"
+
+
+def test_another_runs_file_is_refused_and_left_alone(tmp_path: Path) -> None:
+    config, path = settings(), tmp_path / "run.safetensors"
+    adapt(generator(), guide(), SHIFT, config, autosave=path)
+    content = path.read_bytes()
+    other = generator()
+    with torch.no_grad():
+        other.get_parameter("mapping.fc0.bias")[0] += 1e-3
+    strangers: list[tuple[Any, ...]] = [
+        (generator(), guide(), SHIFT, replace(config, seed=1)),
+        (generator(), guide(), SHIFT, replace(config, steps=5)),
+        (generator(), guide(), SHIFT, replace(config, layers=LayerChoice(rgb=True))),
+        (generator(), guide(), replace(SHIFT, target="drawing"), config),
+        (generator(), guide(), replace(SHIFT, templates=("a {}",)), config),
+        (generator(), guide(1), SHIFT, config),
+        (generator(), [(guide(), 2.0)], SHIFT, config),
+        (other, guide(), SHIFT, config),
+    ]
+    for made, eye, shift, wanted in strangers:
+        with pytest.raises(CheckpointError, match="belongs to another run"):
+            adapt(made, eye, shift, wanted, autosave=path, resume=True)
+    assert path.read_bytes() == content
+    same = replace(config, autosave_every=7)  # how often a run is saved changes nothing else
+    assert adapt(generator(), guide(), SHIFT, same, autosave=path, resume=True).history
+
+
+def test_style_images_are_told_apart_by_every_pixel(tmp_path: Path) -> None:
+    path, style = tmp_path / "run.safetensors", torch.rand(1, 3, 16, 16, generator=rng())
+    adapt(generator(), guide(), ImageShift(style), settings(), autosave=path)
+    with pytest.raises(CheckpointError, match="belongs to another run"):
+        adapt(generator(), guide(), ImageShift(style.flip(-1)), settings(), autosave=path, resume=True)
+    assert adapt(generator(), guide(), ImageShift(style), settings(), autosave=path, resume=True).history
+
+
+def test_files_that_are_no_run_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_file({"x": torch.zeros(1)}, path)
+    with pytest.raises(CheckpointError, match="no autosave of a run"):
+        adapt(generator(), guide(), SHIFT, settings(), autosave=path, resume=True)
