@@ -1,0 +1,532 @@
+"""The command line: `python -m nada_core demo | info | convert | sample | adapt | compare`.
+
+Every sub-command is a thin call of the public functions, and its flags are read from the same dataclasses. What a
+person can cause ends in one line and exit code 2, an interrupt in exit code 130; a traceback is a bug of ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import (
+    Adaptation,
+    AdaptConfig,
+    ClipGuide,
+    Generator,
+    LayerChoice,
+    Step,
+    TextShift,
+    __version__,
+    adapt,
+    compare_grid,
+    export_rosinality,
+    grid,
+    load_generator,
+    load_guide,
+    plot_heat,
+    plot_lines,
+    portraits,
+    read_provenance,
+    render,
+    sample,
+    save_generator,
+    save_image,
+)
+from .checkpoints import BUILTINS
+from .clip import built_in_guides
+from .files import RawCheckpoint, read_checkpoint, read_metadata
+from .metrics import direction, diversity, embed, quality
+from .portraits.content import Content
+from .prompts import fill
+from .settings import add_flags, from_flags
+
+SHOWN = 16  # a grid of more rows is no longer taken in at a glance
+MOST_SEEDS = 10_000
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one sub-command; returns the exit code. Wrong usage leaves through argparse's SystemExit(2)."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    args = _parser(_adapt_defaults(words)).parse_args(words)
+    try:
+        if args.threads:
+            torch.set_num_threads(args.threads)
+        args.run(args)
+    except KeyboardInterrupt as stop:
+        sys.stderr.write(f"{stop or 'Stopped.'}\n")
+        return 130
+    except (ValueError, OSError, FloatingPointError) as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        return 2
+    return 0
+
+
+# ---- sub-commands -------------------------------------------------------------------------------------------------
+
+
+def _demo(args: argparse.Namespace) -> None:
+    device, path = _device(args.device), Path(args.out) / f"{_slug(args.target)}.safetensors"
+    _prepare(path, force=True)
+    config, shift = portraits.RECIPE, TextShift(portraits.SOURCE, args.target)
+    source, guide = load_generator("portraits").to(device), load_guide("portraits", device=device)
+    judge, content = portraits.Judge.load(), Content.load()
+    with _progress(config.steps) as on_step:
+        result = adapt(source, guide, shift, config, on_step)
+
+    latents = sample(source, range(6), psi=1.0)
+    columns = {
+        f"before: {shift.source}": render(source, latents),
+        f"after: {shift.target}": render(result.generator, latents),
+        "the true picture": portraits.render(content(latents.ws), shift.target),
+    }
+    picture = compare_grid(columns, title=f"The same latents, from {shift.source} to {shift.target} by words alone")
+    told = _provenance("portraits", source, [(guide, 1.0)], shift, config)
+    files = _save_result(result, path, told, picture)
+    verdict = portraits.examine(judge, content, source.cpu(), result.generator.cpu(), shift.target)
+    _say(_verdict(verdict, shift.target), _listing(files))
+
+
+def _adapt(args: argparse.Namespace) -> None:
+    path = _result_path(args.out, args.target)
+    autosave = Path(args.autosave) if args.autosave else path.with_suffix(".autosave.safetensors")
+    _prepare(path, args.force)
+    device = _device(args.device)
+    config = replace(from_flags(AdaptConfig, args), layers=from_flags(LayerChoice, args, "layers"))
+    shift = TextShift(args.source, args.target)
+    source = load_generator(args.generator).to(device)
+    guides = [(load_guide(name, device=device), weight) for name, weight in args.guide or [("portraits", 1.0)]]
+    if args.resume and not autosave.exists():
+        sys.stderr.write(f"There is no autosave at {autosave}; starting at the first step.\n")
+    try:
+        with _progress(config.steps) as on_step:
+            result = adapt(source, guides, shift, config, on_step, autosave, args.resume)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_how_to_go_on(autosave)) from None
+
+    latents = sample(source, range(8), label=config.label)
+    before, after = render(source, latents), render(result.generator, latents)
+    columns = {f"before: {shift.source}": before, f"after: {shift.target}": after}
+    picture = compare_grid(columns, [f"seed {seed}" for seed in range(8)])
+    files = _save_result(result, path, _provenance(args.generator, source, guides, shift, config), picture)
+    autosave.unlink(missing_ok=True)
+    _say(_listing(files))
+
+
+def _info(args: argparse.Namespace) -> None:
+    if args.file in built_in_guides() and args.file not in BUILTINS:
+        return _say(_about_guide(args.file, load_guide(args.file)))
+    path = BUILTINS.get(args.file, Path(args.file))
+    raw = read_checkpoint(path)
+    if raw.hints.get("kind") == "nada_run":
+        return _say(_about_run(path))
+    if any(name.startswith("visual.") for name in raw.tensors):
+        return _say(_about_clip(path, raw))
+    _say(_about_generator(load_generator(path), raw))
+    if told := _origin(path, raw):
+        _say(f"\nprovenance\n{json.dumps(told, indent=2, ensure_ascii=False)}")
+
+
+def _convert(args: argparse.Namespace) -> None:
+    path = Path(args.out)
+    if path.suffix not in (".safetensors", ".pt"):
+        raise ValueError(f"Got {path.name} to write, expected a name in .safetensors (ours) or .pt (rosinality's).")
+    if path.suffix == ".pt" and args.half:
+        raise ValueError("--half belongs to .safetensors; readers of rosinality's .pt expect float32.")
+    _prepare(path, args.force)
+    generator = load_generator(args.file)
+    if path.suffix == ".pt":
+        export_rosinality(generator, path)
+    else:
+        origin = BUILTINS.get(args.file, Path(args.file))
+        known = {"source": {"name": origin.name, "sha256": generator.source}, "version": __version__}
+        save_generator(generator, path, _origin(origin, read_checkpoint(origin)) or known, half=args.half)
+    _say(_listing([path]))
+
+
+def _sample(args: argparse.Namespace) -> None:
+    generator = load_generator(args.generator).to(_device(args.device))
+    images = render(generator, sample(generator, args.seeds, args.psi, label=args.label))
+    files = [save_image(grid(images, labels=[f"seed {seed}" for seed in args.seeds]), args.out)]
+    if args.separate:
+        files += [save_image(image, Path(args.separate) / f"seed{seed:04d}.png")
+                  for seed, image in zip(args.seeds, images, strict=True)]  # fmt: skip
+    _say(_listing(files))
+
+
+def _compare(args: argparse.Namespace) -> None:
+    if args.guide and args.target is None:
+        raise ValueError("--guide needs --target, the text the images are held against.")
+    device, labels = _device(args.device), _labels([args.first, *args.others])
+    generators = [load_generator(name).to(device) for name in (args.first, *args.others)]
+    guides = [load_guide(name, device=device) for name in args.guide or ()]
+    shift = TextShift(args.source, args.target) if guides else None
+
+    shown: list[list[Tensor]] = [[] for _ in generators]
+    seen: list[list[list[Tensor]]] = [[[] for _ in generators] for _ in guides]
+    for start in range(0, len(args.seeds), SHOWN):  # a few at a time: thousands of large images fit in no memory
+        latents = sample(generators[0], args.seeds[start : start + SHOWN], args.psi, label=args.label)
+        for column, generator in enumerate(generators):
+            images = render(generator, latents)
+            if not start:
+                shown[column].append(images)
+            for row, guide in enumerate(guides):
+                seen[row][column].append(embed(guide, images))
+
+    columns = {label: torch.cat(parts) for label, parts in zip(labels, shown, strict=True)}
+    rows = [f"seed {seed}" for seed in args.seeds[:SHOWN]]
+    files = [save_image(compare_grid(columns, rows), args.out)]
+    for guide, found in zip(guides, seen, strict=True):
+        assert shift is not None
+        embeddings = {label: torch.cat(parts) for label, parts in zip(labels, found, strict=True)}
+        _say(_figures(guide, shift, embeddings), "")
+    _say(_listing(files))
+
+
+# ---- parser -------------------------------------------------------------------------------------------------------
+
+
+class _Defaults(NamedTuple):
+    """Which defaults `adapt` has: the built-in world's for its own generator, the paper's for every other."""
+
+    config: AdaptConfig
+    builtin: bool
+
+
+def _parser(defaults: _Defaults) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m nada_core",
+        description="Move a StyleGAN2 generator into a new domain by words alone (StyleGAN-NADA).",
+        epilog="`python -m nada_core COMMAND --help` explains a command.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    demo = _command(commands, _demo, "demo", "adapt the built-in generator by text and judge the result",
+                    "demo --target 'pencil sketch'")  # fmt: skip
+    demo.add_argument("--target", default="anime", choices=portraits.TARGETS, metavar="TEXT",
+                      help=f"one of {', '.join(portraits.TARGETS)} (default anime)")  # fmt: skip
+    demo.add_argument("--out", default="out/demo", metavar="DIR", help="folder of the results (default out/demo)")
+
+    info = _command(commands, _info, "info", "say what a file is: a generator and its layers, a guide, an autosave",
+                    "info portraits")  # fmt: skip
+    info.add_argument("file", metavar="FILE", help="a file of weights, or a built-in name")
+
+    convert = _command(commands, _convert, "convert", "rewrite a generator: .safetensors is ours, .pt rosinality's",
+                       "convert ffhq.pkl ffhq.safetensors")  # fmt: skip
+    convert.add_argument("file", metavar="IN", help="a generator's file, or a built-in name")
+    convert.add_argument("out", metavar="OUT", help="what to write; the name's end decides on the format")
+    convert.add_argument("--half", action="store_true", help="store the synthesis network as float16")
+    convert.add_argument("--force", action="store_true", help="overwrite OUT")
+
+    pictures = _command(commands, _sample, "sample", "write a grid of a generator's pictures",
+                        "sample portraits --seeds 0-15 --psi 0.7 --out out/grid.png")  # fmt: skip
+    pictures.add_argument("generator", metavar="GENERATOR", help="a generator's file, or a built-in name")
+    _latent_flags(pictures, "0-15")
+    pictures.add_argument("--separate", metavar="DIR", help="also write every picture on its own, in full size")
+
+    _adapt_flags(_command(commands, _adapt, "adapt", "move a generator into a new domain",
+                          "adapt portraits --target zombie --out out",
+                          "adapt ffhq.pkl --guide ViT-B-32:openai --guide ViT-B-16:openai --target zombie --out out",
+                          ), defaults)  # fmt: skip
+
+    compare = _command(commands, _compare, "compare", "show the same latents through several generators, side by side",
+                       "compare ffhq.pkl zombie.safetensors --seeds 0-7 --out out/compare.png",
+                       "compare portraits zombie.safetensors --guide portraits --target zombie --out ab.png")
+    compare.add_argument("first", metavar="GEN_A", help="whose latents are shown; figures are relative to it")
+    compare.add_argument("others", metavar="GEN_B", nargs="+", help="generators adapted from it")
+    _latent_flags(compare, "0-7", f"; the grid shows the first {SHOWN}, the figures use all")
+    figures = compare.add_argument_group("figures", "quality, direction and diversity of every generator as guides see "
+                                                    "them; papers take 500 to 1000 seeds")  # fmt: skip
+    figures.add_argument("--guide", action="append", metavar="NAME", help="a guide to judge by; may be repeated")
+    figures.add_argument("--source", default="photo", metavar="TEXT", help="what GEN_A makes (default photo)")
+    figures.add_argument("--target", metavar="TEXT", help="what the others should make")
+    return parser
+
+
+def _command(
+    commands: Any, run: Callable[[argparse.Namespace], None], name: str, summary: str, *examples: str
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", allow_abbrev=False,
+        epilog="\n".join(["example:", *(f"  python -m nada_core {example}" for example in examples)]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    machine = parser.add_argument_group("machine")
+    machine.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
+                         help="where to compute; auto takes a GPU if there is one (default auto)")  # fmt: skip
+    machine.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: torch's own choice)")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _latent_flags(parser: argparse.ArgumentParser, seeds: str, note: str = "") -> None:
+    parser.add_argument("--seeds", type=_seeds, default=_seeds(seeds), metavar="LIST",
+                        help=f"such as 0-15 or 1,5,9 (default {seeds}){note}")  # fmt: skip
+    parser.add_argument("--psi", type=float, default=0.7, metavar="X",
+                        help="truncation: 1 all variety, 0 the mean picture (default 0.7)")  # fmt: skip
+    parser.add_argument("--label", type=int, metavar="N", help="class of a conditional generator")
+    parser.add_argument("--out", required=True, metavar="PNG", help="the grid to write")
+
+
+def _adapt_flags(parser: argparse.ArgumentParser, defaults: _Defaults, required: bool = True) -> None:
+    parser.add_argument("generator", metavar="GENERATOR", nargs=None if required else "?",
+                        help="a generator's file, or a built-in name")  # fmt: skip
+    parser.add_argument("--guide", type=_weighted, action="append", metavar="NAME[=WEIGHT]",
+                        required=required and not defaults.builtin,
+                        help="a built-in name, ARCHITECTURE:TAG (downloaded on first use) or ARCHITECTURE:FILE; may be "
+                             "repeated" + (" (default portraits)" if defaults.builtin else ""))  # fmt: skip
+    parser.add_argument("--source", default="photo", metavar="TEXT", help="what it makes now (default photo)")
+    parser.add_argument("--target", required=required, metavar="TEXT", help="what it shall make")
+    parser.add_argument("--out", required=required, metavar="PATH",
+                        help="a .safetensors file, or a folder for TARGET.safetensors")  # fmt: skip
+    parser.add_argument("--force", action="store_true", help="overwrite an earlier result")
+    parser.add_argument("--autosave", metavar="FILE",
+                        help="what a stopped run goes on from; removed with the result saved (default: beside it)")
+    parser.add_argument("--resume", action="store_true", help="go on from the autosave; give all other flags as before")
+    whose = ("the built-in world's recipe" if defaults.builtin else
+             "the paper's, for published generators; `adapt portraits --help` shows the built-in world's")  # fmt: skip
+    # An argument group takes arguments like a parser, but argparse has no public name for what both are.
+    training = parser.add_argument_group("training", f"The defaults are {whose}.")
+    add_flags(training, AdaptConfig, defaults.config)  # type: ignore[arg-type]
+    layers = parser.add_argument_group("trained layers")
+    add_flags(layers, LayerChoice, defaults.config.layers, "layers")  # type: ignore[arg-type]
+
+
+def _adapt_defaults(words: Sequence[str]) -> _Defaults:
+    """The defaults depend on the generator, so the command line is first read for its name alone."""
+    paper = _Defaults(AdaptConfig(), False)
+    if words[:1] != ["adapt"]:
+        return paper
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    _adapt_flags(first, paper, required=False)
+    try:
+        known, _ = first.parse_known_args(words[1:])
+    except argparse.ArgumentError:  # the whole parser finds it again and reports it with its own usage
+        return paper
+    return _Defaults(portraits.RECIPE, True) if known.generator in BUILTINS else paper
+
+
+def _seeds(text: str) -> list[int]:
+    found: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,10})(?:\s*-\s*(\d{1,10}))?\s*", part)
+        low, high = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if high < low or high - low + len(found) >= MOST_SEEDS:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected 1 to {MOST_SEEDS} numbers, as in 0-15 or 1,5,9.")
+        found.extend(range(low, high + 1))
+    return found
+
+
+def _weighted(text: str) -> tuple[str, float]:
+    name, mark, weight = text.rpartition("=")
+    try:
+        return (name, float(weight)) if mark else (text, 1.0)
+    except ValueError:  # a path may hold an equals sign of its own
+        return text, 1.0
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1.")
+    return int(text)
+
+
+# ---- what a command says ------------------------------------------------------------------------------------------
+
+
+def _say(*lines: str) -> None:
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
+
+
+def _table(rows: Sequence[Sequence[object]]) -> str:
+    """Columns under a heading row; those of numbers are aligned at their right."""
+    texts = [[str(cell) for cell in row] for row in rows]
+    lines = [""] * len(texts)
+    for column in zip(*texts, strict=True):
+        width = max(map(len, column))
+        numeric = all(re.fullmatch(r"[-+]?[\d,.]*", cell) for cell in column[1:])
+        lines = [f"{line}{cell:>{width}}  " if numeric else f"{line}{cell:<{width}}  "
+                 for line, cell in zip(lines, column, strict=True)]  # fmt: skip
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _listing(files: Sequence[Path]) -> str:
+    return "\n".join(f"wrote {path}" for path in files)
+
+
+def _verdict(verdict: portraits.Verdict, target: str) -> str:
+    rows = [
+        ("the judge of the built-in world", "found", "held against"),
+        (f"pictures it takes for {target}", f"{verdict.judge:.2f}", "1, every picture"),
+        ("attributes kept (correlation)", f"{verdict.attributes:.2f}", f"{verdict.source_attributes:.2f} before"),
+        ("distance to the true picture", f"{verdict.distance:.3f}", f"{verdict.source_distance:.3f} before"),
+        ("diversity", f"{verdict.diversity:.2f}", "1, the true pictures' own"),
+    ]
+    word = "meet" if verdict.passed else "MISS"
+    return f"{_table(rows)}\nAll four together {word} the bar every target is held to.\n"
+
+
+def _figures(guide: ClipGuide, shift: TextShift, seen: Mapping[str, Tensor]) -> str:
+    """quality, direction and diversity of every generator; the first is what the others are held against."""
+    goal, phrases = shift.direction(guide).cpu(), guide.encode_text(fill(shift.target, shift.templates)).cpu()
+    (first, before), *rest = seen.items()
+    own = diversity(before)
+    rows = [("generator", "quality", "direction", "diversity"), (first, f"{quality(before, phrases):.3f}", "", "1.00")]
+    for label, after in rest:
+        spread = diversity(after) / max(own, 1e-9)
+        rows.append((label, f"{quality(after, phrases):.3f}", f"{direction(before, after, goal):.3f}", f"{spread:.2f}"))
+    return f"as {guide.name} sees {len(before)} images, from {shift.source} to {shift.target}\n{_table(rows)}"
+
+
+def _about_generator(generator: Generator, raw: RawCheckpoint) -> str:
+    weights = dict(generator.named_parameters())
+    synthesis = sum(weights[name].numel() for layer in generator.layers() for name in layer.parameters)
+    total = sum(value.numel() for value in weights.values())
+    side, classes = generator.resolution, f"{generator.c_dim or 'no'} classes"
+    about = f"{generator.family} generator, {side} x {side} pixels ({raw.container} file)"
+    sizes = f"z {generator.z_dim}, w {generator.w_dim}, {generator.num_ws} rows of W+, {classes}"
+    rows: list[tuple[object, ...]] = [("layer", "resolution", "row", "kind", "parameters")]
+    for layer in generator.layers():
+        count = sum(weights[name].numel() for name in layer.parameters)
+        row = "" if layer.w_index is None else layer.w_index
+        rows.append((layer.name, layer.resolution, row, layer.kind, f"{count:,}"))
+    parts = f"{total:,} parameters, {synthesis:,} of them in the layers below\nsha256 {raw.sha256}"
+    return f"{about}\n{sizes}\n{parts}\n\n{_table(rows)}"
+
+
+def _about_guide(name: str, guide: ClipGuide) -> str:
+    count = sum(value.numel() for value in guide.parameters())
+    seen = f"sees {guide.size[0]} x {guide.size[1]} pixels, embeds in {guide.dim} dimensions, {count:,} parameters"
+    return f"{name}: a guide (CLIP) that ships with the pack\n{seen}\nuse it with --guide {name}"
+
+
+def _about_clip(path: Path, raw: RawCheckpoint) -> str:
+    count = sum(value.numel() for value in raw.tensors.values())
+    return (f"weights of a guide (CLIP), {count:,} numbers ({raw.container} file)\nsha256 {raw.sha256}\n"
+            f"use it with --guide ARCHITECTURE:{path}, where ARCHITECTURE is open_clip's name of the model or a "
+            "config file (.json)")  # fmt: skip
+
+
+def _about_run(path: Path) -> str:
+    run = json.loads(read_metadata(path)["run"])
+    loss = f", loss {run['history'][-1]['loss']:.4f}" if run["history"] else ""
+    return (f"autosave of an adaptation after {run['index']} steps{loss}\n"
+            f"go on with the command that began it and --autosave {path} --resume")  # fmt: skip
+
+
+def _how_to_go_on(autosave: Path) -> str:
+    if not autosave.is_file():
+        return "Stopped before the first autosave; nothing was written."
+    steps = json.loads(read_metadata(autosave)["run"])["index"]
+    return f"Stopped. {steps} steps are safe in {autosave}; go on with the same command and --resume."
+
+
+# ---- results ------------------------------------------------------------------------------------------------------
+
+
+def _save_result(result: Adaptation, path: Path, told: Mapping[str, Any], picture: Tensor) -> list[Path]:
+    """Write pictures and curves, and last the generator: where it is, all of it is."""
+    history = result.history
+    losses = {"loss": [step["loss"] for step in history]}
+    if len(result.config.terms) > 1:
+        losses |= {name: [step["terms"][name] for step in history] for name in result.config.terms}
+    layers = result.generator.layers()
+    rows = [layer.name if layer.w_index is None else f"{layer.name}  row {layer.w_index}" for layer in layers]
+    chosen = [[float(layer.name in step["layers"]) for step in history] for layer in layers]
+    beside = f"{path.with_suffix('')}-"
+    files = [
+        save_image(picture, f"{beside}before-after.png"),
+        save_image(plot_lines(losses, "Loss", smooth=0.9), f"{beside}loss.png"),
+        save_image(plot_heat(chosen, rows, "Layers trained at each step"), f"{beside}layers.png"),
+    ]
+    save_generator(result.generator, path, told)
+    return [*files, path]
+
+
+def _provenance(
+    name: str, source: Generator, guides: Sequence[tuple[ClipGuide, float]], shift: TextShift, config: AdaptConfig
+) -> dict[str, Any]:
+    """What it takes to make the same weights again."""
+    return {
+        "source": {"name": Path(name).name, "sha256": source.source},
+        "prompts": {"source": shift.source, "target": shift.target},
+        "guides": [{"name": g.name, "fingerprint": g.fingerprint, "weight": weight} for g, weight in guides],
+        "config": asdict(config),
+        "version": __version__,
+    }
+
+
+def _origin(path: Path, raw: RawCheckpoint) -> dict[str, Any]:
+    return read_provenance(path) if raw.container == "safetensors" else {}
+
+
+def _result_path(out: str, target: str) -> Path:
+    path = Path(out)
+    return path if path.suffix == ".safetensors" else path / f"{_slug(target)}.safetensors"
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"\W+", "-", text.lower()).strip("-")[:60] or "adapted"
+
+
+def _prepare(path: Path, force: bool) -> None:
+    """Find out before the work, not after it, that the result has no place to go."""
+    if path.exists() and not force:
+        raise FileExistsError(f"{path} is already there; name another file, or overwrite it with --force.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"{path.parent} cannot be written to; name another folder.")
+
+
+def _labels(names: Sequence[str]) -> list[str]:
+    """Short column labels, which must tell the generators apart."""
+    for labels in ([Path(name).stem for name in names], list(names)):
+        if len(set(labels)) == len(labels):
+            return labels
+    raise ValueError(f"Got {', '.join(names)}, expected generators that differ; one is named twice.")
+
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch sees no GPU here; use --device cpu.")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+@contextmanager
+def _progress(steps: int) -> Iterator[Callable[[Step], None]]:
+    """A progress bar on stderr as an on_step: loss and the first layers trained. It appears with the first step, so
+    that a refusal stays one line and a resumed run is timed from where it went on."""
+    from tqdm import tqdm
+
+    patience = 0.2 if sys.stderr.isatty() else 10.0  # a log file wants a line now and then, not a film
+    bar: tqdm[Any] | None = None
+
+    def on_step(step: Step) -> None:
+        nonlocal bar
+        if bar is None:
+            bar = tqdm(total=steps, initial=step.index, unit="step", dynamic_ncols=True, mininterval=patience)
+        more = "…" if len(step.layers) > 3 else ""
+        bar.set_postfix_str(f"loss {step.loss:.3f}, {' '.join(step.layers[:3])}{more}", refresh=False)
+        bar.update()
+
+    try:
+        yield on_step
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,377 @@
+"""The command line, in process, on a generator and a guide of a few hundred numbers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from nada_core import AdaptConfig, load_generator, load_image, portraits, read_provenance, save_generator
+from nada_core import __main__ as cli
+from nada_core.files import BUILTIN, sha256
+from nada_core.generators import StyleGAN2
+from nada_core.portraits.content import Content
+
+CLIP = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8},
+    "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """a and b.safetensors, equal but for the synthesis; other.safetensors; a guide under the built-in name."""
+    shelf = tmp_path_factory.mktemp("shelf")
+    settings: dict[str, Any] = {"resolution": 16, "z_dim": 6, "w_dim": 6, "mapping_layers": 2, "widths": [8, 7, 4]}
+    generator = StyleGAN2(**settings, rng=torch.Generator().manual_seed(0))
+    save_generator(generator, shelf / "a.safetensors", {"made": "for a test"})
+    with torch.no_grad():
+        for value in generator.synthesis.parameters():
+            value.mul_(1.2)
+    save_generator(generator, shelf / "b.safetensors", {})
+    save_generator(StyleGAN2(**settings, rng=torch.Generator().manual_seed(1)), shelf / "other.safetensors", {})
+    (shelf / "guide.json").write_text(json.dumps(CLIP))
+    torch.manual_seed(0)
+    model = open_clip.CLIP(**CLIP)
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, shelf / "guide.safetensors")
+    return shelf
+
+
+@pytest.fixture(autouse=True)
+def world(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder, in which the built-in names stand for the tiny files."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("nada_core.clip._BUILT_IN", shelf)
+    monkeypatch.setitem(cli.BUILTINS, "portraits", shelf / "a.safetensors")
+    return tmp_path
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    def run(*words: object) -> tuple[int, str, str]:
+        try:
+            code = cli.main([str(word) for word in words])
+        except SystemExit as leave:  # argparse's way out
+            code = int(leave.code or 0)
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return run
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def files() -> set[str]:
+    return {path.as_posix() for path in Path().rglob("*") if path.is_file()}
+
+
+def quick(shelf: Path, *more: object) -> tuple[object, ...]:
+    """A run of four steps on a real file."""
+    return ("adapt", shelf / "a.safetensors", "--guide", "portraits", "--target", "zombie", "--out", "out",
+            "--steps", 4, "--batch", 1, "--lr", 0.01, "--autosave-every", 2, *more)  # fmt: skip
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, index: int) -> None:
+    """As if somebody pressed Ctrl-C right after a step."""
+    adapt = cli.adapt
+
+    def interrupted(generator: Any, guides: Any, shift: Any, config: Any, on_step: Any, *rest: Any) -> Any:
+        def stopping(step: Any) -> None:
+            on_step(step)
+            if step.index == index:
+                raise KeyboardInterrupt
+
+        return adapt(generator, guides, shift, config, stopping, *rest)
+
+    monkeypatch.setattr(cli, "adapt", interrupted)
+
+
+# ---- help and usage -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["demo", "info", "convert", "sample", "adapt", "compare"])
+def test_help_of_every_command_has_an_example_that_parses(run: Run, command: str) -> None:
+    code, out, _ = run(command, "--help")
+    assert code == 0 and f"python -m nada_core {command}" in out.partition("example:")[2]
+    for line in out.partition("example:")[2].strip().splitlines():
+        words = line.replace("'pencil sketch'", "elf").split()[3:]
+        assert cli._parser(cli._adapt_defaults(words)).parse_args(words).run
+    assert command in run("--help")[1]
+
+
+def test_the_module_can_be_run() -> None:
+    done = subprocess.run([sys.executable, "-m", "nada_core", "--version"], cwd=Path(cli.__file__).parents[1],
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    assert done.stdout.strip() == cli.__version__
+
+
+def test_defaults_follow_the_generator(run: Run, shelf: Path) -> None:
+    def lr(*words: str) -> float:
+        whole = ["adapt", *words, "--target", "x", "--out", "y"]
+        return float(cli._parser(cli._adapt_defaults(whole)).parse_args(whole).lr)
+
+    assert lr("portraits") == lr("--source", "photo", "--steps", "9", "portraits") == portraits.RECIPE.lr
+    assert lr("ffhq.pkl", "--guide", "portraits") == AdaptConfig().lr
+    assert lr("--guide", "portraits", "ffhq.pkl") == AdaptConfig().lr
+    assert f"(default {portraits.RECIPE.lr:g}," in run("adapt", "portraits", "--help")[1]
+    paper = run("adapt", "--help")[1]
+    assert f"(default {AdaptConfig().lr:g}," in paper and "adapt portraits --help" in paper
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ((), "COMMAND"),
+        (("adapt", "portraits", "--target", "elf", "--out", "o", "--steps", "-3"), "--steps: '-3': expected a whole"),
+        (("adapt", "portraits", "--target", "elf", "--out", "o", "--layers-mode", "adaptve"), "Did you mean adaptive"),
+        (("adapt", "x.pt", "--target", "elf", "--out", "o"), "--guide"),
+        (("adapt", "portraits", "--target", "elf", "--out", "o", "--step", "3"), "unrecognized arguments: --step"),
+        (("demo", "--target", "vampire"), "pencil sketch"),
+        (("sample", "portraits", "--out", "x.png", "--seeds", "5-1"), "as in 0-15 or 1,5,9"),
+        (("sample", "portraits", "--out", "x.png", "--seeds", "0-9999999999"), "expected 1 to 10000"),
+        (("sample", "portraits", "--out", "x.png", "--seeds", "1,,2"), "as in 0-15"),
+        (("info", "portraits", "--threads", "0"), "at least 1"),
+    ],
+)
+def test_wrong_usage_is_told_by_the_parser(run: Run, words: tuple[str, ...], told: str) -> None:
+    code, out, err = run(*words)
+    assert code == 2 and told in err and "Traceback" not in err and not out and not files()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("info", "missing.pt"), "no such file"),
+        (("info", "."), "no such file"),
+        (("convert", "portraits", "x.pkl"), ".safetensors (ours) or .pt"),
+        (("convert", "portraits", "x.pt", "--half"), "--half"),
+        (("sample", "portraits", "--out", "x.jpg"), "ends in .png"),
+        (("sample", "portraits", "--out", "x.png", "--label", "1"), "has no classes"),
+        (("adapt", "portraits", "--target", "photo", "--out", "o"), "two phrases that differ"),
+        (("adapt", "portraits", "--guide", "portrait", "--target", "elf", "--out", "o"), "Did you mean portraits"),
+        (("adapt", "portraits", "--guide", "portraits=-1", "--target", "elf", "--out", "o"), "weight -1.0"),
+        (("adapt", "portraits", "--target", "elf", "--out", "o", "--layers-mode", "named"), "names is empty"),
+        (("compare", "portraits", "portraits", "--out", "x.png"), "named twice"),
+        (("compare", "portraits", "b", "--out", "x.png", "--guide", "portraits"), "--guide needs --target"),
+    ],
+)
+def test_what_a_person_can_cause_is_one_line(run: Run, words: tuple[str, ...], told: str) -> None:
+    code, out, err = run(*words)
+    assert code == 2 and told in err and err.startswith("error: ") and err.count("\n") == 1
+    assert not out and not files()
+
+
+def test_our_own_faults_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: object) -> None:
+        raise TypeError("a bug")
+
+    monkeypatch.setattr(cli, "load_generator", broken)
+    with pytest.raises(TypeError, match="a bug"):
+        cli.main(["sample", "portraits", "--out", "x.png"])
+
+
+def test_device_and_threads(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert run("sample", "portraits", "--out", "x.png", "--seeds", "3", "--threads", 2)[0] == 0 and asked == [2]
+    code, _, err = run("sample", "portraits", "--out", "y.png", "--device", "cuda")
+    assert code == 2 and "no GPU" in err
+
+
+# ---- info and convert ---------------------------------------------------------------------------------------------
+
+
+def test_info_tells_a_generator(run: Run, shelf: Path) -> None:
+    code, out, _ = run("info", "portraits")
+    generator = load_generator(shelf / "a.safetensors")
+    assert code == 0 and "stylegan2 generator, 16 x 16 pixels" in out and "6 rows of W+, no classes" in out
+    assert all(layer.name in out for layer in generator.layers())
+    assert f"{sum(p.numel() for p in generator.parameters()):,} parameters" in out
+    assert sha256(shelf / "a.safetensors") in out and '"made": "for a test"' in out
+    assert "provenance" not in run("info", shelf / "b.safetensors")[1]
+
+
+def test_info_tells_guides(run: Run, shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, out, _ = run("info", shelf / "guide.safetensors")
+    assert code == 0 and out.startswith("weights of a guide (CLIP)") and "--guide ARCHITECTURE:" in out
+    for name in ("guide.json", "guide.safetensors"):
+        (tmp_path / name.replace("guide", "guide-x")).write_bytes((shelf / name).read_bytes())
+    monkeypatch.setattr("nada_core.clip._BUILT_IN", tmp_path)
+    code, out, _ = run("info", "portraits-x")
+    assert code == 0 and "sees 32 x 32 pixels, embeds in 16 dimensions" in out and "--guide portraits-x" in out
+
+
+def test_convert_both_ways_gives_the_same_pictures(run: Run, shelf: Path) -> None:
+    assert run("convert", "portraits", "a.pt")[:2] == (0, "wrote a.pt\n")
+    assert run("convert", "a.pt", "back.safetensors")[0] == 0
+    there, back = load_generator(shelf / "a.safetensors"), load_generator("back.safetensors")
+    ws = there.map(torch.randn(2, 6, generator=torch.Generator().manual_seed(0)))
+    torch.testing.assert_close(there.synthesize(ws), back.synthesize(ws))
+    assert read_provenance("back.safetensors")["source"] == {"name": "a.pt", "sha256": sha256("a.pt")}
+    assert "torch file" in run("info", "a.pt")[1]
+
+
+def test_convert_keeps_provenance_and_overwrites_only_by_force(run: Run, shelf: Path) -> None:
+    assert run("convert", shelf / "a.safetensors", "copy.safetensors", "--half")[0] == 0
+    assert read_provenance("copy.safetensors") == {"made": "for a test"}
+    before = sha256("copy.safetensors")
+    code, _, err = run("convert", shelf / "b.safetensors", "copy.safetensors")
+    assert code == 2 and "--force" in err and sha256("copy.safetensors") == before
+    assert run("convert", shelf / "b.safetensors", "copy.safetensors", "--force")[0] == 0
+    assert sha256("copy.safetensors") != before and files() == {"copy.safetensors"}
+
+
+# ---- sample and compare -------------------------------------------------------------------------------------------
+
+
+def test_sample_writes_a_grid_and_single_pictures(run: Run) -> None:
+    code, out, _ = run("sample", "portraits", "--seeds", "0-2,7", "--out", "o/grid.png", "--separate", "o/all")
+    singles = {f"o/all/seed{seed:04d}.png" for seed in (0, 1, 2, 7)}
+    assert code == 0 and files() == {"o/grid.png", *singles}
+    assert {line.removeprefix("wrote ") for line in out.splitlines()} == files()
+    alone = load_image("o/all/seed0007.png")
+    assert alone.shape == (1, 3, 16, 16)
+    run("sample", "portraits", "--seeds", "7", "--out", "seven.png", "--separate", "again")
+    assert (load_image("again/seed0007.png") - alone).abs().max() <= 2 / 255 + 1e-6  # rounding of another batch at most
+
+
+def test_compare_shows_and_measures(run: Run, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "SHOWN", 3)
+    a, b = shelf / "a.safetensors", shelf / "b.safetensors"
+    asked = ("--seeds", "0-4", "--guide", "portraits", "--target", "zombie")
+    code, out, _ = run("compare", a, b, "--out", "ab.png", *asked)
+    assert code == 0 and files() == {"ab.png"}
+    lines = [line.split() for line in out.splitlines()]
+    assert "as portraits sees 5 images, from photo to zombie" in out
+    assert ["generator", "quality", "direction", "diversity"] in lines
+    (row_a,), (row_b,) = ([line for line in lines if line[:1] == [name]] for name in "ab")
+    assert len(row_a) == 3 and row_a[-1] == "1.00" and len(row_b) == 4
+    assert all(-1 <= float(figure) <= 1 for figure in row_b[1:3]) and float(row_b[3]) > 0
+    five = load_image("ab.png").shape
+    assert run("compare", a, b, "--out", "ab.png", "--seeds", "0-2")[1] == "wrote ab.png\n"
+    assert load_image("ab.png").shape == five  # the grid stops at SHOWN
+
+
+def test_compare_refuses_other_latents_and_tells_namesakes_apart(run: Run, shelf: Path, tmp_path: Path) -> None:
+    a, other = shelf / "a.safetensors", shelf / "other.safetensors"
+    code, _, err = run("compare", a, other, "--out", "x.png")
+    assert code == 2 and "another generator" in err and not files()
+    assert cli._labels(["p/a.pt", "q/a.pt"]) == ["p/a.pt", "q/a.pt"]
+    assert cli._labels(["p/a.pt", "q/b.pt"]) == ["a", "b"]
+
+
+# ---- adapt --------------------------------------------------------------------------------------------------------
+
+
+def test_adapt_writes_everything(run: Run, shelf: Path) -> None:
+    code, out, err = run(*quick(shelf, "--guide", "portraits=0.5", "--layers-mode", "adaptive", "--layers-count", 2))
+    stem = "out/zombie"
+    written = {f"{stem}.safetensors", f"{stem}-before-after.png", f"{stem}-loss.png", f"{stem}-layers.png"}
+    assert code == 0 and files() == written  # and no autosave is left
+    assert {line.removeprefix("wrote ") for line in out.splitlines()} == written
+    assert "4/4" in err and "loss" in err
+
+    told = read_provenance(f"{stem}.safetensors")
+    assert told["source"] == {"name": "a.safetensors", "sha256": sha256(shelf / "a.safetensors")}
+    assert told["prompts"] == {"source": "photo", "target": "zombie"} and told["version"] == cli.__version__
+    assert [(guide["name"], guide["weight"]) for guide in told["guides"]] == [("portraits", 1.0), ("portraits", 0.5)]
+    assert (told["config"]["steps"], told["config"]["layers"]["count"]) == (4, 2)
+    assert '"target": "zombie"' in run("info", f"{stem}.safetensors")[1]
+
+    before, after = load_generator(shelf / "a.safetensors"), load_generator(f"{stem}.safetensors")
+    assert before.space() == after.space()
+    assert any(not torch.equal(p, q) for p, q in zip(before.parameters(), after.parameters(), strict=True))
+
+
+def test_adapt_does_not_overwrite(run: Run, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("result.safetensors").write_text("precious")
+    words = quick(shelf, "--out", "result.safetensors")
+    code, _, err = run(*words)
+    assert code == 2 and "--force" in err and Path("result.safetensors").read_text() == "precious"
+    assert run(*words, "--force")[0] == 0 and load_generator("result.safetensors")
+    assert "result-loss.png" in files()
+
+    def read_only(path: object, mode: int) -> bool:
+        return False
+
+    monkeypatch.setattr("os.access", read_only)
+    code, _, err = run(*quick(shelf))
+    assert code == 2 and "cannot be written to" in err
+
+
+def test_a_stopped_run_says_how_to_go_on_and_does(run: Run, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = quick(shelf, "--out", "whole.safetensors")
+    assert run(*whole)[0] == 0
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2)
+        code, out, err = run(*quick(shelf))
+    assert code == 130 and not out and "Traceback" not in err
+    autosave = "out/zombie.autosave.safetensors"
+    assert err.splitlines()[-1] == f"Stopped. 2 steps are safe in {autosave}; go on with the same command and --resume."
+    assert {name for name in files() if name.startswith("out/")} == {autosave}  # nothing half-written
+    assert "autosave of an adaptation after 2 steps, loss" in run("info", autosave)[1]
+
+    code, _, err = run(*quick(shelf))
+    assert code == 2 and "already there" in err
+    code, _, err = run(*quick(shelf, "--resume", "--lr", 0.02))
+    assert code == 2 and "belongs to another run" in err
+    code, _, err = run(*quick(shelf, "--resume"))
+    assert code == 0 and not Path(autosave).exists() and "4/4" in err
+    one, two = load_generator("whole.safetensors"), load_generator("out/zombie.safetensors")
+    assert all(torch.equal(p, q) for p, q in zip(one.parameters(), two.parameters(), strict=True))
+
+
+def test_stopping_before_the_first_autosave(run: Run, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop_at(monkeypatch, 0)
+    code, _, err = run(*quick(shelf, "--autosave", "mine.safetensors"))
+    assert code == 130 and "before the first autosave" in err.splitlines()[-1] and not files()
+
+
+def test_resuming_from_nothing_starts_and_says_so(run: Run, shelf: Path) -> None:
+    code, _, err = run(*quick(shelf, "--resume", "--autosave", "mine.safetensors"))
+    assert code == 0 and "no autosave at mine.safetensors" in err and "out/zombie.safetensors" in files()
+    assert "mine.safetensors" not in files()
+
+
+def test_names_of_results() -> None:
+    assert cli._result_path("o", "a Zombie, by  Pixar!").as_posix() == "o/a-zombie-by-pixar.safetensors"
+    assert cli._result_path("o/x.safetensors", "zombie") == Path("o/x.safetensors")
+    assert cli._result_path("o", "../?").as_posix() == "o/adapted.safetensors"
+    assert cli._weighted("a:/x=y/z.pt") == ("a:/x=y/z.pt", 1.0) and cli._weighted("ViT-B-32:openai=0.5")[1] == 0.5
+
+
+# ---- demo ---------------------------------------------------------------------------------------------------------
+
+
+def test_demo_judges_and_writes(run: Run, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = torch.Generator().manual_seed(0)
+    generator = StyleGAN2(64, z_dim=24, w_dim=24, mapping_layers=1, widths=[4] * 5, rng=rng)
+    save_generator(generator, "world.safetensors", {})
+    monkeypatch.setitem(cli.BUILTINS, "portraits", Path("world.safetensors").resolve())
+    content = Content.measure(generator, rng, samples=500)
+    monkeypatch.setattr(Content, "load", lambda: content)
+    monkeypatch.setattr(portraits.Judge, "load", lambda: portraits.Judge().eval())
+    monkeypatch.setattr(portraits, "RECIPE", AdaptConfig(steps=2, batch=1))
+    code, out, _ = run("demo", "--target", "pencil sketch", "--out", "d")
+    assert code == 0 and all(word in out for word in ("held against", "before", "diversity", "the bar every target"))
+    written = {f"d/pencil-sketch{end}" for end in (".safetensors", "-before-after.png", "-loss.png", "-layers.png")}
+    assert files() == {"world.safetensors", *written} and all(f"wrote {name}" in out for name in written)
+    assert read_provenance("d/pencil-sketch.safetensors")["prompts"]["target"] == "pencil sketch"
+
+
+@pytest.mark.skipif(not (BUILTIN / "generator.safetensors").exists(), reason="the built-in weights are not fitted yet")
+def test_info_of_the_shipped_generator(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cli.BUILTINS, "portraits", BUILTIN / "generator.safetensors")
+    code, out, _ = run("info", "portraits")
+    assert code == 0 and "64 x 64 pixels" in out
