@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import nada_core
 from nada_core import AdaptConfig, load_generator, load_image, portraits, read_provenance, save_generator
 from nada_core import __main__ as cli
 from nada_core.files import BUILTIN, sha256
@@ -94,6 +96,21 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, index: int) -> None:
         return adapt(generator, guides, shift, config, stopping, *rest)
 
     monkeypatch.setattr(cli, "adapt", interrupted)
+
+
+# ---- readme -------------------------------------------------------------------------------------------------------
+
+
+def test_the_readme_speaks_of_what_exists() -> None:
+    text = (Path(cli.__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    program = text.partition("```python\n")[2].partition("```")[0]
+    for node in ast.walk(ast.parse(program)):
+        if isinstance(node, ast.ImportFrom):
+            assert node.module == "nada_core" and {alias.name for alias in node.names} <= set(nada_core.__all__)
+    commands = [line.split("`")[1].split() for line in text.splitlines() if line.startswith("| `")][1:]
+    assert {words[0] for words in commands} == {"demo", "adapt", "sample", "compare", "info", "convert"}
+    for words in commands:
+        assert cli._parser(cli._adapt_defaults(words)).parse_args(words).run
 
 
 # ---- help and usage -----------------------------------------------------------------------------------------------
