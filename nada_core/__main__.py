@@ -52,7 +52,7 @@ from .portraits.content import Content
 from .prompts import fill
 from .settings import add_flags, from_flags
 
-SHOWN = 16  # a grid of more rows is no longer taken in at a glance
+ROWS, CELLS = 16, 64  # a larger picture is no longer taken in at a glance
 MOST_SEEDS = 10_000
 
 
@@ -112,15 +112,14 @@ def _adapt(args: argparse.Namespace) -> None:
     try:
         with _progress(config.steps) as on_step:
             result = adapt(source, guides, shift, config, on_step, autosave, args.resume)
+        latents = sample(source, range(8), label=config.label)
+        before, after = render(source, latents), render(result.generator, latents)
+        columns = {f"before: {shift.source}": before, f"after: {shift.target}": after}
+        picture = compare_grid(columns, [f"seed {seed}" for seed in range(8)])
+        files = _save_result(result, path, _provenance(args.generator, source, guides, shift, config), picture)
+        autosave.unlink(missing_ok=True)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_how_to_go_on(autosave)) from None
-
-    latents = sample(source, range(8), label=config.label)
-    before, after = render(source, latents), render(result.generator, latents)
-    columns = {f"before: {shift.source}": before, f"after: {shift.target}": after}
-    picture = compare_grid(columns, [f"seed {seed}" for seed in range(8)])
-    files = _save_result(result, path, _provenance(args.generator, source, guides, shift, config), picture)
-    autosave.unlink(missing_ok=True)
     _say(_listing(files))
 
 
@@ -130,7 +129,7 @@ def _info(args: argparse.Namespace) -> None:
     path = BUILTINS.get(args.file, Path(args.file))
     raw = read_checkpoint(path)
     if raw.hints.get("kind") == "nada_run":
-        return _say(_about_run(path))
+        return _say(_about_run(path, raw))
     if any(name.startswith("visual.") for name in raw.tensors):
         return _say(_about_clip(path, raw))
     _say(_about_generator(load_generator(path), raw))
@@ -157,11 +156,16 @@ def _convert(args: argparse.Namespace) -> None:
 
 def _sample(args: argparse.Namespace) -> None:
     generator = load_generator(args.generator).to(_device(args.device))
-    images = render(generator, sample(generator, args.seeds, args.psi, label=args.label))
-    files = [save_image(grid(images, labels=[f"seed {seed}" for seed in args.seeds]), args.out)]
-    if args.separate:
+    files: list[Path] = []
+    for start in range(0, len(args.seeds), CELLS):  # a few at a time: thousands of large pictures fit in no memory
+        seeds = args.seeds[start : start + CELLS]
+        images = render(generator, sample(generator, seeds, args.psi, label=args.label))
+        if not start:
+            files.append(save_image(grid(images, labels=[f"seed {seed}" for seed in seeds]), args.out))
+        if not args.separate:
+            break
         files += [save_image(image, Path(args.separate) / f"seed{seed:04d}.png")
-                  for seed, image in zip(args.seeds, images, strict=True)]  # fmt: skip
+                  for seed, image in zip(seeds, images, strict=True)]  # fmt: skip
     _say(_listing(files))
 
 
@@ -173,25 +177,22 @@ def _compare(args: argparse.Namespace) -> None:
     guides = [load_guide(name, device=device) for name in args.guide or ()]
     shift = TextShift(args.source, args.target) if guides else None
 
-    shown: list[list[Tensor]] = [[] for _ in generators]
-    seen: list[list[list[Tensor]]] = [[[] for _ in generators] for _ in guides]
-    for start in range(0, len(args.seeds), SHOWN):  # a few at a time: thousands of large images fit in no memory
-        latents = sample(generators[0], args.seeds[start : start + SHOWN], args.psi, label=args.label)
-        for column, generator in enumerate(generators):
-            images = render(generator, latents)
-            if not start:
-                shown[column].append(images)
-            for row, guide in enumerate(guides):
-                seen[row][column].append(embed(guide, images))
-
-    columns = {label: torch.cat(parts) for label, parts in zip(labels, shown, strict=True)}
-    rows = [f"seed {seed}" for seed in args.seeds[:SHOWN]]
-    files = [save_image(compare_grid(columns, rows), args.out)]
+    seen: list[dict[str, list[Tensor]]] = [{label: [] for label in labels} for _ in guides]
+    for start in range(0, len(args.seeds), ROWS):  # a few at a time, as above
+        seeds = args.seeds[start : start + ROWS]
+        latents = sample(generators[0], seeds, args.psi, label=args.label)
+        columns = {label: render(one, latents) for label, one in zip(labels, generators, strict=True)}
+        if not start:
+            picture = save_image(compare_grid(columns, [f"seed {seed}" for seed in seeds]), args.out)
+        if not guides:
+            break
+        for guide, found in zip(guides, seen, strict=True):
+            for label, images in columns.items():
+                found[label].append(embed(guide, images))
     for guide, found in zip(guides, seen, strict=True):
         assert shift is not None
-        embeddings = {label: torch.cat(parts) for label, parts in zip(labels, found, strict=True)}
-        _say(_figures(guide, shift, embeddings), "")
-    _say(_listing(files))
+        _say(_figures(guide, shift, {label: torch.cat(parts) for label, parts in found.items()}), "")
+    _say(_listing([picture]))
 
 
 # ---- parser -------------------------------------------------------------------------------------------------------
@@ -233,7 +234,7 @@ def _parser(defaults: _Defaults) -> argparse.ArgumentParser:
     pictures = _command(commands, _sample, "sample", "write a grid of a generator's pictures",
                         "sample portraits --seeds 0-15 --psi 0.7 --out out/grid.png")  # fmt: skip
     pictures.add_argument("generator", metavar="GENERATOR", help="a generator's file, or a built-in name")
-    _latent_flags(pictures, "0-15")
+    _latent_flags(pictures, "0-15", f"; the grid shows the first {CELLS}")
     pictures.add_argument("--separate", metavar="DIR", help="also write every picture on its own, in full size")
 
     _adapt_flags(_command(commands, _adapt, "adapt", "move a generator into a new domain",
@@ -246,7 +247,7 @@ def _parser(defaults: _Defaults) -> argparse.ArgumentParser:
                        "compare portraits zombie.safetensors --guide portraits --target zombie --out ab.png")
     compare.add_argument("first", metavar="GEN_A", help="whose latents are shown; figures are relative to it")
     compare.add_argument("others", metavar="GEN_B", nargs="+", help="generators adapted from it")
-    _latent_flags(compare, "0-7", f"; the grid shows the first {SHOWN}, the figures use all")
+    _latent_flags(compare, "0-7", f"; the grid shows the first {ROWS}, the figures use all")
     figures = compare.add_argument_group("figures", "quality, direction and diversity of every generator as guides see "
                                                     "them; papers take 500 to 1000 seeds")  # fmt: skip
     figures.add_argument("--guide", action="append", metavar="NAME", help="a guide to judge by; may be repeated")
@@ -419,17 +420,18 @@ def _about_clip(path: Path, raw: RawCheckpoint) -> str:
             "config file (.json)")  # fmt: skip
 
 
-def _about_run(path: Path) -> str:
-    run = json.loads(read_metadata(path)["run"])
+def _about_run(path: Path, raw: RawCheckpoint) -> str:
+    run = json.loads(raw.hints["run"])
     loss = f", loss {run['history'][-1]['loss']:.4f}" if run["history"] else ""
     return (f"autosave of an adaptation after {run['index']} steps{loss}\n"
             f"go on with the command that began it and --autosave {path} --resume")  # fmt: skip
 
 
 def _how_to_go_on(autosave: Path) -> str:
-    if not autosave.is_file():
+    told = read_metadata(autosave) if autosave.is_file() else {}
+    if "run" not in told:
         return "Stopped before the first autosave; nothing was written."
-    steps = json.loads(read_metadata(autosave)["run"])["index"]
+    steps = json.loads(told["run"])["index"]
     return f"Stopped. {steps} steps are safe in {autosave}; go on with the same command and --resume."
 
 

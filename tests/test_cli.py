@@ -252,7 +252,8 @@ def test_convert_keeps_provenance_and_overwrites_only_by_force(run: Run, shelf: 
 # ---- sample and compare -------------------------------------------------------------------------------------------
 
 
-def test_sample_writes_a_grid_and_single_pictures(run: Run) -> None:
+def test_sample_writes_a_grid_and_single_pictures(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "CELLS", 3)  # so that the fourth picture comes in a second turn
     code, out, _ = run("sample", "portraits", "--seeds", "0-2,7", "--out", "o/grid.png", "--separate", "o/all")
     singles = {f"o/all/seed{seed:04d}.png" for seed in (0, 1, 2, 7)}
     assert code == 0 and files() == {"o/grid.png", *singles}
@@ -264,7 +265,7 @@ def test_sample_writes_a_grid_and_single_pictures(run: Run) -> None:
 
 
 def test_compare_shows_and_measures(run: Run, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "SHOWN", 3)
+    monkeypatch.setattr(cli, "ROWS", 3)
     a, b = shelf / "a.safetensors", shelf / "b.safetensors"
     asked = ("--seeds", "0-4", "--guide", "portraits", "--target", "zombie")
     code, out, _ = run("compare", a, b, "--out", "ab.png", *asked)
@@ -277,7 +278,7 @@ def test_compare_shows_and_measures(run: Run, shelf: Path, monkeypatch: pytest.M
     assert all(-1 <= float(figure) <= 1 for figure in row_b[1:3]) and float(row_b[3]) > 0
     five = load_image("ab.png").shape
     assert run("compare", a, b, "--out", "ab.png", "--seeds", "0-2")[1] == "wrote ab.png\n"
-    assert load_image("ab.png").shape == five  # the grid stops at SHOWN
+    assert load_image("ab.png").shape == five  # the grid stops at ROWS
 
 
 def test_compare_refuses_other_latents_and_tells_namesakes_apart(run: Run, shelf: Path, tmp_path: Path) -> None:
@@ -347,6 +348,19 @@ def test_a_stopped_run_says_how_to_go_on_and_does(run: Run, shelf: Path, monkeyp
     assert code == 0 and not Path(autosave).exists() and "4/4" in err
     one, two = load_generator("whole.safetensors"), load_generator("out/zombie.safetensors")
     assert all(torch.equal(p, q) for p, q in zip(one.parameters(), two.parameters(), strict=True))
+
+
+def test_stopping_while_the_result_is_written_loses_nothing(
+    run: Run, shelf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pressed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "save_generator", pressed)
+        code, _, err = run(*quick(shelf))
+    assert code == 130 and "4 steps are safe" in err.splitlines()[-1] and "out/zombie.safetensors" not in files()
+    assert run(*quick(shelf, "--resume"))[0] == 0 and load_generator("out/zombie.safetensors")
 
 
 def test_stopping_before_the_first_autosave(run: Run, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
