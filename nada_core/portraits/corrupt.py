@@ -18,8 +18,11 @@ KINDS = ("tint", "patchy tint", "hue", "noise", "blur", "speckle", "shuffle", "f
 def corrupt(pictures: Tensor, rng: torch.Generator, kind: str | None = None) -> Tensor:
     """Spoil every picture beyond recognition of its style, each in its own way or all in one `kind`.
 
-    pictures: [N, 3, H, W] in -1..1. Returns the same shape; the input is left as it is.
+    pictures: [N, 3, H, W] in -1..1. Returns the same shape; the input is left as it is. Raises ValueError for a kind
+    that is not in `KINDS`.
     """
+    if kind is not None and kind not in KINDS:
+        raise ValueError(f"got kind {kind!r}; expected one of {', '.join(KINDS)}")
     out = torch.empty_like(pictures)
     for i, picture in enumerate(pictures):
         name = kind or KINDS[int(torch.randint(len(KINDS), (), generator=rng))]

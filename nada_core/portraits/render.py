@@ -32,15 +32,12 @@ STYLES = (
     "pixel art",
 )  # fmt: skip
 
-_COLOURS = {"skin", "hair_colour", "background_hue", "background_light", "shirt_hue"}
 #: What a style cannot show. An attribute that is not in the picture can be neither read nor kept.
 HIDDEN: dict[str, set[str]] = {
-    "pencil sketch": {"skin", "background_hue", "background_light", "shirt_hue", "hair_colour"},
-    "zombie": {"skin", "hair_colour", "shirt_hue"},
-    "anime": {"mouth_width"},
-    "joker": {"skin", "hair_colour", "shirt_hue", "mouth_curve", "mouth_width"},
+    "pencil sketch": {"background_hue", "background_light", "shirt_hue"},
+    "joker": {"skin", "shirt_hue", "mouth_curve", "mouth_width"},
     "marble statue": {"skin", "hair_colour", "shirt_hue"},
-    "pixel art": {"eye_size", "eye_gap", "mouth_curve", "mouth_width", "jaw"},
+    "pixel art": {"eye_size", "jaw", "mouth_curve", "mouth_width"},
 }
 
 

@@ -1,0 +1,40 @@
+"""Re-create the weights of the built-in world: about two hours on two CPU cores.
+
+    python -m nada_core.portraits.fit                      everything, into nada_core/portraits/weights
+    python -m nada_core.portraits.fit judge --minutes 20   one part
+
+Each part has a budget in minutes rather than steps, so a faster machine gives better weights, and the same machine the
+same quality rather than the same bits.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from ..files import BUILTIN
+from . import fit_generator, fit_guide, fit_judge
+
+PARTS: dict[str, tuple[Callable[..., None], float]] = {
+    "guide": (fit_guide.fit, 56.0), "generator": (fit_generator.fit, 34.0), "judge": (fit_judge.fit, 20.0),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m nada_core.portraits.fit", description=__doc__.split("\n")[0])
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"which of {', '.join(PARTS)} (all)")
+    parser.add_argument("--minutes", type=float, help="time budget of each part, in place of its own")
+    parser.add_argument("--out", type=Path, default=BUILTIN, help="where the weights go (%(default)s)")
+    parser.add_argument("--log", type=Path, help="append progress lines to this file")
+    args = parser.parse_args()
+    unknown = [part for part in args.parts if part not in PARTS]
+    if unknown:
+        parser.error(f"got {', '.join(unknown)}; expected {', '.join(PARTS)}")
+    for part in args.parts or PARTS:
+        fit, minutes = PARTS[part]
+        fit(args.out, minutes=args.minutes or minutes, log=args.log)
+
+
+if __name__ == "__main__":
+    main()
