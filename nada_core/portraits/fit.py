@@ -17,7 +17,7 @@ from ..files import BUILTIN
 from . import fit_generator, fit_guide, fit_judge
 
 PARTS: dict[str, tuple[Callable[..., None], float]] = {
-    "guide": (fit_guide.fit, 56.0), "generator": (fit_generator.fit, 34.0), "judge": (fit_judge.fit, 20.0),
+    "guide": (fit_guide.fit, 64.0), "generator": (fit_generator.fit, 34.0), "judge": (fit_judge.fit, 20.0),
 }
 
 

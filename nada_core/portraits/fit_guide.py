@@ -2,9 +2,12 @@
 
 A CLIP fitted on clean pictures is useless as a teacher: its gradients point to invisible noise. Training against an
 adversary (Madry et al., arXiv:1706.06083; its gradients follow what eyes see: Engstrom et al., arXiv:1906.00945) makes
-them point to pictures. The loss has three parts: captions (multi-positive InfoNCE), directions (the difference of one
-content in two styles follows the difference of their words, which is what StyleGAN-NADA will ask of it), and content
-(a linear reading of the embedding tells the attributes, as a web-scale CLIP's does).
+them point to pictures. Half of the adversary's moves are smooth, because a generator's own mistakes are.
+
+The loss has four parts. Captions: multi-positive InfoNCE. Directions: the difference of one content in two styles
+follows the difference of their words, which is what StyleGAN-NADA will ask of it. Completeness: of a picture that made
+only a share of that change, the direction is followed by just that share, so nothing may be left undone. Content: a
+linear reading of the embedding tells the attributes, as a web-scale CLIP's does.
 
 Letters: N pictures, D embedding, S styles.
 """
@@ -23,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..files import write_safetensors
+from ..files import read_checkpoint, write_safetensors
 from ..prompts import TEMPLATES
 from .captions import CLASSES, Captions, describe
 from .corrupt import corrupt
@@ -34,8 +37,9 @@ CONFIG: dict[str, Any] = {
     "vision_cfg": {"image_size": 96, "layers": [2, 2, 2, 1], "width": 20},
     "text_cfg": {"context_length": 48, "vocab_size": 49408, "width": 48, "heads": 3, "layers": 2},
 }
-_EPS = 3.0  # the adversary's longest step, L2 over a 0..1 picture
+_EPS, _SMOOTH_EPS = 4.0, 6.0  # the adversary's longest steps, L2 over a 0..1 picture
 _PAIRS, _BROKEN = 28, 12  # contents shown in two styles, and pictures that are none of them, in a batch
+_PARTIAL = 14  # of the pairs, those shown half-way too
 
 
 class Gallery:
@@ -70,8 +74,26 @@ def soften(pictures: Tensor, rng: torch.Generator, move: float = 0.04) -> Tensor
     return pictures * gain + offset + grain
 
 
-def batches(gallery: Gallery, seed: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Endless (pictures, classes, attributes): `_PAIRS` contents in a first and a second style, then broken ones."""
+def half_way(start: Tensor, end: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Pictures that made a share of the change from start to end: all of it faintly, or fully but only in places.
+
+    Returns [N, 3, H, W] and the shares [N]: the length of the change made, along the whole change, over its length.
+    """
+    count, size = len(start), start.shape[-1]
+    faint = torch.rand(count, 1, 1, 1, generator=rng)
+    cells = torch.randn(count, 1, 5, 5, generator=rng) + 2.5 * torch.rand(count, 1, 1, 1, generator=rng) - 0.8
+    places = torch.sigmoid(6 * F.interpolate(cells, size=(size, size), mode="bicubic", align_corners=False))
+    mask = torch.where(torch.rand(count, 1, 1, 1, generator=rng) < 0.35, faint, places)
+    whole, made = (end - start).flatten(1), (mask * (end - start)).flatten(1)
+    return start + mask * (end - start), (made * whole).sum(1) / whole.square().sum(1).clamp(min=1e-6)
+
+
+def batches(gallery: Gallery, seed: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Endless (pictures, classes, attributes, shares).
+
+    Pictures: `_PAIRS` contents in a first and a second style, `_BROKEN` broken ones, `_PARTIAL` half-way ones. Only
+    the first two groups and the broken have classes and attributes, only the last has shares.
+    """
     rng = torch.Generator().manual_seed(seed)
     contents = len(gallery.attributes)
     while True:
@@ -81,17 +103,33 @@ def batches(gallery: Gallery, seed: int) -> Iterator[tuple[Tensor, Tensor, Tenso
         second = (first + torch.randint(1, len(STYLES), (_PAIRS,), generator=rng)) % len(STYLES)
         other = torch.randint(contents, (_BROKEN,), generator=rng)
         worn = corrupt(gallery.take(torch.randint(len(STYLES), (_BROKEN,), generator=rng), other), rng)
-        pictures = torch.cat([gallery.take(first, rows), gallery.take(second, rows)])
+        start, end = gallery.take(first, rows), gallery.take(second, rows)
+        partial, shares = half_way(start[:_PARTIAL], end[:_PARTIAL], rng)
         classes = torch.cat([first, second, torch.full((_BROKEN,), len(STYLES))])
         attributes = gallery.attributes[torch.cat([rows, rows, other])]
-        yield torch.cat([soften(pictures, rng), worn]), classes, attributes
+        yield torch.cat([soften(torch.cat([start, end]), rng), worn, soften(partial, rng)]), classes, attributes, shares
+
+
+def worst_move(slope: Tensor, rng: torch.Generator) -> Tensor:
+    """The adversary's single step along the loss's slope [N, 3, H, W]: of random length, smooth for half the pictures.
+
+    One picture in six is left alone, so that clean ones stay at home.
+    """
+    count = len(slope)
+    smooth = F.interpolate(F.avg_pool2d(slope, 4), scale_factor=4.0, mode="bilinear", align_corners=False)
+    even = torch.rand(count, 1, 1, 1, generator=rng) < 0.5
+    slope = torch.where(even, smooth, slope)
+    length = torch.where(even, _SMOOTH_EPS, _EPS) * torch.rand(count, 1, 1, 1, generator=rng)
+    length[torch.rand(count, generator=rng) < 1 / 6] = 0
+    return 2 * length * slope / slope.flatten(1).norm(dim=1).clamp(min=1e-12)[:, None, None, None]
 
 
 class Objective:
-    """The three losses of one batch, as a function of the image embeddings."""
+    """The four losses of one batch, as a function of the image embeddings."""
 
-    def __init__(self, classes: Tensor, attributes: Tensor, captions: Captions, texts: Tensor, words: Tensor,
-                 scale: Tensor, probe: nn.Linear) -> None:  # fmt: skip
+    def __init__(self, classes: Tensor, attributes: Tensor, shares: Tensor, captions: Captions, texts: Tensor,
+                 words: Tensor, scale: Tensor, probe: nn.Linear) -> None:  # fmt: skip
+        self.shares = shares
         self.classes, self.texts, self.words, self.scale, self.probe = classes, texts, words, scale, probe
         self.fits = captions.fits(classes, attributes).float()
         whole = classes < len(STYLES)
@@ -99,7 +137,8 @@ class Objective:
         self.shown = (shown[classes] & whole[:, None]).float()
         self.content = readable(attributes) * 2 - 1
 
-    def __call__(self, images: Tensor, detach: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(self, images: Tensor, detach: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        images, partial = images[: len(self.classes)], images[len(self.classes) :]
         texts, words = (self.texts.detach(), self.words.detach()) if detach else (self.texts, self.words)
         logits = self.scale * images @ texts.mT
         caption = images.new_zeros(())
@@ -110,12 +149,24 @@ class Objective:
         moved = images[second] - images[first]
         asked = words[self.classes[second]] - words[self.classes[first]]
         direction = 1 - F.cosine_similarity(moved, asked, eps=1e-3).mean()
+        followed = F.cosine_similarity(partial - images[:_PARTIAL], asked[:_PARTIAL], eps=1e-2)
+        completeness = (followed - self.shares).square().mean()
         error = (self.probe(images * 8) - self.content) ** 2 * self.shown
-        return caption, direction, error.sum() / self.shown.sum()
+        return caption, direction, completeness, error.sum() / self.shown.sum()
 
 
-def fit(folder: Path, minutes: float = 60.0, contents: int = 8000, seed: int = 0, log: Path | None = None) -> None:
-    """Fit for a time budget and write `guide.json` and `guide.safetensors` into folder."""
+def fit(folder: Path, minutes: float = 64.0, contents: int = 7000, seed: int = 0, log: Path | None = None) -> None:
+    """Fit for a time budget and write `guide.json` and `guide.safetensors` into folder.
+
+    Two stages: from nothing, the adversary growing; then again from a high learning rate with the adversary at full
+    length and the normalisation fixed, as it will be when the guide is used.
+    """
+    stage(folder, 0.56 * minutes, contents, seed, log)
+    stage(folder, 0.44 * minutes, contents, seed + 7, log, folder / "guide.safetensors")
+
+
+def stage(folder: Path, minutes: float, contents: int, seed: int, log: Path | None, start: Path | None = None) -> None:
+    """One stage of `fit`. start: weights of an earlier stage to go on from."""
     import open_clip
 
     torch.manual_seed(seed)
@@ -123,6 +174,8 @@ def fit(folder: Path, minutes: float = 60.0, contents: int = 8000, seed: int = 0
     model = open_clip.CLIP(**CONFIG)
     tokenizer = open_clip.SimpleTokenizer(context_length=CONFIG["text_cfg"]["context_length"])
     probe = nn.Linear(CONFIG["embed_dim"], len(ATTRIBUTES))
+    if start is not None:
+        model.load_state_dict({name: t.float() for name, t in read_checkpoint(start).tensors.items()})
     model.visual.to(memory_format=torch.channels_last)
     mean = torch.tensor(open_clip.OPENAI_DATASET_MEAN).view(1, 3, 1, 1)
     std = torch.tensor(open_clip.OPENAI_DATASET_STD).view(1, 3, 1, 1)
@@ -135,11 +188,12 @@ def fit(folder: Path, minutes: float = 60.0, contents: int = 8000, seed: int = 0
             return F.normalize(model.visual(larger).float(), dim=-1)
 
     parameters = [*model.parameters(), *probe.parameters()]
-    decay = [p for p in parameters if p.ndim > 1]
-    plain = [p for p in parameters if p.ndim <= 1]
+    decay = [p for p in model.parameters() if p.ndim > 1]
+    plain = [p for p in model.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}], lr=0.0
-    )
+        [{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0},
+         {"params": list(probe.parameters()), "weight_decay": 0.0}], lr=0.0,
+    )  # fmt: skip
     average = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     stream = batches(Gallery(contents, seed), seed + 1)
     words_rng, rng = random.Random(seed), torch.Generator().manual_seed(seed + 2)
@@ -147,32 +201,33 @@ def fit(folder: Path, minutes: float = 60.0, contents: int = 8000, seed: int = 0
     used: set[int] = set()
     model.train()
     while (progress := (time.monotonic() - started) / (60 * minutes)) < 1:
-        rate = 1.5e-3 * min(1, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * progress))
+        rate = (1.5e-3 if start is None else 6e-4) * min(1, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * progress))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        if progress > 0.7:  # settle on the statistics the shipped network will use
+        if start is not None:  # the reading of the attributes is not kept in the file, so it learns anew, and fast
+            optimizer.param_groups[2]["lr"] = 5e-3 * (1 - progress)
+        ripe = 1.0 if start is not None else progress
+        if ripe > 0.6:  # settle on the statistics the shipped network will use
             for module in model.visual.modules():
                 if isinstance(module, nn.BatchNorm2d):
                     module.eval()
-        pictures, classes, attributes = next(stream)
+        pictures, classes, attributes, shares = next(stream)
         captions = describe(classes, attributes, words_rng)
         template = words_rng.choice(TEMPLATES)
         tokens = tokenizer(captions.sentences + [template.format(name) for name in CLASSES])
         used.update(tokens.unique().tolist())
         texts = F.normalize(model.encode_text(tokens), dim=-1)
         objective = Objective(
-            classes, attributes, captions, texts[: len(classes)], texts[len(classes) :],
+            classes, attributes, shares, captions, texts[: len(classes)], texts[len(classes) :],
             model.logit_scale.exp().clamp(max=60), probe,
         )  # fmt: skip
-        if progress > 0.05:
+        if ripe > 0.05:
             probing = pictures.clone().requires_grad_()
             (slope,) = torch.autograd.grad(sum(objective(see(probing), detach=True), torch.zeros(())), probing)
-            reach = 2 * _EPS * min(1, progress / 0.25) * torch.rand(len(pictures), 1, 1, 1, generator=rng)
-            reach[torch.rand(len(pictures), generator=rng) < 1 / 6] = 0
-            pictures = pictures + reach * slope / slope.flatten(1).norm(dim=1).clamp(min=1e-12)[:, None, None, None]
-        caption, direction, content = objective(see(pictures))
+            pictures = pictures + min(1, ripe / 0.25) * worst_move(slope, rng)
+        caption, direction, completeness, content = objective(see(pictures))
         optimizer.zero_grad(set_to_none=True)
-        (caption + direction + content).backward()
+        (caption + direction + completeness + content).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         step += 1
@@ -182,9 +237,9 @@ def fit(folder: Path, minutes: float = 60.0, contents: int = 8000, seed: int = 0
                 average[name].lerp_(tensor, 1 - keep)
         if log and step % 100 == 0:
             with log.open("a") as file:
-                parts = f"caption {caption:.3f} direction {direction:.3f} content {content:.3f}"
-                file.write(f"{step} {progress:.3f} {parts}\n")
-            if step % 1000 == 0:
+                first = f"{step} {progress:.3f} caption {caption:.3f} direction {direction:.3f}"
+                file.write(f"{first} completeness {completeness:.3f} content {content:.3f}\n")
+            if step % 500 == 0:
                 _write(folder, average, used)
     _write(folder, average, used)
 
