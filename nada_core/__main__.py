@@ -43,13 +43,13 @@ from . import (
     sample,
     save_generator,
     save_image,
+    wording,
 )
 from .checkpoints import BUILTINS
 from .clip import built_in_guides
-from .files import RawCheckpoint, read_checkpoint, read_metadata
-from .metrics import direction, diversity, embed, quality
+from .files import RawCheckpoint, read_checkpoint
+from .metrics import embed
 from .portraits.content import Content
-from .prompts import fill
 from .settings import add_flags, from_flags
 
 ROWS, CELLS = 16, 64  # a larger picture is no longer taken in at a glance
@@ -95,7 +95,7 @@ def _demo(args: argparse.Namespace) -> None:
     told = _provenance("portraits", source, [(guide, 1.0)], shift, config)
     files = _save_result(result, path, told, picture)
     verdict = portraits.examine(judge, content, source.cpu(), result.generator.cpu(), shift.target)
-    _say(_verdict(verdict, shift.target), _listing(files))
+    _say(wording.verdict(verdict.as_row(), verdict.passed, shift.target), wording.listing(files))
 
 
 def _adapt(args: argparse.Namespace) -> None:
@@ -119,20 +119,20 @@ def _adapt(args: argparse.Namespace) -> None:
         files = _save_result(result, path, _provenance(args.generator, source, guides, shift, config), picture)
         autosave.unlink(missing_ok=True)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(_how_to_go_on(autosave)) from None
-    _say(_listing(files))
+        raise KeyboardInterrupt(wording.how_to_go_on(autosave)) from None
+    _say(wording.listing(files))
 
 
 def _info(args: argparse.Namespace) -> None:
     if args.file in built_in_guides() and args.file not in BUILTINS:
-        return _say(_about_guide(args.file, load_guide(args.file)))
+        return _say(wording.about_guide(args.file, load_guide(args.file)))
     path = BUILTINS.get(args.file, Path(args.file))
     raw = read_checkpoint(path)
     if raw.hints.get("kind") == "nada_run":
-        return _say(_about_run(path, raw))
+        return _say(wording.about_run(path, raw))
     if any(name.startswith("visual.") for name in raw.tensors):
-        return _say(_about_clip(path, raw))
-    _say(_about_generator(load_generator(path), raw))
+        return _say(wording.about_clip(path, raw))
+    _say(wording.about_generator(load_generator(path), raw))
     if told := _origin(path, raw):
         _say(f"\nprovenance\n{json.dumps(told, indent=2, ensure_ascii=False)}")
 
@@ -151,7 +151,7 @@ def _convert(args: argparse.Namespace) -> None:
         origin = BUILTINS.get(args.file, Path(args.file))
         known = {"source": {"name": origin.name, "sha256": generator.source}, "version": __version__}
         save_generator(generator, path, _origin(origin, read_checkpoint(origin)) or known, half=args.half)
-    _say(_listing([path]))
+    _say(wording.listing([path]))
 
 
 def _sample(args: argparse.Namespace) -> None:
@@ -166,7 +166,7 @@ def _sample(args: argparse.Namespace) -> None:
             break
         files += [save_image(image, Path(args.separate) / f"seed{seed:04d}.png")
                   for seed, image in zip(seeds, images, strict=True)]  # fmt: skip
-    _say(_listing(files))
+    _say(wording.listing(files))
 
 
 def _compare(args: argparse.Namespace) -> None:
@@ -191,8 +191,12 @@ def _compare(args: argparse.Namespace) -> None:
                 found[label].append(embed(guide, images))
     for guide, found in zip(guides, seen, strict=True):
         assert shift is not None
-        _say(_figures(guide, shift, {label: torch.cat(parts) for label, parts in found.items()}), "")
-    _say(_listing([picture]))
+        _say(wording.figures(guide, shift, {label: torch.cat(parts) for label, parts in found.items()}), "")
+    _say(wording.listing([picture]))
+
+
+def _say(*lines: str) -> None:
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
 
 
 # ---- parser -------------------------------------------------------------------------------------------------------
@@ -342,97 +346,6 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1.")
     return int(text)
-
-
-# ---- what a command says ------------------------------------------------------------------------------------------
-
-
-def _say(*lines: str) -> None:
-    sys.stdout.write("".join(f"{line}\n" for line in lines))
-
-
-def _table(rows: Sequence[Sequence[object]]) -> str:
-    """Columns under a heading row; those of numbers are aligned at their right."""
-    texts = [[str(cell) for cell in row] for row in rows]
-    lines = [""] * len(texts)
-    for column in zip(*texts, strict=True):
-        width = max(map(len, column))
-        numeric = all(re.fullmatch(r"[-+]?[\d,.]*", cell) for cell in column[1:])
-        lines = [f"{line}{cell:>{width}}  " if numeric else f"{line}{cell:<{width}}  "
-                 for line, cell in zip(lines, column, strict=True)]  # fmt: skip
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def _listing(files: Sequence[Path]) -> str:
-    return "\n".join(f"wrote {path}" for path in files)
-
-
-def _verdict(verdict: portraits.Verdict, target: str) -> str:
-    rows = [
-        ("the judge of the built-in world", "found", "held against"),
-        (f"pictures it takes for {target}", f"{verdict.judge:.2f}", "1, every picture"),
-        ("attributes kept (correlation)", f"{verdict.attributes:.2f}", f"{verdict.source_attributes:.2f} before"),
-        ("distance to the true picture", f"{verdict.distance:.3f}", f"{verdict.source_distance:.3f} before"),
-        ("diversity", f"{verdict.diversity:.2f}", "1, the true pictures' own"),
-    ]
-    word = "meet" if verdict.passed else "MISS"
-    return f"{_table(rows)}\nAll four together {word} the bar every target is held to.\n"
-
-
-def _figures(guide: ClipGuide, shift: TextShift, seen: Mapping[str, Tensor]) -> str:
-    """quality, direction and diversity of every generator; the first is what the others are held against."""
-    goal, phrases = shift.direction(guide).cpu(), guide.encode_text(fill(shift.target, shift.templates)).cpu()
-    (first, before), *rest = seen.items()
-    own = diversity(before)
-    rows = [("generator", "quality", "direction", "diversity"), (first, f"{quality(before, phrases):.3f}", "", "1.00")]
-    for label, after in rest:
-        spread = diversity(after) / max(own, 1e-9)
-        rows.append((label, f"{quality(after, phrases):.3f}", f"{direction(before, after, goal):.3f}", f"{spread:.2f}"))
-    return f"as {guide.name} sees {len(before)} images, from {shift.source} to {shift.target}\n{_table(rows)}"
-
-
-def _about_generator(generator: Generator, raw: RawCheckpoint) -> str:
-    weights = dict(generator.named_parameters())
-    synthesis = sum(weights[name].numel() for layer in generator.layers() for name in layer.parameters)
-    total = sum(value.numel() for value in weights.values())
-    side, classes = generator.resolution, f"{generator.c_dim or 'no'} classes"
-    about = f"{generator.family} generator, {side} x {side} pixels ({raw.container} file)"
-    sizes = f"z {generator.z_dim}, w {generator.w_dim}, {generator.num_ws} rows of W+, {classes}"
-    rows: list[tuple[object, ...]] = [("layer", "resolution", "row", "kind", "parameters")]
-    for layer in generator.layers():
-        count = sum(weights[name].numel() for name in layer.parameters)
-        row = "" if layer.w_index is None else layer.w_index
-        rows.append((layer.name, layer.resolution, row, layer.kind, f"{count:,}"))
-    parts = f"{total:,} parameters, {synthesis:,} of them in the layers below\nsha256 {raw.sha256}"
-    return f"{about}\n{sizes}\n{parts}\n\n{_table(rows)}"
-
-
-def _about_guide(name: str, guide: ClipGuide) -> str:
-    count = sum(value.numel() for value in guide.parameters())
-    seen = f"sees {guide.size[0]} x {guide.size[1]} pixels, embeds in {guide.dim} dimensions, {count:,} parameters"
-    return f"{name}: a guide (CLIP) that ships with the pack\n{seen}\nuse it with --guide {name}"
-
-
-def _about_clip(path: Path, raw: RawCheckpoint) -> str:
-    count = sum(value.numel() for value in raw.tensors.values())
-    return (f"weights of a guide (CLIP), {count:,} numbers ({raw.container} file)\nsha256 {raw.sha256}\n"
-            f"use it with --guide ARCHITECTURE:{path}, where ARCHITECTURE is open_clip's name of the model or a "
-            "config file (.json)")  # fmt: skip
-
-
-def _about_run(path: Path, raw: RawCheckpoint) -> str:
-    run = json.loads(raw.hints["run"])
-    loss = f", loss {run['history'][-1]['loss']:.4f}" if run["history"] else ""
-    return (f"autosave of an adaptation after {run['index']} steps{loss}\n"
-            f"go on with the command that began it and --autosave {path} --resume")  # fmt: skip
-
-
-def _how_to_go_on(autosave: Path) -> str:
-    told = read_metadata(autosave) if autosave.is_file() else {}
-    if "run" not in told:
-        return "Stopped before the first autosave; nothing was written."
-    steps = json.loads(told["run"])["index"]
-    return f"Stopped. {steps} steps are safe in {autosave}; go on with the same command and --resume."
 
 
 # ---- results ------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ FLOORS = {
     "clip": 1, "generators": 1, "identity": 1,
     "checkpoints": 2, "latents": 2, "layers": 2, "losses": 2, "metrics": 2, "runs": 2,
     "adapt": 3, "invert": 3,
-    "portraits": 4,
+    "portraits": 4, "wording": 4,
     "__init__": 5, "__main__": 5,
 }  # fmt: skip
 

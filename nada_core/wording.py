@@ -1,0 +1,107 @@
+"""What commands say: tables, figures, files described in words. Everything is returned as text; nothing is printed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from .clip import ClipGuide, TextShift
+from .files import RawCheckpoint, read_metadata
+from .generators import Generator
+from .metrics import direction, diversity, quality
+from .prompts import fill
+
+
+def table(rows: Sequence[Sequence[object]]) -> str:
+    """Columns under a heading row; those of numbers are aligned at their right."""
+    texts = [[str(cell) for cell in row] for row in rows]
+    lines = [""] * len(texts)
+    for column in zip(*texts, strict=True):
+        width = max(map(len, column))
+        numeric = all(re.fullmatch(r"[-+]?[\d,.]*", cell) for cell in column[1:])
+        lines = [f"{line}{cell:>{width}}  " if numeric else f"{line}{cell:<{width}}  "
+                 for line, cell in zip(lines, column, strict=True)]  # fmt: skip
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def listing(files: Sequence[Path]) -> str:
+    """The files a command wrote, one a line."""
+    return "\n".join(f"wrote {path}" for path in files)
+
+
+def verdict(row: Mapping[str, float], passed: bool, target: str) -> str:
+    """The judge's figures, each beside what it is held against. row: the fields of the built-in world's Verdict."""
+    rows = [
+        ("the judge of the built-in world", "found", "held against"),
+        (f"pictures it takes for {target}", f"{row['judge']:.2f}", "1, every picture"),
+        ("attributes kept (correlation)", f"{row['attributes']:.2f}", f"{row['source_attributes']:.2f} before"),
+        ("distance to the true picture", f"{row['distance']:.3f}", f"{row['source_distance']:.3f} before"),
+        ("diversity", f"{row['diversity']:.2f}", "1, the true pictures' own"),
+    ]
+    word = "meet" if passed else "MISS"
+    return f"{table(rows)}\nAll four together {word} the bar every target is held to.\n"
+
+
+def figures(guide: ClipGuide, shift: TextShift, seen: Mapping[str, Tensor]) -> str:
+    """quality, direction and diversity of every generator; the first is what the others are held against."""
+    goal, phrases = shift.direction(guide).cpu(), guide.encode_text(fill(shift.target, shift.templates)).cpu()
+    (first, before), *rest = seen.items()
+    own = diversity(before)
+    rows = [("generator", "quality", "direction", "diversity"), (first, f"{quality(before, phrases):.3f}", "", "1.00")]
+    for label, after in rest:
+        spread = diversity(after) / max(own, 1e-9)
+        rows.append((label, f"{quality(after, phrases):.3f}", f"{direction(before, after, goal):.3f}", f"{spread:.2f}"))
+    return f"as {guide.name} sees {len(before)} images, from {shift.source} to {shift.target}\n{table(rows)}"
+
+
+def about_generator(generator: Generator, raw: RawCheckpoint) -> str:
+    """Sizes, and one row a layer: what `info` says of a generator and `--layers-names` takes."""
+    weights = dict(generator.named_parameters())
+    synthesis = sum(weights[name].numel() for layer in generator.layers() for name in layer.parameters)
+    total = sum(value.numel() for value in weights.values())
+    side, classes = generator.resolution, f"{generator.c_dim or 'no'} classes"
+    about = f"{generator.family} generator, {side} x {side} pixels ({raw.container} file)"
+    sizes = f"z {generator.z_dim}, w {generator.w_dim}, {generator.num_ws} rows of W+, {classes}"
+    rows: list[tuple[object, ...]] = [("layer", "resolution", "row", "kind", "parameters")]
+    for layer in generator.layers():
+        count = sum(weights[name].numel() for name in layer.parameters)
+        row = "" if layer.w_index is None else layer.w_index
+        rows.append((layer.name, layer.resolution, row, layer.kind, f"{count:,}"))
+    parts = f"{total:,} parameters, {synthesis:,} of them in the layers below\nsha256 {raw.sha256}"
+    return f"{about}\n{sizes}\n{parts}\n\n{table(rows)}"
+
+
+def about_guide(name: str, guide: ClipGuide) -> str:
+    """What `info` says of a built-in guide."""
+    count = sum(value.numel() for value in guide.parameters())
+    seen = f"sees {guide.size[0]} x {guide.size[1]} pixels, embeds in {guide.dim} dimensions, {count:,} parameters"
+    return f"{name}: a guide (CLIP) that ships with the pack\n{seen}\nuse it with --guide {name}"
+
+
+def about_clip(path: Path, raw: RawCheckpoint) -> str:
+    """What `info` says of a file of CLIP weights."""
+    count = sum(value.numel() for value in raw.tensors.values())
+    return (f"weights of a guide (CLIP), {count:,} numbers ({raw.container} file)\nsha256 {raw.sha256}\n"
+            f"use it with --guide ARCHITECTURE:{path}, where ARCHITECTURE is open_clip's name of the model or a "
+            "config file (.json)")  # fmt: skip
+
+
+def about_run(path: Path, raw: RawCheckpoint) -> str:
+    """What `info` says of an autosave."""
+    run = json.loads(raw.hints["run"])
+    loss = f", loss {run['history'][-1]['loss']:.4f}" if run["history"] else ""
+    return (f"autosave of an adaptation after {run['index']} steps{loss}\n"
+            f"go on with the command that began it and --autosave {path} --resume")  # fmt: skip
+
+
+def how_to_go_on(autosave: Path) -> str:
+    """What to tell whoever stopped a run: how far it is safe, and where."""
+    told = read_metadata(autosave) if autosave.is_file() else {}
+    if "run" not in told:
+        return "Stopped before the first autosave; nothing was written."
+    steps = json.loads(told["run"])["index"]
+    return f"Stopped. {steps} steps are safe in {autosave}; go on with the same command and --resume."
