@@ -53,6 +53,8 @@ class AdaptConfig:
 
     def __post_init__(self) -> None:
         check(self)
+        if not isinstance(self.layers, LayerChoice):
+            raise ValueError(f"AdaptConfig.layers is {self.layers!r}, expected a LayerChoice, such as LayerChoice().")
         if not any(self.terms.values()):
             raise ValueError("AdaptConfig.terms weighs nothing; give at least one term, for example direction=1.")
 
@@ -96,16 +98,18 @@ def adapt(
     exactly the weights it would have reached uninterrupted.
 
     Raises:
-        ValueError: for layers, labels, guides or texts that do not fit.
+        ValueError: for layers, labels, guides, texts or devices that do not fit, and for broken weights.
         FileExistsError: when the autosave file is already there and `resume` was not asked for.
+        OSError: when the autosave file has no place to go.
         CheckpointError: when the autosave belongs to another run.
+        FloatingPointError: when a step's loss or gradient is not finite; the weights have not taken it in.
     """
     config = config or AdaptConfig()
-    if autosave is not None and Path(autosave).exists() and not resume:
-        raise FileExistsError(f"{autosave} is already there; resume from it, remove it, or name another autosave file.")
+    _refuse(generator, guides, config, autosave, resume)
     rng = torch.Generator().manual_seed(config.seed)
     teacher, student = generator, copy.deepcopy(generator).requires_grad_(False).eval()
-    aims = take_aim(guides, shift, _first_look(teacher, config))
+    student.source = None  # the file's weights are what it will no longer have
+    aims = take_aim(guides, shift, _first_look(teacher, config) if isinstance(shift, ImageShift) else None)
     run = _Run(config, student, rng)
     identity = _identity(teacher, guides, shift, config) if autosave is not None else ""
     if autosave is not None and resume and Path(autosave).exists():
@@ -128,6 +132,40 @@ def adapt(
 
     run.settle()
     return Adaptation(student, run.history, config)
+
+
+def _refuse(
+    generator: Generator,
+    guides: ClipGuide | Sequence[ClipGuide | tuple[ClipGuide, float]],
+    config: AdaptConfig,
+    autosave: str | Path | None,
+    resume: bool,
+) -> None:
+    """Find out before the work, not in it, that it cannot be done."""
+    if torch.is_inference_mode_enabled():
+        raise ValueError("torch.inference_mode is on, which forbids training; use torch.inference_mode(False).")
+    generator.one_hot(config.label, 1)
+    here = generator.w_avg.device
+    for guide, _ in as_guides(guides):
+        if guide.mean.device != here:
+            raise ValueError(f"the generator is on {here}, the guide {guide.name} on {guide.mean.device}; move one to "
+                             "the other with .to(device), or give load_guide the device.")  # fmt: skip
+    broken = [name for name, value in generator.state_dict().items() if not value.isfinite().all()]
+    if broken:
+        raise ValueError(f"{len(broken)} tensors of the generator hold NaN or infinity, the first is {broken[0]}; take "
+                         "an earlier state of it.")  # fmt: skip
+    if autosave is None:
+        if resume:
+            raise ValueError("resume was asked for without an autosave file to go on from; name it.")
+        return
+    path = Path(autosave)
+    if path.exists() and not resume:
+        raise FileExistsError(f"{path} is already there; resume from it, remove it, or name another autosave file.")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name a file in it as the autosave.")
+    if path.parent.exists() and not path.parent.is_dir():
+        raise NotADirectoryError(f"{path.parent} is a file; name another place for the autosave.")
+    path.parent.mkdir(parents=True, exist_ok=True)
 
 
 class _Run:
@@ -237,6 +275,7 @@ def _identity(
     config: AdaptConfig,
 ) -> str:
     told = {
+        "generator": teacher.spec(),
         "config": {k: v for k, v in asdict(config).items() if k != "autosave_every"},
         "guides": [(guide.fingerprint, weight) for guide, weight in as_guides(guides)],
         "shift": asdict(shift) if isinstance(shift, TextShift) else "images",

@@ -84,7 +84,12 @@ def save_generator(generator: Generator, path: str | Path, provenance: Mapping[s
 
 def read_provenance(path: str | Path) -> dict[str, Any]:
     """What `save_generator` was told about the weights' origin; empty where the file says nothing."""
-    return dict(json.loads(read_metadata(path).get("provenance", "{}")))
+    told = read_metadata(path).get("provenance", "{}")
+    try:
+        return dict(json.loads(told))
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: its provenance is not a JSON object ({error}); the weights may be sound. Load "
+                              "the generator and save it again.") from error
 
 
 def export_rosinality(generator: Generator, path: str | Path) -> None:
@@ -95,11 +100,14 @@ def export_rosinality(generator: Generator, path: str | Path) -> None:
 
 
 def _read_ours(raw: RawCheckpoint) -> Reading:
-    version = json.loads(raw.hints.get("version", "0"))
+    try:
+        version, spec = json.loads(raw.hints.get("version", "0")), json.loads(raw.hints["spec"])
+    except ValueError as error:
+        raise CheckpointError(f"its description is not JSON ({error}). The file was changed; copy it again.") from error
     if not isinstance(version, int) or version > VERSION:
         raise UnsupportedCheckpointError(f"the file has format version {version}, known is {VERSION}. "
                                          "Update this package.")
-    return Reading(json.loads(raw.hints["spec"]), dict(raw.tensors), {})
+    return Reading(spec, dict(raw.tensors), {})
 
 
 OURS = Layout("a generator saved by this package",
@@ -115,13 +123,15 @@ def _fill(reading: Reading) -> Generator:
     state = {name: value.detach().to(torch.float32, memory_format=torch.contiguous_format, copy=True)
              for name, value in reading.state.items()}
     estimate = "mapping.w_avg" not in state and not generator.c_dim
+    maps = {name: value for name, value in expected.items() if name.endswith(".noise_const")}
+    if maps.keys() & state.keys():
+        maps = {}
+    absent = maps | ({"mapping.w_avg": expected["mapping.w_avg"]} if estimate else {})
+    _compare(expected, state | absent, reading.names)  # before anything of the size the file claims is made
+    rng = torch.Generator().manual_seed(0)  # early files have no noise maps; any will do that stay the same
+    state |= {name: torch.randn(value.shape, generator=rng) for name, value in maps.items()}
     if estimate:
         state["mapping.w_avg"] = torch.zeros(generator.w_dim)
-    maps = {name: value for name, value in expected.items() if name.endswith(".noise_const")}
-    if not maps.keys() & state.keys():  # early files do not have them; any will do, as long as they stay the same
-        rng = torch.Generator().manual_seed(0)
-        state |= {name: torch.randn(value.shape, generator=rng) for name, value in maps.items()}
-    _compare(expected, state, reading.names)
     generator.load_state_dict(state, assign=True)
     generator.eval().requires_grad_(False)
     if estimate:

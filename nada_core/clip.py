@@ -421,17 +421,19 @@ class Aim:
 
 
 def take_aim(
-    guides: ClipGuide | Sequence[ClipGuide | tuple[ClipGuide, float]], shift: TextShift | ImageShift, images: Tensor
+    guides: ClipGuide | Sequence[ClipGuide | tuple[ClipGuide, float]],
+    shift: TextShift | ImageShift,
+    images: Tensor | None = None,
 ) -> tuple[Aim, ...]:
     """Direction and goal of every guide; weights are scaled to sum to 1, so that a loss means the same with any number.
 
-    images: [M, 3, H, W] of the generator before training; only an ImageShift looks at them.
+    images: [M, 3, H, W] of the generator before training; needed for an ImageShift, best left out for a TextShift.
     """
     pairs = as_guides(guides)
     total = sum(weight for _, weight in pairs)
     aims = []
     for guide, weight in pairs:
         with torch.no_grad():
-            source = guide.encode_images(images) if isinstance(shift, ImageShift) else None
+            source = None if images is None else guide.encode_images(images)
         aims.append(Aim(guide, weight / total, shift.direction(guide, source), shift.goal(guide)))
     return tuple(aims)

@@ -65,8 +65,14 @@ def read_checkpoint(path: str | Path) -> RawCheckpoint:
         raise CheckpointError(f"{path}: there is no such file. Check the path.")
     with path.open("rb") as file:
         container = _recognise(file, path)
-    tensors, hints = _READERS[container](path)
-    broken = [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
+    try:
+        tensors, hints = _READERS[container](path)
+        broken = _broken(path, tensors)
+    except CheckpointError:
+        raise
+    except Exception as error:  # a parser raises whatever the bytes lead it to; none of it is lost
+        raise DamagedCheckpointError(f"{path}: damaged or cut short ({type(error).__name__}: {error}). "
+                                     "Download or copy it again.") from error
     if broken:
         raise DamagedCheckpointError(f"{path}: {len(broken)} of {len(tensors)} tensors hold NaN or infinity, the first "
                                      f"is {broken[0]}. The training that wrote it diverged; take an earlier snapshot.")
@@ -142,6 +148,24 @@ def _recognise(file: BinaryIO, path: Path) -> str:
                                      f"with {head[:8]!r}. Expected a .safetensors, .pt or .pkl file of weights.")
 
 
+def _broken(path: Path, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names of tensors that hold NaN or infinity. Refuses those that are no plain numbers of this file: sparse,
+    quantised, without content, or one number spread over more memory than there is."""
+    size = path.stat().st_size
+    broken = []
+    for name, value in tensors.items():
+        if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_nested:
+            raise UnsupportedCheckpointError(f"{path}: {name} is not a plain tensor (it is sparse, nested, quantised "
+                                             "or without content). Save dense weights in float32 or float16.")
+        if value.numel() * value.itemsize > size:
+            raise DamagedCheckpointError(f"{path}: {name} claims {list(value.shape)} numbers, more than the whole file "
+                                         "holds; it was not read. Take the file from another place.")
+        if value.is_floating_point():
+            numbers = value.float() if value.itemsize == 1 else value  # float8 has few operations of its own
+            broken += [] if numbers.isfinite().all() else [name]
+    return broken
+
+
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         return safetensors.torch.load_file(path), read_metadata(path)
@@ -170,9 +194,6 @@ def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if not blocked:
             raise DamagedCheckpointError(f"{path}: holds something that is not weights ({error}).") from error
         raise UnsafeCheckpointError(_blocked(path, blocked[1])) from error
-    except Exception as error:  # torch raises whatever its parser stumbled over; none of it is lost
-        raise DamagedCheckpointError(f"{path}: damaged or cut short ({type(error).__name__}: {error}). "
-                                     "Download or copy it again.") from error
     tensors: dict[str, Tensor] = {}
     hints: dict[str, Any] = {}
     _flatten("", content, tensors, hints)
@@ -287,14 +308,8 @@ def _harmless() -> dict[tuple[str, str], Any]:
 
 
 def _read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    try:
-        with path.open("rb") as file:
-            content = _Unpickler(file, path).load()
-    except CheckpointError:
-        raise
-    except Exception as error:  # unpickling raises whatever the bytes lead it to; none of it is lost
-        raise DamagedCheckpointError(f"{path}: damaged or cut short ({type(error).__name__}: {error}). "
-                                     "Download or copy it again.") from error
+    with path.open("rb") as file:
+        content = _Unpickler(file, path).load()
     if not isinstance(content, dict) or not any(isinstance(value, _Record) for value in content.values()):
         raise UnsupportedCheckpointError(f"{path}: a pickle of {type(content).__name__} without networks in it. "
                                          "Expected the G_ema, G, D of an NVIDIA training run.")

@@ -18,13 +18,27 @@ from .generators import Generator
 class Latents:
     """Points of W+ that fit every generator with the same mapping network.
 
-    ws: [N, L, C] on the CPU. noise: "const" or "none", or a list of maps, one a convolution. space: the fingerprint of
-    the mapping network they come from, which an adaptation does not change.
+    ws: [N, L, C] on the CPU. noise: "const" or "none", or maps, one a convolution, each shared by all latents or one
+    a latent, as `Generator.draw_noise` gives them. space: the fingerprint of the mapping network they come from, which
+    an adaptation does not change. Raises ValueError for anything else.
     """
 
     ws: Tensor
-    noise: str | tuple[Tensor, ...] = "const"
+    noise: str | Sequence[Tensor] = "const"
     space: str = ""
+
+    def __post_init__(self) -> None:
+        if self.ws.ndim != 3 or not len(self.ws):
+            raise ValueError(f"got ws of shape {list(self.ws.shape)}, expected [N, L, C] with at least one latent.")
+        if isinstance(self.noise, str):
+            if self.noise not in ("const", "none"):
+                raise ValueError(f"got noise {self.noise!r}, expected 'const', 'none' or maps: latents give the same "
+                                 "picture every time. For random noise pass generator.draw_noise(count, rng).")
+            return
+        for index, given in enumerate(self.noise):
+            if given.ndim != 2 and (given.ndim != 4 or len(given) not in (1, len(self))):
+                raise ValueError(f"noise map {index} has shape {list(given.shape)}, expected [R, R], [1, 1, R, R] or "
+                                 f"[{len(self)}, 1, R, R]; see Generator.draw_noise.")
 
     def __len__(self) -> int:
         return len(self.ws)
@@ -52,6 +66,8 @@ def render(generator: Generator, latents: Latents, batch: int = 4) -> Tensor:
 
     Raises ValueError when the latents belong to another mapping network or have another shape.
     """
+    if batch < 1:
+        raise ValueError(f"got batch {batch}, expected at least 1.")
     if latents.space and latents.space != generator.space():
         raise ValueError(
             f"these latents come from another generator (space {latents.space[:12]}, this one is "

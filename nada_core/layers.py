@@ -22,7 +22,8 @@ from .settings import check, setting
 
 @dataclass(frozen=True)
 class LayerChoice:
-    """How to choose layers. `all` trains every convolution and the constant input, `named` the listed layers."""
+    """How to choose layers. `all` trains every convolution and the constant input, `named` the listed layers
+    and no others."""
 
     mode: str = setting("all", "how the trained layers are chosen", choices=("all", "adaptive", "named"))
     count: int = setting(12, "adaptive: how many layers a step trains", low=1, high=18)
@@ -36,7 +37,7 @@ class LayerChoice:
         "true", "which layer a row stands for; reference repeats the first implementation's off-by-one table",
         choices=("true", "reference"),
     )  # fmt: skip
-    rgb: bool = setting(False, "train the ToRGB layers too")
+    rgb: bool = setting(False, "all, adaptive: train the ToRGB layers too")
     noise: bool = setting(False, "train the noise strengths too")
 
     def __post_init__(self) -> None:
@@ -58,7 +59,7 @@ class Chosen:
 
 
 def candidates(choice: LayerChoice, generator: Generator) -> tuple[Layer, ...]:
-    """Every layer the choice could ever train; ToRGB layers follow when `rgb` asks for them.
+    """Every layer the choice could ever train; where none are named, ToRGB layers follow when `rgb` asks for them.
 
     Raises ValueError for names the generator does not have.
     """

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .files import CheckpointError, read_checkpoint, read_metadata, write_safetensors
+from .files import CheckpointError, read_checkpoint, write_safetensors
 
 
 @dataclass(frozen=True)
@@ -55,26 +55,30 @@ def load_run(path: str | Path, identity: str) -> RunState:
     """Read a state that was written by a run with the same generator, guides, shift and settings.
 
     Raises:
-        CheckpointError: for a file that is no autosave, or is the autosave of another run.
+        CheckpointError: for a file that is no autosave, is the autosave of another run, or is damaged.
     """
-    metadata = read_metadata(path)
-    if metadata.get("kind") != "nada_run":
+    raw = read_checkpoint(path)
+    if raw.container != "safetensors" or raw.hints.get("kind") != "nada_run":
         raise CheckpointError(f"{path} is no autosave of a run; name another file, or start without resuming.")
-    if metadata["identity"] != identity:
+    if raw.hints.get("identity") != identity:
         raise CheckpointError(
             f"{path} belongs to another run: its generator, guides, texts or settings differ from these. Start it with "
             "the ones it was made with, or choose another autosave file."
         )
-    told = json.loads(metadata["run"])
     groups: dict[str, dict[str, Tensor]] = {"weights": {}, "average": {}}
     moments: dict[str, dict[str, Tensor]] = {}
-    tensors = read_checkpoint(path).tensors
-    for key, tensor in tensors.items():
+    for key, tensor in raw.tensors.items():
         role, _, name = key.partition(".")
         if role == "optimizer":
             moment, _, parameter = name.partition(".")
             moments.setdefault(parameter, {})[moment] = tensor
         elif role in groups:
             groups[role][name] = tensor
-    chosen, history = tuple(told["chosen"]), told["history"]
-    return RunState(told["index"], groups["weights"], groups["average"], moments, tensors["rng"], chosen, history)
+    try:
+        told, rng = json.loads(raw.hints["run"]), raw.tensors["rng"]
+        torch.Generator().set_state(rng)
+        index, chosen, history = int(told["index"]), tuple(told["chosen"]), list(told["history"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path} is an autosave that was tampered with ({type(error).__name__}: {error}). "
+                              "Remove it and start anew.") from error
+    return RunState(index, groups["weights"], groups["average"], moments, rng, chosen, history)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from torch import Tensor
 
 from nada_core.adapt import AdaptConfig, Step, adapt
 from nada_core.clip import ImageShift, TextShift
-from nada_core.files import CheckpointError
-from nada_core.generators import Generator
+from nada_core.files import CheckpointError, read_metadata
+from nada_core.generators import Generator, StyleGAN2
 from nada_core.layers import LayerChoice
 
 SHIFT = TextShift("photo", "sketch", ("a {} of a face", "the {}"))
@@ -74,6 +75,26 @@ def test_the_result_is_at_rest() -> None:
     result = adapt(generator(), guide(), SHIFT, settings()).generator
     assert not result.training
     assert all(not parameter.requires_grad and parameter.grad is None for parameter in result.parameters())
+
+
+def test_the_result_does_not_claim_the_sources_file() -> None:
+    made = generator()
+    made.source = "0" * 64
+    assert adapt(made, guide(), SHIFT, settings()).generator.source is None and made.source == "0" * 64
+
+
+def test_a_text_needs_no_look_at_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixteen pictures of a large generator take longer than many steps."""
+    drawn: list[int] = []
+    synthesize = StyleGAN2.synthesize
+
+    def counted(self: StyleGAN2, ws: Tensor, *rest: Any) -> Tensor:
+        drawn.append(len(ws))
+        return synthesize(self, ws, *rest)
+
+    monkeypatch.setattr(StyleGAN2, "synthesize", counted)
+    adapt(generator(), guide(), SHIFT, settings(steps=1, batch=2))
+    assert drawn == [2, 2]
 
 
 def test_the_global_generator_is_not_touched() -> None:
@@ -270,6 +291,7 @@ def test_labels_that_do_not_fit_are_refused(c_dim: int, label: int | None, words
     ({"terms": {}}, "weighs nothing"), ({"terms": {"direction": 0.0}}, "weighs nothing"),
     ({"terms": {"directoin": 1.0}}, "Did you mean direction"), ({"steps": 0}, "steps"), ({"lr": math.nan}, "lr"),
     ({"noise": "loud"}, "noise"), ({"psi": 1.5}, "psi"), ({"seed": -1}, "seed"), ({"label": -1}, "label"),
+    ({"layers": "all"}, "expected a LayerChoice"),
 ])  # fmt: skip
 def test_bad_settings_are_refused(change: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
@@ -290,19 +312,41 @@ class Steep(Encoder):
         return super().encode_image(x) + (x * 0).sum().sqrt()
 
 
-def blind() -> Generator:
-    made = generator()
-    with torch.no_grad():
-        made.get_parameter("synthesis.b16.torgb.bias").fill_(math.nan)
-    return made
-
-
-@pytest.mark.parametrize(("made", "eye"), [(blind(), guide()), (generator(), guide(model=Steep(0)))])
-def test_a_step_that_is_not_a_number_stops_the_run(tmp_path: Path, made: Generator, eye: Any) -> None:
+def test_a_step_that_is_not_a_number_stops_the_run(tmp_path: Path) -> None:
     path = tmp_path / "run.safetensors"
     with pytest.raises(FloatingPointError, match="step 0 has loss .* lower the learning rate"):
-        adapt(made, eye, SHIFT, settings(autosave_every=1), autosave=path)
+        adapt(generator(), guide(model=Steep(0)), SHIFT, settings(autosave_every=1), autosave=path)
     assert not path.exists()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_broken_weights_are_named_before_the_first_step(value: float) -> None:
+    made = generator()
+    with torch.no_grad():
+        made.get_parameter("synthesis.b16.torgb.bias").fill_(value)
+    with pytest.raises(ValueError, match=r"1 tensors .* the first is synthesis\.b16\.torgb\.bias"):
+        adapt(made, guide(), SHIFT, settings())
+
+
+def test_what_lies_elsewhere_is_refused_before_the_work() -> None:
+    with pytest.raises(ValueError, match="the generator is on cpu, the guide tiny-0 on meta"):
+        adapt(generator(), [guide(1), guide().to("meta")], SHIFT, settings())
+    with torch.inference_mode(), pytest.raises(ValueError, match="inference_mode"):
+        adapt(generator(), guide(), SHIFT, settings())
+
+
+def test_an_autosave_without_a_place_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for path, fault in ((tmp_path / "file" / "x", NotADirectoryError), (tmp_path, FileExistsError)):
+        with pytest.raises(fault):
+            adapt(generator(), guide(), SHIFT, settings(), kill_at(0), autosave=path)
+    with pytest.raises(IsADirectoryError, match="is a folder"):
+        adapt(generator(), guide(), SHIFT, settings(), kill_at(0), autosave=tmp_path, resume=True)
+    with pytest.raises(ValueError, match="without an autosave"):
+        adapt(generator(), guide(), SHIFT, settings(), kill_at(0), resume=True)
+    made = tmp_path / "new" / "folder" / "run.safetensors"
+    adapt(generator(), guide(), SHIFT, settings(), autosave=made)
+    assert made.exists()
 
 
 # ---- runs that are killed -----------------------------------------------------------------------------------------
@@ -380,6 +424,51 @@ def test_style_images_are_told_apart_by_every_pixel(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="belongs to another run"):
         adapt(generator(), guide(), ImageShift(style.flip(-1)), settings(), autosave=path, resume=True)
     assert adapt(generator(), guide(), ImageShift(style), settings(), autosave=path, resume=True).history
+
+
+def test_an_interrupt_while_the_autosave_is_written_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, path = settings(steps=6, autosave_every=2), tmp_path / "run.safetensors"
+    replaced, calls = os.replace, []
+
+    def interrupted(source: Any, target: Any) -> None:
+        calls.append(Path(source).stat().st_size)  # all of the new file is written, its name not yet given
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        replaced(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", interrupted)
+        adapt(generator(), guide(), SHIFT, config, autosave=path)
+    assert calls[1] > 0 and list(tmp_path.iterdir()) == [path]
+    seen: list[int] = []
+    resumed = adapt(generator(), guide(), SHIFT, config, lambda s: seen.append(s.index), path, resume=True)
+    assert seen == [2, 3, 4, 5]
+    whole = adapt(generator(), guide(), SHIFT, config)
+    assert not changed(whole.generator.state_dict(), resumed.generator.state_dict())
+
+
+@pytest.mark.parametrize("fault", ["run", "rng"])
+def test_a_tampered_autosave_is_refused(tmp_path: Path, fault: str) -> None:
+    path = tmp_path / "run.safetensors"
+    adapt(generator(), guide(), SHIFT, settings(), autosave=path)
+    tensors, told = load_file(path), read_metadata(path)
+    if fault == "run":
+        told["run"] = '{"index": 4}'
+    else:
+        tensors["rng"] = torch.zeros(3, dtype=torch.uint8)
+    save_file(tensors, path, told)
+    with pytest.raises(CheckpointError, match="tampered"):
+        adapt(generator(), guide(), SHIFT, settings(), autosave=path, resume=True)
+
+
+def test_the_clamp_is_part_of_what_a_run_is(tmp_path: Path) -> None:
+    """Two generators with equal weights may still be different functions."""
+    path = tmp_path / "run.safetensors"
+    adapt(generator(), guide(), SHIFT, settings(), autosave=path)
+    with pytest.raises(CheckpointError, match="belongs to another run"):
+        adapt(generator(clamp=1.0), guide(), SHIFT, settings(), autosave=path, resume=True)
 
 
 def test_files_that_are_no_run_are_refused(tmp_path: Path) -> None:

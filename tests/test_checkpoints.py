@@ -1,5 +1,6 @@
 """Loading and saving generators: every layout gives the same images, and what does not fit is named."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,9 @@ from nvidia_pickle import dump, network, persistent
 from torch import Tensor
 
 from nada_core.checkpoints import export_rosinality, load_generator, read_provenance, save_generator
-from nada_core.files import CheckpointError, UnsupportedCheckpointError, sha256, write_safetensors
+from nada_core.files import CheckpointError, RawCheckpoint, UnsupportedCheckpointError, sha256, write_safetensors
 from nada_core.generators import StyleGAN2
-from nada_core.generators.stylegan2_layouts import rosinality_names, to_rosinality
+from nada_core.generators.stylegan2_layouts import LAYOUTS, rosinality_names, to_rosinality
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -197,6 +198,43 @@ def test_other_files_are_recognised(tmp_path: Path, name: str, words: str) -> No
     assert "Tried: a generator saved by this package; StyleGAN2 of NVlabs" in str(caught.value)
 
 
+@pytest.mark.parametrize(("name", "value"), [
+    ("resolution", 16.0), ("resolution", [16]), ("family", []), ("widths", 5), ("widths", [10**18] * 3),
+    ("w_dim", 10**15), ("z_dim", "6"), ("c_dim", 0.5), ("mapping_layers", 2.0), ("mapping_lr", 0), ("clamp", "x"),
+    ("mapping_lr", float("nan")), ("clamp", -1),
+])  # fmt: skip
+def test_a_description_that_describes_nothing_is_refused(tmp_path: Path, name: str, value: Any) -> None:
+    spec = toy().spec() | {name: value}
+    write_safetensors(tmp_path / "x", toy().state_dict(), {"spec": json.dumps(spec), "version": "1"})
+    with pytest.raises(CheckpointError, match=f"{tmp_path / 'x'}, read as"):
+        load_generator(tmp_path / "x")
+
+
+@pytest.mark.parametrize("hint", ["text", [1], {"attributes": 5}, {"init_kwargs": {"synthesis_kwargs": None}}])
+def test_hints_of_another_shape_say_nothing(tmp_path: Path, hint: Any) -> None:
+    state = toy().state_dict()
+    raw = RawCheckpoint({f"G_ema.{name}": value for name, value in state.items()}, {"G_ema": hint}, "torch", "")
+    (layout,) = (layout for layout in LAYOUTS if layout.claims(raw))
+    spec = layout.read(raw).spec
+    assert spec["clamp"] is None and spec["mapping_lr"] == 0.01
+
+
+def test_half_precision_files_of_others_are_read(tmp_path: Path) -> None:
+    def halve(content: dict[str, Any]) -> None:
+        content["g_ema"] = {name: value.half() for name, value in content["g_ema"].items()}
+
+    whole, half = load_generator(rosinality(tmp_path / "a.pt")), load_generator(rosinality(tmp_path / "b.pt", halve))
+    assert all(value.dtype == torch.float32 for value in half.state_dict().values())
+    torch.testing.assert_close(images(half), images(whole), rtol=0.05, atol=0.05)
+
+
+def test_a_provenance_that_is_no_object_is_named(tmp_path: Path) -> None:
+    for told in ("{", "5"):
+        write_safetensors(tmp_path / "x", toy().state_dict(), {"provenance": told})
+        with pytest.raises(CheckpointError, match="provenance is not a JSON object"):
+            read_provenance(tmp_path / "x")
+
+
 def test_two_claims_are_refused(tmp_path: Path) -> None:
     both = {f"g_ema.{name}": value for name, value in by_hand(toy()).items()}
     both |= {f"G_ema.{name}": value for name, value in toy().state_dict().items()}
@@ -207,7 +245,8 @@ def test_two_claims_are_refused(tmp_path: Path) -> None:
 
 def test_our_metadata_is_checked(tmp_path: Path) -> None:
     state = dict(toy().state_dict())
-    for metadata, words in (({"spec": "{"}, "Expecting"), ({"spec": '{"family": "stylegan9"}'}, "known are"),
+    for metadata, words in (({"spec": "{"}, "is not JSON.*copy it again"), ({"spec": "5"}, "got the spec 5"),
+                            ({"spec": '{"family": "stylegan9"}'}, "known are"),
                             ({"spec": "{}", "version": "99"}, "Update this package")):
         write_safetensors(tmp_path / "x", state, metadata)
         with pytest.raises(CheckpointError, match=words):

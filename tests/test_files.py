@@ -199,6 +199,37 @@ def test_weights_that_are_not_numbers(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "x")
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant")
+@pytest.mark.parametrize(("value", "words"), [
+    (torch.eye(3).to_sparse(), "a is not a plain tensor"), (torch.empty(3, device="meta"), "a is not a plain tensor"),
+    (torch.zeros(1).expand(10**6, 10**6, 100), "a claims .* more than the whole file holds"),
+])  # fmt: skip
+def test_tensors_that_are_no_plain_numbers_are_refused(tmp_path: Path, value: torch.Tensor, words: str) -> None:
+    torch.save({"a": value}, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match=words):
+        read_checkpoint(tmp_path / "x.pt")
+
+
+def test_what_leads_a_parser_astray_is_a_damaged_file(tmp_path: Path) -> None:
+    endless: dict[str, Any] = {}
+    endless["again"] = endless
+    torch.save(endless, tmp_path / "x.pt")
+    with pytest.raises(DamagedCheckpointError, match="RecursionError"):
+        read_checkpoint(tmp_path / "x.pt")
+    dump({"G_ema": persistent("Generator", 5, "")}, tmp_path / "x.pkl")  # type: ignore[arg-type]
+    with pytest.raises(DamagedCheckpointError, match="AttributeError"):
+        read_checkpoint(tmp_path / "x.pkl")
+
+
+def test_eight_bit_floats_are_read(tmp_path: Path) -> None:
+    numbers = torch.tensor([0.5, -2.0]).to(torch.float8_e4m3fn)
+    write_safetensors(tmp_path / "x", {"a": numbers}, {})
+    assert torch.equal(read_checkpoint(tmp_path / "x").tensors["a"].float(), numbers.float())
+    write_safetensors(tmp_path / "x", {"a": torch.tensor([float("nan")]).to(torch.float8_e4m3fn)}, {})
+    with pytest.raises(DamagedCheckpointError, match="hold NaN"):
+        read_checkpoint(tmp_path / "x")
+
+
 def test_failed_writes_leave_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x.safetensors"
     write_safetensors(path, {"a": torch.zeros(2)}, {})

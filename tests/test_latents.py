@@ -74,6 +74,26 @@ def test_latents_fit_generators_with_the_same_mapping_and_no_others() -> None:
         render(made, Latents(latents.ws[:, :3]))
 
 
+@pytest.mark.parametrize(("count", "noise", "words"), [
+    (2, "random", r"got noise 'random'.*draw_noise"), (2, "loud", "got noise 'loud'"),
+    (2, (torch.zeros(3, 1, 4, 4),), r"noise map 0 has shape \[3, 1, 4, 4\]"), (2, (torch.zeros(4),), "noise map 0"),
+    (0, "const", "at least one latent"),
+])  # fmt: skip
+def test_latents_refuse_what_gives_no_certain_picture(count: int, noise: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Latents(torch.zeros(count, 6, 5), noise)
+
+
+def test_maps_as_a_generator_draws_them_are_taken() -> None:
+    made = generator()
+    latents = sample(made, range(3))
+    pictures = render(made, replace(latents, noise=made.draw_noise(3, rng(2))), batch=2)
+    torch.testing.assert_close(pictures, made.synthesize(latents.ws, made.draw_noise(3, rng(2))).detach(), rtol=1e-4,
+                               atol=1e-5)  # fmt: skip
+    with pytest.raises(ValueError, match="got batch 0"):
+        render(made, latents, 0)
+
+
 def test_labels() -> None:
     made = generator(c_dim=3)
     first, second = (sample(made, [1, 2], label=label).ws for label in (0, 2))
@@ -86,7 +106,7 @@ def test_labels() -> None:
     (0, {"seeds": []}, "at least one whole number"), (0, {"seeds": [1, -1]}, r"got seeds \[1, -1\]"),
     (0, {"seeds": [1], "label": 0}, "has no classes"), (3, {"seeds": [1]}, "got label None.*from 0 to 2"),
     (3, {"seeds": [1], "label": 3}, "got label 3"), (3, {"seeds": [1], "label": -1}, "got label -1"),
-    (0, {"seeds": [1], "cutoff": 7}, "cutoff is 7"),
+    (0, {"seeds": [1], "cutoff": 7}, "cutoff is 7"), (0, {"seeds": [1], "psi": float("nan")}, "psi is nan"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused(c_dim: int, arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):

@@ -13,12 +13,14 @@ __all__ = ["FAMILIES", "Generator", "Layer", "Noise", "StyleGAN2", "build"]
 
 def build(spec: Mapping[str, Any]) -> Generator:
     """The architecture a spec describes, freshly initialised."""
+    if not isinstance(spec, Mapping):
+        raise ValueError(f"got the spec {spec!r:.80}, expected what Generator.spec() gives: names and values.")
     settings = dict(spec)
     family = settings.pop("family", None)
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise ValueError(f"spec names the generator family {family!r}; known are {sorted(FAMILIES)}. "
                          "A newer version of this package may have written it.")
     try:
         return FAMILIES[family](**settings)
-    except TypeError as error:
+    except (TypeError, RuntimeError) as error:  # a wrong kind of value; a size beyond any memory
         raise ValueError(f"spec does not fit the family {family!r}: {error}. Got {sorted(settings)}.") from error

@@ -6,6 +6,7 @@ Letters: N batch, L rows of a latent (`num_ws`), C its width (`w_dim`), R a laye
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -60,6 +61,8 @@ class Generator(nn.Module):
                              "this generator is conditional: pass one (one-hot) row a sample.")
         if not self.c_dim and label is not None:
             raise ValueError("label: got one, expected none; this generator is unconditional: leave the label out.")
+        if not math.isfinite(psi):
+            raise ValueError(f"psi is {psi}, expected a finite number, as a rule from 0 to 1.")
         if cutoff is not None and not 0 <= cutoff <= self.num_ws:
             raise ValueError(f"cutoff is {cutoff}, expected 0..{self.num_ws} or None to truncate every row.")
         dtype = self.w_avg.dtype

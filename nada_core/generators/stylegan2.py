@@ -35,7 +35,7 @@ class StyleGAN2(Generator):
                  channel_base: int = 32768, channel_max: int = 512, widths: Sequence[int] | None = None,
                  clamp: float | None = None, mapping_lr: float = 0.01, rng: torch.Generator | None = None) -> None:
         super().__init__()
-        if resolution not in (16, 32, 64, 128, 256, 512, 1024):
+        if not isinstance(resolution, int) or resolution not in (16, 32, 64, 128, 256, 512, 1024):
             raise ValueError(f"resolution is {resolution}, expected a power of two in 16..1024.")
         if not 1 <= mapping_layers <= 8:
             raise ValueError(f"mapping_layers is {mapping_layers}, expected 1..8.")
@@ -47,6 +47,9 @@ class StyleGAN2(Generator):
                              f"one for each resolution of {sizes}.")
         if min(z_dim, w_dim) < 1 or c_dim < 0:
             raise ValueError(f"z_dim, w_dim, c_dim are {z_dim}, {w_dim}, {c_dim}, expected at least 1, 1, 0.")
+        if not _positive(mapping_lr) or not (clamp is None or _positive(clamp)):
+            raise ValueError(f"mapping_lr and clamp are {mapping_lr!r} and {clamp!r}, expected positive numbers; "
+                             "clamp may be None.")
         self.resolution, self.z_dim, self.w_dim, self.c_dim = resolution, z_dim, w_dim, c_dim
         self.num_ws = 2 * len(sizes)
         self.widths, self.clamp = tuple(widths), clamp
@@ -241,6 +244,10 @@ class Synthesis(nn.Module):
 
 def _names(prefix: str, module: nn.Module) -> tuple[str, ...]:
     return tuple(f"{prefix}.{name}" for name, _ in module.named_parameters())
+
+
+def _positive(value: object) -> bool:
+    return isinstance(value, int | float) and 0 < value < math.inf
 
 
 def _normalize(x: Tensor) -> Tensor:

@@ -134,13 +134,21 @@ def _read_rosinality(raw: RawCheckpoint) -> Reading:
 def _read_nvidia(raw: RawCheckpoint) -> Reading:
     prefix = _nvidia_prefix(raw) or ""
     state = _own(raw, prefix, r".*resample_filter")
-    network = raw.hints.get(prefix.rstrip("."), {})
-    attributes = network.get("attributes", {})
+    network = prefix.rstrip(".")
     # What the layers were actually built with; it differs by repository where the arguments leave it to a default.
-    clamp = attributes.get("synthesis.b4.conv1.conv_clamp",
-                           network.get("init_kwargs", {}).get("synthesis_kwargs", {}).get("conv_clamp"))
-    spec = _spec(state, {}) | {"clamp": clamp, "mapping_lr": attributes.get("mapping.fc0.bias_gain", 0.01)}
+    clamp = _told(raw.hints, network, "attributes", "synthesis.b4.conv1.conv_clamp")
+    if clamp is None:
+        clamp = _told(raw.hints, network, "init_kwargs", "synthesis_kwargs", "conv_clamp")
+    lr = _told(raw.hints, network, "attributes", "mapping.fc0.bias_gain")
+    spec = _spec(state, {}) | {"clamp": clamp, "mapping_lr": 0.01 if lr is None else lr}
     return Reading(spec, state, {name: prefix + name for name in state})
+
+
+def _told(hints: Any, *path: str) -> Any:
+    """What a file says at the end of this path; None where it says nothing."""
+    for key in path:
+        hints = hints.get(key) if isinstance(hints, Mapping) else None
+    return hints
 
 
 def _own(raw: RawCheckpoint, prefix: str, derived: str) -> dict[str, Tensor]:
@@ -152,7 +160,9 @@ def _own(raw: RawCheckpoint, prefix: str, derived: str) -> dict[str, Tensor]:
             continue
         if not re.fullmatch(derived, name):
             own[name.removeprefix(prefix)] = value
-        elif value.shape != (4, 4) or not torch.allclose(4 * value / value.sum(), torch.outer(taps, taps), atol=1e-5):
+            continue
+        value = value.float()
+        if value.shape != (4, 4) or not torch.allclose(4 * value / value.sum(), torch.outer(taps, taps), atol=1e-5):
             raise UnsupportedCheckpointError(f"{name} is not the filter [1, 3, 3, 1]; the network was trained with "
                                              "another resampling filter, and only this one is supported.")
     return own
