@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 import nada_core
-from nada_core import AdaptConfig, load_generator, load_image, portraits, read_provenance, save_generator
+from nada_core import AdaptConfig, flags, load_generator, load_image, portraits, read_provenance, save_generator
 from nada_core import __main__ as cli
 from nada_core.files import BUILTIN, sha256
 from nada_core.generators import StyleGAN2
@@ -110,7 +110,7 @@ def test_the_readme_speaks_of_what_exists() -> None:
     commands = [line.split("`")[1].split() for line in text.splitlines() if line.startswith("| `")][1:]
     assert {words[0] for words in commands} == {"demo", "adapt", "sample", "compare", "info", "convert"}
     for words in commands:
-        assert cli._parser(cli._adapt_defaults(words)).parse_args(words).run
+        assert flags.parse(words).command == words[0]
 
 
 # ---- help and usage -----------------------------------------------------------------------------------------------
@@ -122,7 +122,7 @@ def test_help_of_every_command_has_an_example_that_parses(run: Run, command: str
     assert code == 0 and f"python -m nada_core {command}" in out.partition("example:")[2]
     for line in out.partition("example:")[2].strip().splitlines():
         words = line.replace("'pencil sketch'", "elf").split()[3:]
-        assert cli._parser(cli._adapt_defaults(words)).parse_args(words).run
+        assert flags.parse(words).command == words[0]
     assert command in run("--help")[1]
 
 
@@ -135,7 +135,7 @@ def test_the_module_can_be_run() -> None:
 def test_defaults_follow_the_generator(run: Run, shelf: Path) -> None:
     def lr(*words: str) -> float:
         whole = ["adapt", *words, "--target", "x", "--out", "y"]
-        return float(cli._parser(cli._adapt_defaults(whole)).parse_args(whole).lr)
+        return float(flags.parse(whole).lr)
 
     assert lr("portraits") == lr("--source", "photo", "--steps", "9", "portraits") == portraits.RECIPE.lr
     assert lr("ffhq.pkl", "--guide", "portraits") == AdaptConfig().lr
@@ -379,7 +379,7 @@ def test_names_of_results() -> None:
     assert cli._result_path("o", "a Zombie, by  Pixar!").as_posix() == "o/a-zombie-by-pixar.safetensors"
     assert cli._result_path("o/x.safetensors", "zombie") == Path("o/x.safetensors")
     assert cli._result_path("o", "../?").as_posix() == "o/adapted.safetensors"
-    assert cli._weighted("a:/x=y/z.pt") == ("a:/x=y/z.pt", 1.0) and cli._weighted("ViT-B-32:openai=0.5")[1] == 0.5
+    assert flags._weighted("a:/x=y/z.pt") == ("a:/x=y/z.pt", 1.0) and flags._weighted("ViT-B-32:openai=0.5")[1] == 0.5
 
 
 # ---- demo ---------------------------------------------------------------------------------------------------------

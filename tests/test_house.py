@@ -23,7 +23,8 @@ FLOORS = {
     "checkpoints": 2, "latents": 2, "layers": 2, "losses": 2, "metrics": 2, "runs": 2,
     "adapt": 3, "invert": 3,
     "portraits": 4, "wording": 4,
-    "__init__": 5, "__main__": 5,
+    "__init__": 5, "flags": 5,
+    "__main__": 6,
 }  # fmt: skip
 
 HEAVY = {"PIL", "lpips", "open_clip", "torchvision", "scipy", "matplotlib"}
