@@ -29,9 +29,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .files import BUILTIN
 from .prompts import TEMPLATES, fill
-
-_BUILT_IN = Path(__file__).parent / "portraits" / "weights"
 
 
 class GuideError(ValueError):
@@ -153,7 +152,7 @@ def built_in_guides() -> dict[str, Path]:
     """The guides that ship with the pack, name to open_clip config: guide.json is "portraits", guide-x.json
     "portraits-x". The weights lie beside the config as .safetensors.
     """
-    return {"portraits" + path.stem.removeprefix("guide"): path for path in sorted(_BUILT_IN.glob("guide*.json"))}
+    return {"portraits" + path.stem.removeprefix("guide"): path for path in sorted(BUILTIN.glob("guide*.json"))}
 
 
 def load_guide(

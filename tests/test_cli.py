@@ -52,7 +52,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def world(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working folder, in which the built-in names stand for the tiny files."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("nada_core.clip._BUILT_IN", shelf)
+    monkeypatch.setattr("nada_core.clip.BUILTIN", shelf)
     monkeypatch.setitem(cli.BUILTINS, "portraits", shelf / "a.safetensors")
     return tmp_path
 
@@ -224,7 +224,7 @@ def test_info_tells_guides(run: Run, shelf: Path, tmp_path: Path, monkeypatch: p
     assert code == 0 and out.startswith("weights of a guide (CLIP)") and "--guide ARCHITECTURE:" in out
     for name in ("guide.json", "guide.safetensors"):
         (tmp_path / name.replace("guide", "guide-x")).write_bytes((shelf / name).read_bytes())
-    monkeypatch.setattr("nada_core.clip._BUILT_IN", tmp_path)
+    monkeypatch.setattr("nada_core.clip.BUILTIN", tmp_path)
     code, out, _ = run("info", "portraits-x")
     assert code == 0 and "sees 32 x 32 pixels, embeds in 16 dimensions" in out and "--guide portraits-x" in out
 

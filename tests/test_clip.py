@@ -220,7 +220,7 @@ def test_built_in_guides_read_every_template(name: str) -> None:
 def test_built_in_guides_are_found_by_their_files(
     guide: ClipGuide, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nada_core.clip._BUILT_IN", tmp_path)
+    monkeypatch.setattr("nada_core.clip.BUILTIN", tmp_path)
     for stem in ("guide", "guide-vit"):
         (tmp_path / f"{stem}.json").write_bytes((folder / "nada-test-tiny.json").read_bytes())
         (tmp_path / f"{stem}.safetensors").write_bytes((folder / "tiny.safetensors").read_bytes())
