@@ -401,7 +401,6 @@ def test_demo_judges_and_writes(run: Run, shelf: Path, monkeypatch: pytest.Monke
     assert read_provenance("d/pencil-sketch.safetensors")["prompts"]["target"] == "pencil sketch"
 
 
-@pytest.mark.skipif(not (BUILTIN / "generator.safetensors").exists(), reason="the built-in weights are not fitted yet")
 def test_info_of_the_shipped_generator(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(cli.BUILTINS, "portraits", BUILTIN / "generator.safetensors")
     code, out, _ = run("info", "portraits")

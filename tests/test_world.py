@@ -13,7 +13,6 @@ import torch
 from tiny import generator, rng
 from torch import Tensor
 
-from nada_core.files import BUILTIN
 from nada_core.portraits.captions import BROKEN, CLASSES, WORDS, Captions, describe, slices_of
 from nada_core.portraits.content import Content
 from nada_core.portraits.corrupt import KINDS, corrupt
@@ -277,15 +276,9 @@ def test_an_untrained_judge_has_the_right_shape() -> None:
     assert styles.shape == (2, len(CLASSES)) and attributes.shape == (2, len(ATTRIBUTES)) and CLASSES[NONE] == BROKEN
 
 
-def fitted_judge() -> Judge:
-    if not (BUILTIN / "judge.safetensors").exists():
-        pytest.skip("the judge's weights are not in nada_core/portraits/weights yet")
-    return Judge.load()
-
-
 @pytest.mark.parametrize("style", STYLES[1:])
 def test_the_judge_tells_the_truth_from_the_source(content: Content, style: str) -> None:
-    judge = fitted_judge()
+    judge = Judge.load()
     perfect = verdict(content, painter(content, style), style, judge)
     nothing = verdict(content, painter(content, "photo"), style, judge)
     assert perfect.judge >= 0.95 and perfect.kept > 0.75
@@ -293,5 +286,5 @@ def test_the_judge_tells_the_truth_from_the_source(content: Content, style: str)
 
 
 def test_the_judge_refuses_spoiled_pictures() -> None:
-    styles, _ = fitted_judge()(corrupt(render(contents(64)), rng()))
+    styles, _ = Judge.load()(corrupt(render(contents(64)), rng()))
     assert (styles.argmax(1) == NONE).float().mean() > 0.8

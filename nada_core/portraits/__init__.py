@@ -17,9 +17,9 @@ TARGETS = STYLES[1:]
 #: What works on a generator this small. A published generator wants the defaults of AdaptConfig instead: its learning
 #: rate would not move these weights, which are standard normal and few.
 RECIPE = AdaptConfig(
-    steps=200, batch=4, lr=0.015, schedule="cosine", beta1=0.0, beta2=0.99, views=2, noise="const",
-    terms={"direction": 1.0, "angle": 1.0, "global": 0.3},
-    layers=LayerChoice(mode="adaptive", count=4, rgb=True),
+    steps=240, batch=4, lr=0.015, schedule="cosine", beta2=0.99, views=2, noise="const",
+    terms={"direction": 1.0, "angle": 0.25},
+    layers=LayerChoice(mode="adaptive", count=5, batch=4, every=4, rgb=True),
 )  # fmt: skip
 
 __all__ = ["ATTRIBUTES", "RECIPE", "SOURCE", "STYLES", "TARGETS", "Judge", "Verdict", "examine", "render"]
