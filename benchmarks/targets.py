@@ -5,7 +5,7 @@
 
 Methods: `global` pulls every image to the text (the naive baseline), `all layers` is the directional recipe without
 layer selection, `selected layers` the recipe as shipped. All share steps, batch, learning rate and schedule.
-Finished rows are kept in a file beside the grids and not run again while weights and settings are the same.
+Finished runs are kept under out/ and not run again while weights and settings are the same.
 """
 
 from __future__ import annotations
@@ -34,16 +34,17 @@ METHODS: dict[str, AdaptConfig] = {
     "all layers": replace(RECIPE, layers=LayerChoice(mode="all", rgb=RECIPE.layers.rgb)),
     "selected layers": RECIPE,
 }
+SHOWN = 5
 _FIGURES = ("judge", "attributes", "source_attributes", "distance", "source_distance", "diversity")
 
 
 def run(target: str, method: str, seed: int) -> tuple[str, str, int, dict[str, float], torch.Tensor]:
-    """One adaptation and its verdict, and the pictures of eight fixed latents."""
+    """One adaptation and its verdict, and the pictures of fixed latents."""
     torch.set_num_threads(1)
     source, guide = load_generator("portraits"), load_guide("portraits")
     result = adapt(source, guide, TextShift(SOURCE, target), replace(METHODS[method], seed=seed))
     verdict = examine(Judge.load(), Content.load(), source, result.generator, target)
-    pictures = render_latents(result.generator, sample(source, range(8), psi=1.0), batch=8)
+    pictures = render_latents(result.generator, sample(source, range(SHOWN), psi=1.0), batch=8)
     return target, method, seed, verdict.as_row(), pictures
 
 
@@ -76,11 +77,11 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=tuple(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2, help="runs at once, one core each")
-    parser.add_argument("--out", type=Path, default=Path("docs"), help="where targets.md and targets/ go")
+    parser.add_argument("--out", type=Path, default=Path("docs"), help="where targets.md and targets/ go (%(default)s)")
+    parser.add_argument("--runs", type=Path, default=Path("out/targets"), help="where runs are kept (%(default)s)")
     args = parser.parse_args()
-    folder = args.out / "targets"
-    folder.mkdir(parents=True, exist_ok=True)
-    kept_path = folder / "rows.jsonl"
+    args.runs.mkdir(parents=True, exist_ok=True)
+    kept_path = args.runs / "rows.jsonl"
     kept = dict(map(json.loads, kept_path.read_text().splitlines())) if kept_path.exists() else {}
     jobs = [(t, m, s) for s in args.seeds for t in args.targets for m in args.methods]
     todo = [job for job in jobs if key(*job) not in kept]
@@ -92,24 +93,27 @@ def main() -> None:
             figures = ", ".join(f"{name} {value:.3f}" for name, value in row.items())
             sys.stderr.write(f"{target}, {method}, seed {seed}: {figures}\n")
             if seed == args.seeds[0]:
-                torch.save(pictures, folder / f".{target}.{method}.pt".replace(" ", "_"))
+                torch.save(pictures, shown(args.runs, target, method, seed))
     rows = {(t, m): [kept[key(t, m, s)] for s in args.seeds] for t in args.targets for m in args.methods}
     lines = list(table(rows))
     sys.stdout.write("\n".join(lines) + "\n")
-    draw(folder, args.targets, args.methods)
+    draw(args.runs, args.out / "targets", args.targets, args.methods, args.seeds[0])
     (args.out / "targets.md").write_text(page(lines, args.targets, args.seeds))
 
 
-def draw(folder: Path, targets: list[str], methods: list[str]) -> None:
+def shown(runs: Path, target: str, method: str, seed: int) -> Path:
+    """Where the pictures of a first seed are kept."""
+    return runs / f"{target}-{method}-{seed}.pt".replace(" ", "_")
+
+
+def draw(runs: Path, folder: Path, targets: list[str], methods: list[str], seed: int) -> None:
     """A grid a target: source, every method, truth; the same latents in a row."""
     source, content = load_generator("portraits"), Content.load()
-    latents = sample(source, range(8), psi=1.0)
+    latents = sample(source, range(SHOWN), psi=1.0)
     for target in targets:
         columns = {SOURCE: render_latents(source, latents, batch=8)}
         for method in methods:
-            path = folder / f".{target}.{method}.pt".replace(" ", "_")
-            if path.exists():
-                columns[method] = torch.load(path, weights_only=True)
+            columns[method] = torch.load(shown(runs, target, method, seed), weights_only=True)[:SHOWN]
         columns["truth"] = render(content(latents.ws), target)
         save_image(compare_grid(columns, title=f"{SOURCE} to {target}"), folder / f"{target.replace(' ', '_')}.png")
 
