@@ -92,8 +92,8 @@ def adapt(
 ) -> Adaptation:
     """Train a copy of `generator` along `shift`; the one given stays bit-identical.
 
-    The run lives on the generator's device; the guides must be there too. Same seed and CPU: same
-    weights (not checked on GPUs, where some backward passes are not deterministic).
+    The run lives on the generator's device; the guides must be there too. Same seed, CPU and thread count:
+    same weights (not checked on GPUs, where some backward passes are not deterministic).
     on_step is called after every step, and whatever it raises ends the run. autosave names a file that is rewritten
     every `config.autosave_every` steps and at the end; with `resume` a run goes on from that file, if it is there, to
     exactly the weights it would have reached uninterrupted.

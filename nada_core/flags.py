@@ -43,8 +43,8 @@ def _parser(defaults: _Defaults) -> argparse.ArgumentParser:
 
     demo = _command(commands, "demo", "adapt the built-in generator by text and judge the result",
                     "demo --target 'pencil sketch'")  # fmt: skip
-    demo.add_argument("--target", default="anime", choices=portraits.TARGETS, metavar="TEXT",
-                      help=f"one of {', '.join(portraits.TARGETS)} (default anime)")  # fmt: skip
+    demo.add_argument("--target", default="joker", choices=portraits.TARGETS, metavar="TEXT",
+                      help=f"one of {', '.join(portraits.TARGETS)} (default joker)")  # fmt: skip
     demo.add_argument("--out", default="out/demo", metavar="DIR", help="folder of the results (default out/demo)")
 
     info = _command(commands, "info", "say what a file is: a generator and its layers, a guide, an autosave",
