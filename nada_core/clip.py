@@ -15,6 +15,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import logging
 import math
 import os
 import pickle
@@ -180,7 +181,10 @@ def load_guide(
     model_name, weights = _resolve(wanted, None if architecture is None else os.fspath(architecture))
     published = open_clip.get_pretrained_cfg(model_name, weights)
     config = open_clip.get_model_config(model_name)
+    hub = logging.getLogger("huggingface_hub")
+    loudness = hub.level
     try:
+        hub.setLevel(logging.CRITICAL)  # it tells of every retry; what came of them is told below, once
         model = open_clip.create_model(
             model_name,
             pretrained=weights,
@@ -200,6 +204,8 @@ def load_guide(
         if published:
             raise GuideError(_download_failed(model_name, published, error)) from error
         raise GuideError(_file_failed(model_name, weights, error)) from error
+    finally:
+        hub.setLevel(loudness)
     name = wanted if wanted in built_in_guides() else f"{model_name}:{weights if published else Path(weights).name}"
     return ClipGuide(name, model, tokenizer, config["embed_dim"], antialias).to(device)
 
