@@ -1,7 +1,7 @@
 """Every target of the built-in world, three methods, several seeds: what the adaptation reaches and what it does not.
 
     python -m benchmarks.targets                      print the table, write it to docs/targets.md with a grid a target
-    python -m benchmarks.targets --targets zombie     one target
+    python -m benchmarks.targets --targets zombie     one target: printed, the page and its grids stay as they are
 
 Methods: `global` pulls every image to the text (the naive baseline), `all layers` is the directional recipe without
 layer selection, `selected layers` the recipe as shipped. All share steps, batch, learning rate and schedule.
@@ -84,7 +84,12 @@ def main() -> None:
     kept_path = args.runs / "rows.jsonl"
     kept = dict(map(json.loads, kept_path.read_text().splitlines())) if kept_path.exists() else {}
     jobs = [(t, m, s) for s in args.seeds for t in args.targets for m in args.methods]
-    todo = [job for job in jobs if key(*job) not in kept]
+    first = args.seeds[0]
+    todo = [
+        (target, method, seed) for target, method, seed in jobs
+        if key(target, method, seed) not in kept
+        or (seed == first and not shown(args.runs, target, method, seed).exists())
+    ]  # fmt: skip
     with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
         for target, method, seed, row, pictures in pool.map(run, *zip(*todo, strict=True)) if todo else ():
             kept[key(target, method, seed)] = row
@@ -92,13 +97,14 @@ def main() -> None:
                 file.write(json.dumps([key(target, method, seed), row]) + "\n")
             figures = ", ".join(f"{name} {value:.3f}" for name, value in row.items())
             sys.stderr.write(f"{target}, {method}, seed {seed}: {figures}\n")
-            if seed == args.seeds[0]:
+            if seed == first:
                 torch.save(pictures, shown(args.runs, target, method, seed))
     rows = {(t, m): [kept[key(t, m, s)] for s in args.seeds] for t in args.targets for m in args.methods}
     lines = list(table(rows))
     sys.stdout.write("\n".join(lines) + "\n")
-    draw(args.runs, args.out / "targets", args.targets, args.methods, args.seeds[0])
-    (args.out / "targets.md").write_text(page(lines, args.targets, args.seeds))
+    if set(args.targets) == set(TARGETS) and set(args.methods) == set(METHODS):
+        draw(args.runs, args.out / "targets", args.targets, args.methods, first)
+        (args.out / "targets.md").write_text(page(lines, args.targets, args.seeds))
 
 
 def shown(runs: Path, target: str, method: str, seed: int) -> Path:
@@ -130,6 +136,8 @@ Printed by `python -m benchmarks.targets`; means over seeds {', '.join(map(str, 
 - **distance to truth**: mean absolute difference to the true render, 0..1; in brackets that of the unadapted picture.
 - **diversity**: mean pairwise distance of the pictures over that of the true renders; far below 1 is collapse.
 - **passes**: judge >= 0.90, attributes kept >= 0.75, distance <= 0.85 of the source's, diversity 0.8 to 1.25.
+
+The recipe was chosen by trying variants with seed 0 on part of these latents; seeds 1 and 2 played no part in that.
 
 {chr(10).join(lines)}
 

@@ -263,7 +263,7 @@ def _before(teacher: Generator, config: AdaptConfig, rng: torch.Generator) -> tu
 
 @torch.no_grad()
 def _first_look(teacher: Generator, config: AdaptConfig) -> Tensor:
-    """Sixteen images of the source, where directions to style images start. Drawn apart from the run's own numbers."""
+    """Sixteen images of the source, where directions to style images start; the run's own numbers stay as they are."""
     z = torch.randn(16, teacher.z_dim, generator=torch.Generator().manual_seed(config.seed)).to(teacher.w_avg.device)
     ws = teacher.map(z, teacher.one_hot(config.label, 16))
     return torch.cat([teacher.synthesize(part) for part in ws.split(4)])

@@ -27,7 +27,7 @@ def psnr(pictures: Tensor, truth: Tensor) -> float:
     return float(10 * torch.log10(4 / (pictures - truth).square().mean()))
 
 
-def fit(folder: Path, minutes: float = 40.0, seed: int = 0, log: Path | None = None) -> None:
+def fit(folder: Path, minutes: float, seed: int = 0, log: Path | None = None) -> None:
     """Fit for a time budget and write `generator.safetensors` and `content.safetensors` into folder."""
     rng = torch.Generator().manual_seed(seed)
     generator = StyleGAN2(RESOLUTION, z_dim=24, w_dim=64, mapping_layers=2, widths=WIDTHS, rng=rng)

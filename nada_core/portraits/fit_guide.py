@@ -2,12 +2,12 @@
 
 A CLIP fitted on clean pictures is useless as a teacher: its gradients point to invisible noise. Training against an
 adversary (Madry et al., arXiv:1706.06083; its gradients follow what eyes see: Engstrom et al., arXiv:1906.00945) makes
-them point to pictures. Half of the adversary's moves are smooth, because a generator's own mistakes are.
+them point to pictures. In the second stage half of its moves are smooth, because a generator's own mistakes are.
 
-The loss has four parts. Captions: multi-positive InfoNCE. Directions: the difference of one content in two styles
-follows the difference of their words, which is what StyleGAN-NADA will ask of it. Completeness: of a picture that made
-only a share of that change, the direction is followed by just that share, so nothing may be left undone. Content: a
-linear reading of the embedding tells the attributes, as a web-scale CLIP's does.
+The loss has four parts, the third in the second stage only. Captions: multi-positive InfoNCE. Directions: the
+difference of one content in two styles follows the difference of their words, which is what StyleGAN-NADA will ask of
+it. Completeness: of a picture that made only a share of that change, the direction is followed by just that share, so
+nothing may be left undone. Content: a linear reading of the embedding tells the attributes, as a web-scale CLIP's does.
 
 Letters: N pictures, D embedding, S styles.
 """
@@ -37,7 +37,7 @@ CONFIG: dict[str, Any] = {
     "vision_cfg": {"image_size": 96, "layers": [2, 2, 2, 1], "width": 20},
     "text_cfg": {"context_length": 48, "vocab_size": 49408, "width": 48, "heads": 3, "layers": 2},
 }
-_EPS, _SMOOTH_EPS = 4.0, 6.0  # the adversary's longest steps, L2 over a 0..1 picture
+_EARLY_EPS, _EPS, _SMOOTH_EPS = 3.0, 4.0, 6.0  # the adversary's longest steps, L2 over a 0..1 picture
 _PAIRS, _BROKEN = 28, 12  # contents shown in two styles, and pictures that are none of them, in a batch
 _PARTIAL = 14  # of the pairs, those shown half-way too
 
@@ -110,16 +110,17 @@ def batches(gallery: Gallery, seed: int) -> Iterator[tuple[Tensor, Tensor, Tenso
         yield torch.cat([soften(torch.cat([start, end]), rng), worn, soften(partial, rng)]), classes, attributes, shares
 
 
-def worst_move(slope: Tensor, rng: torch.Generator) -> Tensor:
-    """The adversary's single step along the loss's slope [N, 3, H, W]: of random length, smooth for half the pictures.
+def worst_move(slope: Tensor, rng: torch.Generator, late: bool = True) -> Tensor:
+    """The adversary's single step along the loss's slope [N, 3, H, W], of random length.
 
-    One picture in six is left alone, so that clean ones stay at home.
+    late: longer steps, and smooth ones for half the pictures. One picture in six is left alone, so that clean ones stay
+    at home.
     """
     count = len(slope)
     smooth = F.interpolate(F.avg_pool2d(slope, 4), scale_factor=4.0, mode="bilinear", align_corners=False)
-    even = torch.rand(count, 1, 1, 1, generator=rng) < 0.5
+    even = (torch.rand(count, 1, 1, 1, generator=rng) < 0.5) & late
     slope = torch.where(even, smooth, slope)
-    length = torch.where(even, _SMOOTH_EPS, _EPS) * torch.rand(count, 1, 1, 1, generator=rng)
+    length = torch.where(even, _SMOOTH_EPS, _EPS if late else _EARLY_EPS) * torch.rand(count, 1, 1, 1, generator=rng)
     length[torch.rand(count, generator=rng) < 1 / 6] = 0
     return 2 * length * slope / slope.flatten(1).norm(dim=1).clamp(min=1e-12)[:, None, None, None]
 
@@ -155,27 +156,30 @@ class Objective:
         return caption, direction, completeness, error.sum() / self.shown.sum()
 
 
-def fit(folder: Path, minutes: float = 64.0, contents: int = 7000, seed: int = 0, log: Path | None = None) -> None:
+def fit(folder: Path, minutes: float, contents: int = 7000, seed: int = 0, log: Path | None = None) -> None:
     """Fit for a time budget and write `guide.json` and `guide.safetensors` into folder.
 
-    Two stages: from nothing, the adversary growing; then again from a high learning rate with the adversary at full
-    length and the normalisation fixed, as it will be when the guide is used.
+    Two stages: from nothing, the adversary growing; then again from a high learning rate, with a longer and smoother
+    adversary, half-way pictures, and the normalisation fixed as it will be when the guide is used.
     """
     stage(folder, 0.56 * minutes, contents, seed, log)
     stage(folder, 0.44 * minutes, contents, seed + 7, log, folder / "guide.safetensors")
 
 
 def stage(folder: Path, minutes: float, contents: int, seed: int, log: Path | None, start: Path | None = None) -> None:
-    """One stage of `fit`. start: weights of an earlier stage to go on from."""
+    """One stage of `fit`. start: weights of the first stage, which makes this the second."""
     import open_clip
 
+    late = start is not None
     torch.manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)
     model = open_clip.CLIP(**CONFIG)
     tokenizer = open_clip.SimpleTokenizer(context_length=CONFIG["text_cfg"]["context_length"])
     probe = nn.Linear(CONFIG["embed_dim"], len(ATTRIBUTES))
+    used: set[int] = set()
     if start is not None:
         model.load_state_dict({name: t.float() for name, t in read_checkpoint(start).tensors.items()})
+        used.update(model.token_embedding.weight.ne(0).any(1).nonzero().flatten().tolist())
     model.visual.to(memory_format=torch.channels_last)
     mean = torch.tensor(open_clip.OPENAI_DATASET_MEAN).view(1, 3, 1, 1)
     std = torch.tensor(open_clip.OPENAI_DATASET_STD).view(1, 3, 1, 1)
@@ -198,15 +202,14 @@ def stage(folder: Path, minutes: float, contents: int, seed: int, log: Path | No
     stream = batches(Gallery(contents, seed), seed + 1)
     words_rng, rng = random.Random(seed), torch.Generator().manual_seed(seed + 2)
     started, step = time.monotonic(), 0
-    used: set[int] = set()
     model.train()
     while (progress := (time.monotonic() - started) / (60 * minutes)) < 1:
-        rate = (1.5e-3 if start is None else 6e-4) * min(1, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * progress))
+        rate = (6e-4 if late else 1.5e-3) * min(1, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * progress))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        if start is not None:  # the reading of the attributes is not kept in the file, so it learns anew, and fast
+        if late:  # the reading of the attributes is not kept in the file, so it learns anew, and fast
             optimizer.param_groups[2]["lr"] = 5e-3 * (1 - progress)
-        ripe = 1.0 if start is not None else progress
+        ripe = 1.0 if late else progress
         if ripe > 0.6:  # settle on the statistics the shipped network will use
             for module in model.visual.modules():
                 if isinstance(module, nn.BatchNorm2d):
@@ -223,11 +226,11 @@ def stage(folder: Path, minutes: float, contents: int, seed: int, log: Path | No
         )  # fmt: skip
         if ripe > 0.05:
             probing = pictures.clone().requires_grad_()
-            (slope,) = torch.autograd.grad(sum(objective(see(probing), detach=True), torch.zeros(())), probing)
-            pictures = pictures + min(1, ripe / 0.25) * worst_move(slope, rng)
-        caption, direction, completeness, content = objective(see(pictures))
+            (slope,) = torch.autograd.grad(_total(objective(see(probing), detach=True), late), probing)
+            pictures = pictures + min(1, ripe / 0.25) * worst_move(slope, rng, late)
+        losses = objective(see(pictures))
         optimizer.zero_grad(set_to_none=True)
-        (caption + direction + completeness + content).backward()
+        _total(losses, late).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         step += 1
@@ -237,11 +240,16 @@ def stage(folder: Path, minutes: float, contents: int, seed: int, log: Path | No
                 average[name].lerp_(tensor, 1 - keep)
         if log and step % 100 == 0:
             with log.open("a") as file:
-                first = f"{step} {progress:.3f} caption {caption:.3f} direction {direction:.3f}"
-                file.write(f"{first} completeness {completeness:.3f} content {content:.3f}\n")
-            if step % 500 == 0:
-                _write(folder, average, used)
+                told = zip(("caption", "direction", "completeness", "content"), losses, strict=True)
+                file.write(f"{step} {progress:.3f} " + " ".join(f"{name} {loss:.3f}" for name, loss in told) + "\n")
+        if step % 500 == 0:  # so that a stopped fit leaves something
+            _write(folder, average, used)
     _write(folder, average, used)
+
+
+def _total(losses: tuple[Tensor, Tensor, Tensor, Tensor], late: bool) -> Tensor:
+    caption, direction, completeness, content = losses
+    return caption + direction + late * completeness + content
 
 
 def _write(folder: Path, average: dict[str, Tensor], used: set[int]) -> None:

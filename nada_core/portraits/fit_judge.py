@@ -18,7 +18,7 @@ from .render import ATTRIBUTES, STYLES, readable, visible
 _WHOLE, _SPOILED = 56, 12
 
 
-def fit(folder: Path, minutes: float = 15.0, contents: int = 6000, seed: int = 100, log: Path | None = None) -> None:
+def fit(folder: Path, minutes: float, contents: int = 6000, seed: int = 100, log: Path | None = None) -> None:
     """Fit for a time budget and write `judge.safetensors` into folder. The contents are not those of the guide."""
     torch.manual_seed(seed)
     rng = torch.Generator().manual_seed(seed + 1)
