@@ -13,10 +13,11 @@ from .checkpoints import export_rosinality, load_generator, read_provenance, sav
 from .clip import ClipGuide, GuideError, ImageShift, TextShift, load_guide
 from .files import CheckpointError, RawCheckpoint
 from .generators import Generator, Layer, build
-from .images import compare_grid, grid, load_image, plot_heat, plot_lines, save_image
+from .images import compare_grid, grid, load_image, save_image
 from .latents import Latents, render, sample
 from .layers import LayerChoice
 from .losses import TERMS, Views
+from .plots import plot_heat, plot_lines
 
 __version__ = "0.1.0"
 
