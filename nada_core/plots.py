@@ -9,13 +9,13 @@ Shapes: S steps, R rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from .images import PAPER, blank_sheet, from_pil, measure, write
+from .images import INK, PAPER, blank_sheet, from_pil, measure, write
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw
@@ -25,6 +25,7 @@ _SHARPER = 2
 _PALE = (110, 112, 122)
 _RULE = (228, 229, 234)
 _HEAT = (0, 90, 160)
+_PALE_BAR = (183, 205, 226)
 # Okabe and Ito's colours, told apart by colour-blind readers too; yellow is left out because it vanishes on white.
 _COLOURS = ((0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167), (230, 159, 0), (86, 180, 233), (70, 70, 78))
 
@@ -132,6 +133,66 @@ def plot_heat(
     return _reduced(sheet)
 
 
+def plot_bars(
+    values: Mapping[str, float],
+    title: str = "",
+    x_label: str = "",
+    chosen: Collection[str] = (),
+    legend: str = "chosen",
+    size: tuple[int, int] | None = None,
+) -> Tensor:
+    """One labelled bar a name, from top to bottom, with its number at its end; bars start at zero.
+
+    Made to show how much each layer would change: bars named in `chosen` are strong, the others pale, and `legend` says
+    what that means. With nothing chosen all are strong. `size` is width and height in pixels; without it the plot is as
+    high as its bars need. Returns [1, 3, h, w] in -1..1. Raises ValueError for no values, values that are not finite,
+    a chosen name that has no bar, and a size too small to be read.
+    """
+    numbers = {label: float(value) for label, value in values.items()}
+    odd = [label for label, value in numbers.items() if not math.isfinite(value)]
+    if not numbers or odd:
+        got = f"no finite value for {odd}" if odd else "no values"
+        raise ValueError(f"Got {got}, expected one finite number a bar.")
+    if missing := [name for name in chosen if name not in numbers]:
+        raise ValueError(f"Got {missing} as chosen, expected names among the bars: {list(numbers)}.")
+    texts = _bar_texts(list(numbers.values()))
+    top = (48 if title else 18) + (26 if chosen else 0)
+    under = 42 if x_label else 18
+    width, height = size or (760, top + 24 * len(numbers) + under)
+    names = min(max(measure(label, 12) for label in numbers), width // 3)
+    room = max(measure(text, 12) for text in texts) + 8  # for a number beyond the end of its bar
+    low, high = min(0.0, *numbers.values()), max(0.0, *numbers.values())
+    frame = _Frame(
+        left=18 + names + 10 + (room if low < 0 else 0),
+        top=top,
+        right=width - 18 - room,
+        bottom=height - under,
+        x_range=(low, high if high > low else low + 1),  # all zero: any range will do, there is nothing to draw
+        y_range=(float(len(numbers)), 0.0),
+    )
+    if frame.right - frame.left < 40 or frame.bottom - frame.top < 14 * len(numbers):
+        least = (width + 40 - int(frame.right - frame.left), top + 14 * len(numbers) + under)
+        raise ValueError(f"Got size {(width, height)} for {len(numbers)} bars, expected about {least} or more.")
+    sheet, draw = blank_sheet(width, height, _SHARPER)
+    _axes(sheet, draw, frame, title, "", "")
+    if chosen:
+        _bar(draw, (18, top - 26, 30, top - 14), _HEAT)
+        write(draw, (36, top - 20), legend, 12, "lm", room=width - 54, scale=_SHARPER)
+    zero = frame.x(0.0)
+    for row, ((label, value), text) in enumerate(zip(numbers.items(), texts, strict=True)):
+        strong = not chosen or label in chosen
+        y, end = frame.y(row + 0.5), frame.x(value)
+        thick = (frame.y(row + 1) - frame.y(row)) * 0.34
+        _bar(draw, (min(zero, end), y - thick, max(zero, end), y + thick), _HEAT if strong else _PALE_BAR)
+        ink = INK if strong else _PALE
+        write(draw, (18 + names, y), label, 12, "rm", ink, room=names, scale=_SHARPER)
+        write(draw, (end - 6, y) if value < 0 else (end + 6, y), text, 12, "rm" if value < 0 else "lm", ink,
+              scale=_SHARPER)  # fmt: skip
+    _line(draw, [(zero, frame.top), (zero, frame.bottom)], _PALE, 1)
+    write(draw, ((frame.left + frame.right) / 2, frame.bottom + 22), x_label, 13, "mm", _PALE, scale=_SHARPER)
+    return _reduced(sheet)
+
+
 # ---- drawing ------------------------------------------------------------------------------------------------------
 
 
@@ -213,6 +274,29 @@ def _scale_bar(draw: ImageDraw.ImageDraw, frame: _Frame, low: float, high: float
     draw.rectangle([v * _SHARPER for v in (left, frame.top, right, frame.bottom)], outline=_RULE, width=_SHARPER)
     for value, y in ((high, frame.top + 6), (low, frame.bottom - 6)):
         write(draw, (right + 8, y), f"{value:.3g}", 12, "lm", _PALE, scale=_SHARPER)
+
+
+def _bar(draw: ImageDraw.ImageDraw, box: tuple[float, float, float, float], colour: tuple[int, ...]) -> None:
+    left, top, right, bottom = (round(v * _SHARPER) for v in box)
+    if right > left:  # Pillow counts both corners in, so that a bar of no length would still be a line
+        draw.rectangle((left, top, right - 1, bottom - 1), colour)
+
+
+def _bar_texts(values: Sequence[float]) -> list[str]:
+    """Numbers with as many decimals as the largest needs for three digits, so that they compare at a glance."""
+    largest = max(abs(value) for value in values)
+    if not largest:
+        return ["0"] * len(values)
+    power = math.floor(math.log10(largest))
+    decimals = max(0, 2 - power) if -4 < power < 6 else None  # None: too small or large to be written out
+    texts = []
+    for value in values:
+        text = "0" if decimals is None else f"{value:,.{decimals}f}"
+        if value and not any(digit in text for digit in "123456789"):  # a small number is not zero
+            text = f"{value:.2e}" if decimals is None else f"{value:.1g}"
+            text = text.replace("e-0", "e-").replace("e+0", "e+")
+        texts.append(text if value else "0")
+    return texts
 
 
 def _ticks(low: float, high: float, whole: bool = False, about: int = 5) -> list[float]:

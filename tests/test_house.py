@@ -35,7 +35,7 @@ FORBIDDEN_NAMES = {"utils.py", "helpers.py", "common.py"}
 PUBLIC = [
     "AdaptConfig", "Adaptation", "CheckpointError", "ClipGuide", "Generator", "GuideError", "ImageShift", "Latents",
     "Layer", "LayerChoice", "RawCheckpoint", "Step", "TERMS", "TextShift", "Views", "adapt", "build", "compare_grid",
-    "export_rosinality", "grid", "load_generator", "load_guide", "load_image", "plot_heat", "plot_lines",
+    "export_rosinality", "grid", "load_generator", "load_guide", "load_image", "plot_bars", "plot_heat", "plot_lines",
     "read_provenance", "render", "sample", "save_generator", "save_image",
 ]  # fmt: skip
 # Promised but not written yet. This line only ever gets shorter; a name that arrives moves up.
