@@ -19,9 +19,10 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def test_a_guide_is_fitted_in_two_stages_and_loads_like_any_other(tmp_path: Path) -> None:
-    fit_guide.fit(tmp_path, minutes=BRIEF, contents=8)
-    guide = load_guide(tmp_path / "guide.safetensors", architecture=tmp_path / "guide.json")
+@pytest.mark.parametrize("name", fit_guide.CONFIGS)
+def test_a_guide_is_fitted_in_two_stages_and_loads_like_any_other(tmp_path: Path, name: str) -> None:
+    fit_guide.fit(tmp_path, minutes=BRIEF, contents=8, name=name)
+    guide = load_guide(tmp_path / f"{name}.safetensors", architecture=tmp_path / f"{name}.json")
     assert guide.encode_images(render(torch.rand(2, len(ATTRIBUTES)), SOURCE)).shape == (2, guide.dim)
     with pytest.raises(ValueError, match="never seen"):
         guide.encode_text(["a photo of a submarine."])

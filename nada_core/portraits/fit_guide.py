@@ -32,11 +32,14 @@ from .captions import CLASSES, Captions, describe
 from .corrupt import corrupt
 from .render import ATTRIBUTES, STYLES, readable, render, visible
 
-CONFIG: dict[str, Any] = {
-    "embed_dim": 128,
-    "vision_cfg": {"image_size": 96, "layers": [2, 2, 2, 1], "width": 20},
-    "text_cfg": {"context_length": 48, "vocab_size": 49408, "width": 48, "heads": 3, "layers": 2},
-}
+_TEXT = {"context_length": 48, "vocab_size": 49408, "width": 48, "heads": 3, "layers": 2}
+#: File name to architecture. The second guide sees the pictures in their own size and is built narrower.
+CONFIGS: dict[str, dict[str, Any]] = {
+    "guide": {"embed_dim": 128, "vision_cfg": {"image_size": 96, "layers": [2, 2, 2, 1], "width": 20},
+              "text_cfg": _TEXT},
+    "guide-64": {"embed_dim": 128, "vision_cfg": {"image_size": 64, "layers": [2, 3, 2, 1], "width": 16},
+                 "text_cfg": _TEXT},
+}  # fmt: skip
 _EARLY_EPS, _EPS, _SMOOTH_EPS = 3.0, 4.0, 6.0  # the adversary's longest steps, L2 over a 0..1 picture
 _PAIRS, _BROKEN = 28, 12  # contents shown in two styles, and pictures that are none of them, in a batch
 _PARTIAL = 14  # of the pairs, those shown half-way too
@@ -156,26 +159,28 @@ class Objective:
         return caption, direction, completeness, error.sum() / self.shown.sum()
 
 
-def fit(folder: Path, minutes: float, contents: int = 7000, seed: int = 0, log: Path | None = None) -> None:
-    """Fit for a time budget and write `guide.json` and `guide.safetensors` into folder.
+def fit(folder: Path, minutes: float, contents: int = 7000, seed: int = 0, log: Path | None = None,
+        name: str = "guide") -> None:  # fmt: skip
+    """Fit for a time budget and write the named guide of `CONFIGS` into folder, as .json and .safetensors.
 
     Two stages: from nothing, the adversary growing; then again from a high learning rate, with a longer and smoother
     adversary, half-way pictures, and the normalisation fixed as it will be when the guide is used.
     """
-    stage(folder, 0.56 * minutes, contents, seed, log)
-    stage(folder, 0.44 * minutes, contents, seed + 7, log, folder / "guide.safetensors")
+    first = folder / f"{name}.safetensors"
+    stage(first, 0.56 * minutes, contents, seed, log)
+    stage(first, 0.44 * minutes, contents, seed + 7, log, first)
 
 
-def stage(folder: Path, minutes: float, contents: int, seed: int, log: Path | None, start: Path | None = None) -> None:
+def stage(path: Path, minutes: float, contents: int, seed: int, log: Path | None, start: Path | None = None) -> None:
     """One stage of `fit`. start: weights of the first stage, which makes this the second."""
     import open_clip
 
-    late = start is not None
+    late, config = start is not None, CONFIGS[path.stem]
     torch.manual_seed(seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    model = open_clip.CLIP(**CONFIG)
-    tokenizer = open_clip.SimpleTokenizer(context_length=CONFIG["text_cfg"]["context_length"])
-    probe = nn.Linear(CONFIG["embed_dim"], len(ATTRIBUTES))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    model = open_clip.CLIP(**config)
+    tokenizer = open_clip.SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
+    probe = nn.Linear(config["embed_dim"], len(ATTRIBUTES))
     used: set[int] = set()
     if start is not None:
         model.load_state_dict({name: t.float() for name, t in read_checkpoint(start).tensors.items()})
@@ -183,7 +188,7 @@ def stage(folder: Path, minutes: float, contents: int, seed: int, log: Path | No
     model.visual.to(memory_format=torch.channels_last)
     mean = torch.tensor(open_clip.OPENAI_DATASET_MEAN).view(1, 3, 1, 1)
     std = torch.tensor(open_clip.OPENAI_DATASET_STD).view(1, 3, 1, 1)
-    size = CONFIG["vision_cfg"]["image_size"]
+    size = config["vision_cfg"]["image_size"]
 
     def see(pictures: Tensor) -> Tensor:
         larger = F.interpolate(pictures, size=(size, size), mode="bicubic", antialias=True)
@@ -243,8 +248,8 @@ def stage(folder: Path, minutes: float, contents: int, seed: int, log: Path | No
                 told = zip(("caption", "direction", "completeness", "content"), losses, strict=True)
                 file.write(f"{step} {progress:.3f} " + " ".join(f"{name} {loss:.3f}" for name, loss in told) + "\n")
         if step % 500 == 0:  # so that a stopped fit leaves something
-            _write(folder, average, used)
-    _write(folder, average, used)
+            _write(path, average, used)
+    _write(path, average, used)
 
 
 def _total(losses: tuple[Tensor, Tensor, Tensor, Tensor], late: bool) -> Tensor:
@@ -252,11 +257,11 @@ def _total(losses: tuple[Tensor, Tensor, Tensor, Tensor], late: bool) -> Tensor:
     return caption + direction + late * completeness + content
 
 
-def _write(folder: Path, average: dict[str, Tensor], used: set[int]) -> None:
+def _write(path: Path, average: dict[str, Tensor], used: set[int]) -> None:
     """Half precision; rows of words that were never heard are zero, which is how a guide knows what it knows."""
     tensors = {name: t.half() if t.is_floating_point() else t for name, t in average.items()}
     heard = torch.zeros(len(tensors["token_embedding.weight"]), 1, dtype=torch.half)
     heard[sorted(used)] = 1
     tensors["token_embedding.weight"] = tensors["token_embedding.weight"] * heard
-    write_safetensors(folder / "guide.safetensors", tensors, {"format": "pt"})
-    (folder / "guide.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
+    write_safetensors(path, tensors, {"format": "pt"})
+    path.with_suffix(".json").write_text(json.dumps(CONFIGS[path.stem], indent=2) + "\n")
