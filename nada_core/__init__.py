@@ -14,7 +14,7 @@ from .clip import ClipGuide, GuideError, ImageShift, TextShift, load_guide
 from .files import CheckpointError, RawCheckpoint
 from .generators import Generator, Layer, build
 from .images import compare_grid, grid, load_image, save_image
-from .latents import Latents, render, sample
+from .latents import Latents, interpolate, mix, render, sample
 from .layers import LayerChoice
 from .losses import TERMS, Views
 from .plots import plot_bars, plot_heat, plot_lines
@@ -24,6 +24,6 @@ __version__ = "0.1.0"
 __all__ = [
     "AdaptConfig", "Adaptation", "CheckpointError", "ClipGuide", "Generator", "GuideError", "ImageShift", "Latents",
     "Layer", "LayerChoice", "RawCheckpoint", "Step", "TERMS", "TextShift", "Views", "adapt", "build", "compare_grid",
-    "export_rosinality", "grid", "load_generator", "load_guide", "load_image", "plot_bars", "plot_heat", "plot_lines",
-    "read_provenance", "render", "sample", "save_generator", "save_image",
+    "export_rosinality", "grid", "interpolate", "load_generator", "load_guide", "load_image", "mix", "plot_bars",
+    "plot_heat", "plot_lines", "read_provenance", "render", "sample", "save_generator", "save_image",
 ]  # fmt: skip

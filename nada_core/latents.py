@@ -1,17 +1,22 @@
-"""Latents as data, and pictures of them: `sample` draws, `render` shows.
+"""Latents as data, and pictures of them: `sample` draws, `mix` and `interpolate` combine, `render` shows.
 
-Letters: N latents, L rows, C width of a row, H = W = resolution.
+Sections are those of StyleGAN (Karras et al. 2019, arXiv 1812.04948).
+
+Letters: N latents, L rows, C width of a row, T frames, R a layer's resolution, H = W = the picture's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from .generators import Generator
+
+_MOST_FRAMES = 10_000  # nearly seven minutes of film at 25 a second; more is a slip of the hand
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +25,8 @@ class Latents:
 
     ws: [N, L, C] on the CPU. noise: "const" or "none", or maps, one a convolution, each shared by all latents or one
     a latent, as `Generator.draw_noise` gives them. space: the fingerprint of the mapping network they come from, which
-    an adaptation does not change. Raises ValueError for anything else.
+    an adaptation does not change. Raises ValueError for anything else. latents[2] is one latent, latents[2:5] a few;
+    maps of noise that each latent has of its own go with them.
     """
 
     ws: Tensor
@@ -43,6 +49,16 @@ class Latents:
     def __len__(self) -> int:
         return len(self.ws)
 
+    def __getitem__(self, index: int | slice) -> Latents:
+        """One latent or a slice of them. Raises IndexError beyond the ends, ValueError for a slice without any."""
+        chosen = range(len(self))[index]
+        rows = [chosen] if isinstance(chosen, int) else list(chosen)
+        if not rows:
+            raise ValueError(f"got the slice {index} of {len(self)} latents, which is empty, expected at least one.")
+        if isinstance(self.noise, str):
+            return replace(self, ws=self.ws[rows])
+        return replace(self, ws=self.ws[rows], noise=[m[rows] if _one_a_latent(m) else m for m in self.noise])
+
 
 def sample(generator: Generator, seeds: Sequence[int], psi: float = 0.7, cutoff: int | None = None,
            label: int | None = None) -> Latents:  # fmt: skip
@@ -60,11 +76,73 @@ def sample(generator: Generator, seeds: Sequence[int], psi: float = 0.7, cutoff:
     return Latents(ws.cpu(), "const", generator.space())
 
 
+def mix(first: Latents, second: Latents, amount: float = 1.0, rows: tuple[int, int] | None = None) -> Latents:
+    """Rows of `first` moved towards `second`: style mixing (section 3.1), or a blend of two people.
+
+    amount: 0 leaves `first`, 1 gives the rows of `second`, beyond 0..1 goes on along the same line. rows: the first row
+    and the one after the last, as in range(); None moves all of them. Early rows steer pose and shape, late ones
+    colour. One latent goes with any number of others. The noise is that of `first`. Raises ValueError for latents of
+    different mapping networks, widths or counts, for rows that are not there and an amount that is not finite.
+    """
+    _expect_same_space(first, second)
+    if len(first) != len(second) and 1 not in (len(first), len(second)):
+        raise ValueError(f"got {len(first)} and {len(second)} latents, expected equally many, or one on either side; "
+                         "take a part of the longer ones with latents[:n].")
+    start, stop = (0, first.ws.shape[1]) if rows is None else rows
+    if not 0 <= start < stop <= first.ws.shape[1]:
+        raise ValueError(f"got rows {start} to {stop}, expected 0 <= first < last <= {first.ws.shape[1]}, which is how "
+                         "many rows these latents have; the last is not included.")
+    if not math.isfinite(amount):
+        raise ValueError(f"got amount {amount}, expected a finite number, as a rule from 0 (first) to 1 (second).")
+    # A single latent's own maps are [1, 1, R, R], which every latent of the result shares: nothing to expand.
+    ws = first.ws.expand(max(len(first), len(second)), -1, -1).clone()  # [N, L, C]
+    ws[:, start:stop] = ws[:, start:stop].lerp(second.ws[:, start:stop].to(ws), amount)
+    return Latents(ws, first.noise, first.space or second.space)
+
+
+def interpolate(latents: Latents, frames: int, loop: bool = False) -> Latents:
+    """A walk through the latents as key frames, `frames` pictures from each to just before the next.
+
+    N latents give (N - 1) * frames + 1 latents, the last being the last key frame, or with `loop` N * frames, after
+    which the first comes again. The walk is straight in W+: W is where straight lines change pictures evenly (section
+    4.1, perceptual path length). Maps of noise that each latent has of its own are blended too. Raises ValueError for
+    fewer than two latents, fewer than one frame and more than 10 000 latents in all.
+    """
+    keys = len(latents)
+    if keys < 2:
+        raise ValueError("got one latent, expected at least two to walk between; sample more seeds.")
+    if frames < 1:
+        raise ValueError(f"got {frames} frames from one latent to the next, expected at least 1.")
+    total = keys * frames if loop else (keys - 1) * frames + 1
+    if total > _MOST_FRAMES:
+        raise ValueError(f"got {frames} frames from each of {keys} latents to the next, {total} in all; expected at "
+                         f"most {_MOST_FRAMES}: ask for fewer frames, or walk a part at a time with latents[a:b].")
+    index = torch.arange(total)
+    here = index // frames
+    there = (here + 1) % keys  # the last key frame of an open walk looks ahead too, but goes no step: part is 0
+    part = (index % frames) / frames  # [T]
+
+    def blended(maps: Tensor) -> Tensor:
+        if not _one_a_latent(maps):
+            return maps
+        t = part.to(maps)[:, None, None, None]
+        # The sum of two independent maps has variance (1 - t)^2 + t^2, and weaker noise draws smoother skin and hair.
+        return maps[here].lerp(maps[there], t) / (t**2 + (1 - t) ** 2).sqrt()
+
+    ws = latents.ws[here].lerp(latents.ws[there], part.to(latents.ws)[:, None, None])
+    noise = latents.noise if isinstance(latents.noise, str) else [blended(maps) for maps in latents.noise]
+    return Latents(ws, noise, latents.space)
+
+
 @torch.no_grad()
-def render(generator: Generator, latents: Latents, batch: int = 4) -> Tensor:
+def render(generator: Generator, latents: Latents, batch: int = 4,
+           on_batch: Callable[[int, int], None] | None = None) -> Tensor:  # fmt: skip
     """Pictures [N, 3, H, W] in about -1..1, on the CPU, `batch` at a time.
 
-    Raises ValueError when the latents belong to another mapping network or have another shape.
+    on_batch: called after every batch with how many pictures are done and how many there are; whatever it raises stops
+    the work. A batch that does not fit into the memory of a GPU is halved, for the rest of the pictures too; when not
+    even one picture fits, torch.cuda.OutOfMemoryError says so. Raises ValueError when the latents belong to another
+    mapping network or have another shape.
     """
     if batch < 1:
         raise ValueError(f"got batch {batch}, expected at least 1.")
@@ -73,13 +151,49 @@ def render(generator: Generator, latents: Latents, batch: int = 4) -> Tensor:
             f"these latents come from another generator (space {latents.space[:12]}, this one is "
             f"{generator.space()[:12]}); sample them from this generator or from the one it was adapted from."
         )
-    device = generator.w_avg.device
-    pictures = []
-    for start in range(0, len(latents), batch):
-        ws = latents.ws[start : start + batch].to(device)
-        if isinstance(latents.noise, str):
-            pictures.append(generator.synthesize(ws, latents.noise).cpu())  # type: ignore[arg-type]
-        else:
-            maps = [m if m.ndim == 2 or len(m) == 1 else m[start : start + batch] for m in latents.noise]
-            pictures.append(generator.synthesize(ws, [m.to(device) for m in maps]).cpu())
+    pictures: list[Tensor] = []
+    done = 0
+    while done < len(latents):
+        some = latents[done : done + batch]
+        drawn = _drawn(generator, some)
+        if drawn is None:
+            batch = (len(some) + 1) // 2
+            continue
+        pictures.append(drawn)
+        done += len(some)
+        if on_batch is not None:
+            on_batch(done, len(latents))
     return torch.cat(pictures)
+
+
+def _drawn(generator: Generator, latents: Latents) -> Tensor | None:
+    """The pictures of one batch, on the CPU; None when it does not fit into memory but half of it may."""
+    device = generator.w_avg.device
+    try:
+        noise = latents.noise if isinstance(latents.noise, str) else [maps.to(device) for maps in latents.noise]
+        return generator.synthesize(latents.ws.to(device), noise).cpu()  # type: ignore[arg-type]
+    except torch.cuda.OutOfMemoryError as error:
+        reason = str(error)
+    # Only here, where the error is gone and with it the traceback that kept every activation alive, is memory free.
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    if len(latents) > 1:
+        return None
+    raise torch.cuda.OutOfMemoryError(
+        f"one picture of {generator.resolution} pixels does not fit into the memory of {device}; close what else uses "
+        f"it, or draw on the CPU with generator.to('cpu'). ({reason})"
+    )
+
+
+def _one_a_latent(maps: Tensor) -> bool:
+    """Whether noise maps are [N, 1, R, R] with N > 1; [R, R] and [1, 1, R, R] are shared by all latents."""
+    return maps.ndim == 4 and len(maps) > 1
+
+
+def _expect_same_space(first: Latents, second: Latents) -> None:
+    if first.space and second.space and first.space != second.space:
+        raise ValueError(f"got latents of two mapping networks (spaces {first.space[:12]} and {second.space[:12]}), "
+                         "expected one; sample both from the same generator, or from ones adapted from it.")
+    if first.ws.shape[1:] != second.ws.shape[1:]:
+        raise ValueError(f"got latents of {list(first.ws.shape[1:])} and {list(second.ws.shape[1:])} rows and columns, "
+                         "expected the same; sample both from generators of one resolution.")

@@ -35,8 +35,8 @@ FORBIDDEN_NAMES = {"utils.py", "helpers.py", "common.py"}
 PUBLIC = [
     "AdaptConfig", "Adaptation", "CheckpointError", "ClipGuide", "Generator", "GuideError", "ImageShift", "Latents",
     "Layer", "LayerChoice", "RawCheckpoint", "Step", "TERMS", "TextShift", "Views", "adapt", "build", "compare_grid",
-    "export_rosinality", "grid", "load_generator", "load_guide", "load_image", "plot_bars", "plot_heat", "plot_lines",
-    "read_provenance", "render", "sample", "save_generator", "save_image",
+    "export_rosinality", "grid", "interpolate", "load_generator", "load_guide", "load_image", "mix", "plot_bars",
+    "plot_heat", "plot_lines", "read_provenance", "render", "sample", "save_generator", "save_image",
 ]  # fmt: skip
 # Promised but not written yet. This line only ever gets shorter; a name that arrives moves up.
 NOT_YET = ["InvertConfig", "Inversion", "edit", "invert", "load_domain", "save_domain"]

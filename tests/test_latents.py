@@ -1,7 +1,9 @@
-"""Latents as data: a seed is a person whatever its neighbours, and pictures do not depend on how they are batched."""
+"""Latents as data: a seed is a person whatever its neighbours, pictures do not depend on how they are batched, and
+people are mixed and walked between without a jump."""
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 import torch
 from tiny import generator, rng
 
-from nada_core.latents import Latents, render, sample
+from nada_core.latents import Latents, interpolate, mix, render, sample
 
 
 def test_a_seed_gives_the_same_latent_whatever_its_neighbours_are() -> None:
@@ -111,3 +113,166 @@ def test_labels() -> None:
 def test_what_does_not_fit_is_refused(c_dim: int, arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         sample(generator(c_dim=c_dim), **arguments)
+
+
+@pytest.mark.parametrize("part", [slice(1, 3), slice(None, None, 2), slice(-2, None), slice(None, None, -1), 3, -1])
+def test_a_part_of_the_latents_draws_that_part_of_the_pictures(part: int | slice) -> None:
+    made = generator()
+    latents = sample(made, range(5))
+    rows = list(range(5))[part] if isinstance(part, slice) else [part]
+    for noise in ("none", made.draw_noise(1, rng(1)), [m[0, 0] for m in made.draw_noise(1, rng(1))],
+                  made.draw_noise(5, rng(2))):  # fmt: skip
+        whole = replace(latents, noise=noise)
+        some = whole[part]
+        assert torch.equal(some.ws, latents.ws[rows]) and some.space == made.space()
+        torch.testing.assert_close(render(made, some), render(made, whole)[rows], rtol=1e-4, atol=1e-5)
+    assert latents[0].ws.shape == (1, 6, 5) and [len(one) for one in latents] == [1] * 5
+
+
+def test_parts_that_are_not_there_are_refused() -> None:
+    latents = sample(generator(), range(3))
+    for beyond in (3, -4):
+        with pytest.raises(IndexError):
+            latents[beyond]
+    with pytest.raises(ValueError, match=r"slice\(3, None, None\) of 3 latents, which is empty"):
+        latents[3:]
+
+
+def test_mixing_takes_rows_and_blends_them() -> None:
+    made = generator()
+    first, second = sample(made, [1, 2]), sample(made, [3, 4])
+    kept = first.ws.clone(), second.ws.clone()
+    styled = mix(first, second, rows=(2, 4))
+    assert torch.equal(styled.ws[:, 2:4], second.ws[:, 2:4]) and styled.space == made.space()
+    assert torch.equal(styled.ws[:, :2], first.ws[:, :2]) and torch.equal(styled.ws[:, 4:], first.ws[:, 4:])
+    assert torch.equal(mix(first, second).ws, second.ws) and torch.equal(mix(first, second, 0.0).ws, first.ws)
+    torch.testing.assert_close(mix(first, second, 0.25).ws, 0.75 * first.ws + 0.25 * second.ws)
+    torch.testing.assert_close(mix(first, second, -1.0, (0, 1)).ws[:, 0], (2 * first.ws - second.ws)[:, 0])
+    assert torch.equal(mix(first, second, rows=(0, 6)).ws, second.ws)
+    assert torch.equal(first.ws, kept[0]) and torch.equal(second.ws, kept[1])
+
+
+def test_one_latent_mixes_with_many() -> None:
+    made = generator()
+    one, many = sample(made, [1]), sample(made, [3, 4, 5])
+    assert torch.equal(mix(one, many, rows=(0, 3)).ws[:, :3], many.ws[:, :3])
+    assert torch.equal(mix(one, many, rows=(0, 3)).ws[:, 3:], one.ws.expand(3, -1, -1)[:, 3:])
+    assert torch.equal(mix(many, one, rows=(0, 3)).ws[:, :3], one.ws.expand(3, -1, -1)[:, :3])
+    own, other = made.draw_noise(1, rng(1)), made.draw_noise(3, rng(2))
+    mixed = mix(replace(one, noise=own), replace(many, noise=other), 0.5)
+    torch.testing.assert_close(render(made, mixed), made.synthesize(mixed.ws, own).detach(), rtol=1e-4, atol=1e-5)
+    mixed = mix(replace(many, noise=other), replace(one, noise="none"), 0.5)
+    torch.testing.assert_close(render(made, mixed), made.synthesize(mixed.ws, other).detach(), rtol=1e-4, atol=1e-5)
+    assert mix(Latents(one.ws), many).space == mix(many, Latents(one.ws)).space == made.space()
+
+
+@pytest.mark.parametrize(("second", "arguments", "words"), [
+    (Latents(torch.zeros(2, 6, 5), space="b"), {}, r"two mapping networks \(spaces a and b\)"),
+    (Latents(torch.zeros(2, 8, 5), space="a"), {}, r"\[6, 5\] and \[8, 5\]"),
+    (Latents(torch.zeros(3, 6, 5)), {}, "got 2 and 3 latents"), (None, {"rows": (2, 2)}, "got rows 2 to 2"),
+    (None, {"rows": (-1, 2)}, "got rows -1 to 2"), (None, {"rows": (0, 7)}, "0 <= first < last <= 6"),
+    (None, {"amount": float("inf")}, "got amount inf"), (None, {"amount": float("nan")}, "got amount nan"),
+])  # fmt: skip
+def test_what_does_not_mix_is_refused(second: Latents | None, arguments: dict[str, Any], words: str) -> None:
+    first = Latents(torch.zeros(2, 6, 5), space="a")
+    with pytest.raises(ValueError, match=words):
+        mix(first, second or first, **arguments)
+
+
+def test_a_walk_meets_its_key_frames_and_goes_straight_between_them() -> None:
+    made = generator()
+    keys = sample(made, [1, 2, 3])
+    walk, ring = interpolate(keys, 4), interpolate(keys, 4, loop=True)
+    assert walk.ws.shape == (9, 6, 5) and ring.ws.shape == (12, 6, 5) and walk.space == ring.space == made.space()
+    assert torch.equal(walk.ws[::4], keys.ws) and torch.equal(ring.ws[:9], walk.ws)
+    torch.testing.assert_close(walk.ws[1], 0.75 * keys.ws[0] + 0.25 * keys.ws[1])
+    torch.testing.assert_close(ring.ws[11], 0.25 * keys.ws[2] + 0.75 * keys.ws[0])
+    assert torch.equal(interpolate(keys, 1).ws, keys.ws) and torch.equal(interpolate(keys, 1, loop=True).ws, keys.ws)
+    shared = made.draw_noise(1, rng(1))
+    assert walk.noise == "const" and interpolate(replace(keys, noise="none"), 2).noise == "none"
+    for noise in (shared, [m[0, 0] for m in shared]):
+        for kept, given in zip(interpolate(replace(keys, noise=noise), 2).noise, noise, strict=True):
+            assert torch.equal(torch.as_tensor(kept), given)
+
+
+def test_noise_of_ones_own_keeps_its_strength_on_the_way() -> None:
+    maps = torch.randn(3, 1, 128, 128, generator=rng())
+    walk = interpolate(Latents(torch.zeros(3, 6, 5), [maps, maps[:1]]), 4, loop=True)
+    blended, shared = walk.noise
+    assert isinstance(blended, torch.Tensor) and blended.shape == (12, 1, 128, 128)
+    assert torch.equal(torch.as_tensor(shared), maps[:1])
+    torch.testing.assert_close(blended.flatten(1).std(1), torch.ones(12), rtol=0.03, atol=0)
+    assert torch.equal(blended[::4], maps)
+    torch.testing.assert_close(blended[6], (maps[1] + maps[2]) / 2**0.5)
+    torch.testing.assert_close(blended[11], (0.25 * maps[2] + 0.75 * maps[0]) / 0.625**0.5)
+
+
+@pytest.mark.parametrize(("count", "arguments", "words"), [
+    (1, {"frames": 4}, "got one latent"), (2, {"frames": 0}, "got 0 frames"), (2, {"frames": -3}, "got -3 frames"),
+    (2, {"frames": 10_000}, "10001 in all"), (3, {"frames": 3334, "loop": True}, "10002 in all.*fewer frames"),
+])  # fmt: skip
+def test_walks_that_lead_nowhere_are_refused(count: int, arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        interpolate(Latents(torch.zeros(count, 2, 1)), **arguments)
+    assert len(interpolate(Latents(torch.zeros(2, 2, 1)), 9_999)) == 10_000
+
+
+def test_progress_is_told_after_every_batch_and_can_stop_the_work() -> None:
+    made = generator()
+    told: list[tuple[int, int]] = []
+    render(made, sample(made, range(5)), 2, lambda done, total: told.append((done, total)))
+    assert told == [(2, 5), (4, 5), (5, 5)]
+
+    def stop(done: int, total: int) -> None:
+        told.append((done, total))
+        raise KeyboardInterrupt
+
+    told.clear()
+    with pytest.raises(KeyboardInterrupt):
+        render(made, sample(made, range(5)), 2, stop)
+    assert told == [(2, 5)]
+
+
+def cramped(made: Any, most: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Make a generator that runs out of memory beyond `most` pictures; the list tells what it was asked for."""
+    asked: list[int] = []
+    activations: list[weakref.ref[torch.Tensor]] = []
+    roomy = made.synthesize
+
+    def synthesize(ws: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        assert all(held() is None for held in activations), "a failed batch still holds its memory"
+        asked.append(len(ws))
+        if len(ws) > most:
+            activation = torch.zeros(len(ws))
+            activations.append(weakref.ref(activation))
+            raise torch.cuda.OutOfMemoryError("tried to allocate 20 GiB")
+        return roomy(ws, *arguments)
+
+    monkeypatch.setattr(made, "synthesize", synthesize)
+    return asked
+
+
+def test_a_batch_too_large_for_the_memory_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = generator()
+    latents = replace(sample(made, range(7)), noise=made.draw_noise(7, rng(2)))
+    expected = render(made, latents, 8)
+    asked = cramped(made, 2, monkeypatch)
+    told: list[tuple[int, int]] = []
+    pictures = render(made, latents, 8, lambda done, total: told.append((done, total)))
+    torch.testing.assert_close(pictures, expected, rtol=1e-4, atol=1e-5)
+    assert asked == [7, 4, 2, 2, 2, 1] and told == [(2, 7), (4, 7), (6, 7), (7, 7)]
+    asked.clear()
+    torch.testing.assert_close(render(made, latents[:5], 4), expected[:5], rtol=1e-4, atol=1e-5)
+    assert asked == [4, 2, 2, 1]  # goes on where it was, and does not try the large batch again
+
+
+def test_when_not_even_one_picture_fits_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = generator()
+    latents = sample(made, range(2))
+    asked = cramped(made, 0, monkeypatch)
+    with pytest.raises(torch.cuda.OutOfMemoryError, match="one picture of 16 pixels.*on the CPU.*20 GiB") as caught:
+        render(made, latents)
+    assert asked == [2, 1] and caught.value.__context__ is None
+    monkeypatch.setattr(made, "synthesize", lambda *_: (_ for _ in ()).throw(RuntimeError("something else")))
+    with pytest.raises(RuntimeError, match="something else"):
+        render(made, latents)
