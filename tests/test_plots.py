@@ -59,6 +59,8 @@ def test_bars_are_as_long_as_their_numbers() -> None:
     first, second, third, fourth = blue(picture)
     assert first > 5000 and third == 0
     assert second == pytest.approx(first / 2, rel=0.01) and fourth == pytest.approx(first / 4, rel=0.01)
+    high = blue(plot_bars({name: 2 + value for name, value in LAYERS.items()}))  # from zero, not from the lowest
+    assert high[2] == pytest.approx(high[0] * 2 / 3, rel=0.01)
     assert blue(plot_bars({name: 1e-5 * value for name, value in LAYERS.items()}))[1] > 2000  # tiny ones fill it too
 
 
@@ -69,7 +71,8 @@ def test_chosen_bars_are_strong_the_others_pale_and_a_legend_says_why() -> None:
     first, second, _, fourth = blue(bars)
     assert first == fourth == 0 and second == blue(plot_bars(LAYERS))[1]
     assert blue(bars, 0.2)[0] > 5000 and blue(bars, 0.2)[3] > 1000
-    assert ((legend[0, 2] - legend[0, 0]) > 0.8).sum() == 12 * 12  # the swatch
+    swatch = (legend[0, 2] - legend[0, 0])[:40, :33]
+    assert (swatch > 0.8).sum() == 12 * 12 and swatch.sum() == pytest.approx(12 * 12 * 160 / 127.5, rel=0.02)
     other = plot_bars(LAYERS, chosen=["b8.conv0"], legend="the one that would be trained")
     assert not torch.equal(other[:, :, :44], legend) and torch.equal(other[:, :, 44:], picture[:, :, 44:])
     assert torch.equal(plot_bars(LAYERS, chosen=list(LAYERS))[:, :, 44:], plot_bars(LAYERS)[:, :, 18:])
