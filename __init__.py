@@ -2,3 +2,9 @@
 
 The algorithms live in `nada_core`, which knows nothing of ComfyUI and can be used without it.
 """
+
+from .nodes import comfy_entrypoint
+
+WEB_DIRECTORY = "./web"
+
+__all__ = ["WEB_DIRECTORY", "comfy_entrypoint"]

@@ -1,0 +1,12 @@
+"""What travels along the wires. The prefix keeps other packs' incompatible STYLEGAN types apart."""
+
+from ._host import io
+
+ROOT = "StyleGAN-NADA"  # the category of every node
+
+GeneratorType = io.Custom("NADA_GENERATOR")  # nada_core.Generator: frozen, on the CPU
+GuideType = io.Custom("NADA_GUIDE")  # tuple of (ClipGuide, weight)
+ShiftType = io.Custom("NADA_SHIFT")  # TextShift or ImageShift
+LayersType = io.Custom("NADA_LAYERS")  # LayerChoice
+LatentsType = io.Custom("NADA_LATENTS")  # Latents
+DomainType = io.Custom("NADA_DOMAIN")  # Domain: what an adaptation changed

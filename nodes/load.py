@@ -1,0 +1,136 @@
+"""Files into the graph: generators, and the CLIP models that guide them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..nada_core import load_generator, load_guide
+from ..nada_core.checkpoints import BUILTINS
+from ..nada_core.clip import built_in_guides
+from ._host import GENERATORS, GUIDES, file_stamp, files, find, io, missing, normal_mode
+from ._types import ROOT, GeneratorType, GuideType
+
+#: The published weights offered; the first two are the paper's (section 4.1). open_clip downloads them on first use.
+PUBLISHED = ("ViT-B-32:openai", "ViT-B-16:openai", "ViT-L-14:openai", "RN50:openai", "ViT-B-32:laion2b_s34b_b79k",
+             "ViT-B-16:laion2b_s34b_b88k", "ViT-L-14:datacomp_xl_s13b_b90k")  # fmt: skip
+ARCHITECTURES = ("ViT-B-32-quickgelu", "ViT-B-16-quickgelu", "ViT-L-14-quickgelu", "RN50-quickgelu",
+                 "RN101-quickgelu", "ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-H-14")  # fmt: skip
+
+
+class LoadGenerator(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> Any:
+        return io.Schema(
+            node_id="StyleGANNADA_LoadGenerator",
+            display_name="Load Generator",
+            category=f"{ROOT}/load",
+            description="Reads a StyleGAN2 generator: NVIDIA's .pkl, rosinality's .pt, or a .safetensors of this pack. "
+                        "Nothing stored in a file is ever executed. \"portraits\" is built in.",
+            search_aliases=["load stylegan", "stylegan2", "checkpoint", "gan", "pkl", "ffhq", "nada"],
+            inputs=[
+                io.Combo.Input(
+                    "file", options=[*BUILTINS, *files(GENERATORS)], default=next(iter(BUILTINS)),
+                    tooltip="A built-in generator, or a file in models/stylegan_nada, models/stylegan, "
+                            "models/stylegan2 or output/stylegan_nada. Press R to see new files.",
+                ),
+            ],
+            outputs=[
+                GeneratorType.Output("generator", display_name="generator", tooltip="The generator, as the file has "
+                                     "it. No node changes it; nodes that adapt give a new one."),
+                io.String.Output("layers", display_name="layers",
+                                 tooltip="The names of its layers, one a line, as Choose Layers takes them."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def validate_inputs(cls, file: str | None) -> bool | str:
+        return missing(GENERATORS, file, BUILTINS) or True
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str) -> Any:
+        return file_stamp(GENERATORS, file)
+
+    @classmethod
+    @normal_mode()
+    def execute(cls, file: str) -> Any:
+        generator = load_generator(file if file in BUILTINS else find(GENERATORS, file))
+        return io.NodeOutput(generator, "\n".join(layer.name for layer in generator.layers()))
+
+
+class LoadGuide(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> Any:
+        built_in = list(built_in_guides())
+        return io.Schema(
+            node_id="StyleGANNADA_LoadGuide",
+            display_name="Load CLIP Guide",
+            category=f"{ROOT}/load",
+            description="Reads the CLIP model that says which way a text leads. \"portraits\" is built in and knows "
+                        "the built-in generator's pictures only; a published generator wants a published CLIP.",
+            search_aliases=["clip", "open_clip", "load clip", "guide", "vit-b-32", "nada"],
+            inputs=[
+                io.Combo.Input(
+                    "guide", options=[*built_in, *PUBLISHED, *files(GUIDES)], default=built_in[0],
+                    tooltip="A built-in guide; published weights as ARCHITECTURE:TAG, downloaded by open_clip when "
+                            "first used; or a file in models/stylegan_nada/guides.",
+                ),
+                io.Combo.Input(
+                    "architecture", options=list(ARCHITECTURES), default=ARCHITECTURES[0],
+                    tooltip="Only for a file of your own: what it was trained as. OpenAI's weights need a -quickgelu "
+                            "one. An open_clip config beside the file, of the same name in .json, comes first.",
+                ),
+                io.Boolean.Input(
+                    "antialias", default=True, advanced=True,
+                    tooltip="Shrink pictures smoothly before CLIP sees them. The first implementation did not, which "
+                            "lets the training hide in fine patterns.",
+                ),
+            ],
+            outputs=[GuideType.Output("guide", display_name="guide", tooltip="The frozen CLIP, with weight 1.")],
+        )  # fmt: skip
+
+    @classmethod
+    def validate_inputs(cls, guide: str | None) -> bool | str:
+        return missing(GUIDES, guide, (*built_in_guides(), *PUBLISHED)) or True
+
+    @classmethod
+    def fingerprint_inputs(cls, guide: str, **_: Any) -> Any:
+        return file_stamp(GUIDES, guide)
+
+    @classmethod
+    @normal_mode()
+    def execute(cls, guide: str, architecture: str, antialias: bool = True) -> Any:
+        if guide in built_in_guides() or guide in PUBLISHED:
+            return io.NodeOutput(((load_guide(guide, antialias=antialias), 1.0),))
+        path = find(GUIDES, guide)
+        config = path.with_suffix(".json")
+        made_as = str(config) if config.is_file() else architecture
+        return io.NodeOutput(((load_guide(path, made_as, antialias=antialias), 1.0),))
+
+
+class CombineGuides(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> Any:
+        def weight(name: str, which: str) -> Any:
+            return io.Float.Input(name, default=1.0, min=0.01, max=100.0, step=0.05, round=0.001,
+                                  tooltip=f"How much the {which} counts. Only the ratio matters.")
+
+        return io.Schema(
+            node_id="StyleGANNADA_CombineGuides",
+            display_name="Combine Guides",
+            category=f"{ROOT}/load",
+            description="Lets two guides judge together, which are harder to fool than one (the paper adds ViT-B/32 "
+                        "and ViT-B/16). Chain the node for more.",
+            search_aliases=["ensemble", "clip ensemble", "merge clip", "several guides"],
+            inputs=[
+                GuideType.Input("first", tooltip="One guide, or several already combined."),
+                GuideType.Input("second", tooltip="Another guide."),
+                weight("first_weight", "first"),
+                weight("second_weight", "second"),
+            ],
+            outputs=[GuideType.Output("guide", display_name="guide", tooltip="All of them, with their weights.")],
+        )
+
+    @classmethod
+    def execute(cls, first: tuple, second: tuple, first_weight: float, second_weight: float) -> Any:
+        weighed = ((first, first_weight), (second, second_weight))
+        return io.NodeOutput(tuple((guide, own * weight) for guides, weight in weighed for guide, own in guides))

@@ -1,0 +1,62 @@
+"""Where to go: from one phrase to another, or to a few style images (StyleGAN-NADA, sections 4.1 and 4.4)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ..nada_core import ImageShift, TextShift
+from ..nada_core.prompts import BARE, TEMPLATES
+from ._host import from_image, io, normal_mode
+from ._types import ROOT, ShiftType
+
+WORDINGS = {"templates": TEMPLATES, "bare": BARE}
+
+
+class ShiftFromText(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> Any:
+        return io.Schema(
+            node_id="StyleGANNADA_ShiftFromText",
+            display_name="Shift from Text",
+            category=f"{ROOT}/direction",
+            description="The direction from one text to another. Every picture will be moved along it, each from "
+                        "where it is, so pictures stay different from each other.",
+            search_aliases=["prompt", "text direction", "source target", "clip text", "nada"],
+            inputs=[
+                io.String.Input("source", default="photo", placeholder="photo",
+                                tooltip="What the generator makes now: photo, human, dog, church ..."),
+                io.String.Input("target", default="zombie", placeholder="watercolor painting",
+                                tooltip="What it shall make. The built-in guide knows pencil sketch, watercolor "
+                                        "painting, 3d render, pixel art, zombie, elf, anime, joker, marble statue."),
+                io.Combo.Input("wording", options=list(WORDINGS), default="templates", advanced=True,
+                               tooltip="templates: the mean over 79 sentences such as \"a photo of a {}\", as in the "
+                                       "paper. bare: the texts as they are, for whole sentences of your own."),
+            ],
+            outputs=[ShiftType.Output("shift", display_name="shift", tooltip="The direction, for Adapt Generator.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, source: str, target: str, wording: str = "templates") -> Any:
+        return io.NodeOutput(TextShift(source, target, WORDINGS[wording]))
+
+
+class ShiftFromImages(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> Any:
+        return io.Schema(
+            node_id="StyleGANNADA_ShiftFromImages",
+            display_name="Shift from Images",
+            category=f"{ROOT}/direction",
+            description="The direction from the generator's own pictures to one to ten style images, where no words "
+                        "name the style.",
+            search_aliases=["style image", "reference image", "few shot", "image direction"],
+            inputs=[io.Image.Input("images", tooltip="One to ten pictures in the style, as a batch.")],
+            outputs=[ShiftType.Output("shift", display_name="shift", tooltip="The direction, for Adapt Generator.")],
+        )
+
+    @classmethod
+    @normal_mode()
+    def execute(cls, images: Tensor) -> Any:
+        return io.NodeOutput(ImageShift(from_image(images)))
