@@ -11,19 +11,21 @@
 from .adapt import Adaptation, AdaptConfig, Step, adapt
 from .checkpoints import export_rosinality, load_generator, read_provenance, save_generator
 from .clip import ClipGuide, GuideError, ImageShift, TextShift, load_guide
+from .domains import Domain, load_domain, read_domain, save_domain
 from .files import CheckpointError, RawCheckpoint
 from .generators import Generator, Layer, build
 from .images import compare_grid, grid, load_image, save_image
 from .latents import Latents, interpolate, mix, render, sample
-from .layers import LayerChoice
+from .layers import LayerChoice, inspect_layers
 from .losses import TERMS, Views
 from .plots import plot_bars, plot_heat, plot_lines
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "AdaptConfig", "Adaptation", "CheckpointError", "ClipGuide", "Generator", "GuideError", "ImageShift", "Latents",
-    "Layer", "LayerChoice", "RawCheckpoint", "Step", "TERMS", "TextShift", "Views", "adapt", "build", "compare_grid",
-    "export_rosinality", "grid", "interpolate", "load_generator", "load_guide", "load_image", "mix", "plot_bars",
-    "plot_heat", "plot_lines", "read_provenance", "render", "sample", "save_generator", "save_image",
+    "AdaptConfig", "Adaptation", "CheckpointError", "ClipGuide", "Domain", "Generator", "GuideError", "ImageShift",
+    "Latents", "Layer", "LayerChoice", "RawCheckpoint", "Step", "TERMS", "TextShift", "Views", "adapt", "build",
+    "compare_grid", "export_rosinality", "grid", "inspect_layers", "interpolate", "load_domain", "load_generator",
+    "load_guide", "load_image", "mix", "plot_bars", "plot_heat", "plot_lines", "read_domain", "read_provenance",
+    "render", "sample", "save_domain", "save_generator", "save_image",
 ]  # fmt: skip

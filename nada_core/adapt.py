@@ -3,7 +3,10 @@
 Two generators start equal. The teacher stays; the student is trained so that every image moves, in the space of the
 guides, parallel to the text's own move, and keeps what makes it itself.
 
-Letters: N latents a step, L rows of W+, C width of a row.
+A batch that is too large for the memory passes in chunks: activations of one chunk live at a time and are computed
+again on the way back (Chen et al., arXiv:1604.06174), while the embeddings of the whole batch meet in one loss.
+
+Letters: N latents a step, L rows of W+, C width of a row, V views, D embedding, R a layer's resolution.
 """
 
 from __future__ import annotations
@@ -17,11 +20,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from .clip import ClipGuide, ImageShift, TextShift, as_guides, take_aim
+from .clip import Aim, ClipGuide, ImageShift, TextShift, as_guides, take_aim
+from .domains import Domain
 from .generators import Generator, Noise
-from .layers import Chosen, LayerChoice, candidates, choose, only_trainable, parameter_names
-from .losses import TERMS, objective, shared_views
+from .layers import (
+    Chosen,
+    LayerChoice,
+    Portion,
+    candidates,
+    choose,
+    first_look,
+    only_trainable,
+    parameter_names,
+    refuse_unfit,
+)
+from .losses import TERMS, embed, objective, shared_views
 from .runs import RunState, fingerprint, load_run, save_run
 from .settings import check, setting
 
@@ -49,6 +64,8 @@ class AdaptConfig:
     noise: str = setting("random", "noise maps, shared by both generators", choices=("random", "const", "none"))
     seed: int = setting(0, "seed of everything random in the run", low=0, high=2**32 - 1)
     autosave_every: int = setting(50, "write the autosave file every so many steps", low=1, high=100_000)
+    chunk: int = setting(0, "latents that pass through the networks at once, with the same result for less memory; 0: "
+                            "the whole batch", low=0, high=256)  # fmt: skip
     layers: LayerChoice = field(default_factory=LayerChoice)
 
     def __post_init__(self) -> None:
@@ -61,7 +78,11 @@ class AdaptConfig:
 
 @dataclass(frozen=True)
 class Step:
-    """One finished step. images: the student's latest batch, detached; a preview nobody asks for costs nothing."""
+    """One finished step.
+
+    images: gives the student's latest batch [N, 3, H, W], detached; a preview nobody asks for costs nothing.
+    generator: the student itself, in training; look, do not change. Its weights are the latest, not their average.
+    """
 
     index: int
     steps: int
@@ -70,15 +91,18 @@ class Step:
     layers: tuple[str, ...]
     movement: tuple[float, ...]
     images: Callable[[], Tensor]
+    generator: Generator
 
 
 @dataclass(frozen=True)
 class Adaptation:
-    """A finished run: the adapted generator, one record a step (index, loss, terms, layers, movement), the settings."""
+    """A finished run: the adapted generator, one record a step (index, loss, terms, layers, movement), the settings,
+    and what the run changed, on the CPU, to be saved with `save_domain` or applied in another strength."""
 
     generator: Generator
     history: list[dict[str, Any]]
     config: AdaptConfig
+    domain: Domain
 
 
 def adapt(
@@ -93,10 +117,11 @@ def adapt(
     """Train a copy of `generator` along `shift`; the one given stays bit-identical.
 
     The run lives on the generator's device; the guides must be there too. Same seed, CPU and thread count:
-    same weights (not checked on GPUs, where some backward passes are not deterministic).
+    same weights (not checked on GPUs, where some backward passes are not deterministic). When memory runs out, the
+    step is done again with half as many latents at once, and so are those that follow.
     on_step is called after every step, and whatever it raises ends the run. autosave names a file that is rewritten
     every `config.autosave_every` steps and at the end; with `resume` a run goes on from that file, if it is there, to
-    exactly the weights it would have reached uninterrupted.
+    exactly the weights it would have reached uninterrupted (up to rounding, where the chunks differ).
 
     Raises:
         ValueError: for layers, labels, guides, texts or devices that do not fit, and for broken weights.
@@ -104,57 +129,50 @@ def adapt(
         OSError: when the autosave file has no place to go.
         CheckpointError: when the autosave belongs to another run.
         FloatingPointError: when a step's loss or gradient is not finite; the weights have not taken it in.
+        torch.cuda.OutOfMemoryError: when one latent at a time is still too many; the message says what to do.
     """
     config = config or AdaptConfig()
-    _refuse(generator, guides, config, autosave, resume)
+    refuse_unfit(generator, guides, config.label)
+    _refuse_autosave(autosave, resume)
     rng = torch.Generator().manual_seed(config.seed)
     teacher, student = generator, copy.deepcopy(generator).requires_grad_(False).eval()
     student.source = None  # the file's weights are what it will no longer have
-    aims = take_aim(guides, shift, _first_look(teacher, config) if isinstance(shift, ImageShift) else None)
+    start = first_look(teacher, config.seed, config.label) if isinstance(shift, ImageShift) else None
+    aims = take_aim(guides, shift, start)
     run = _Run(config, student, rng)
     identity = _identity(teacher, guides, shift, config) if autosave is not None else ""
     if autosave is not None and resume and Path(autosave).exists():
         run.restore(load_run(autosave, identity))
 
+    def compare(drawn: _Drawn, chunk: int) -> tuple[Tensor, float, dict[str, float]]:
+        """Where a step's memory goes, and so what is done again if there is too little. It leaves gradients only."""
+        run.optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():  # the same latents, noise and views, before ...
+            _, before = _see(teacher, aims, drawn, chunk)
+        with only_trainable(student, parameter_names(config.layers, run.chosen.layers)), torch.enable_grad():
+            images, after = _see(student, aims, drawn, chunk)  # ... and after
+            loss, terms = objective(aims, config.terms, before, after)
+            loss.backward()
+        return images, loss.item(), terms
+
     for index in range(run.index, config.steps):
         if config.layers.mode != "adaptive" or index % config.layers.every == 0:
-            run.chosen = choose(config.layers, student, aims, rng, config.label)
-        before, ws, noise = _before(teacher, config, rng)
-        look = shared_views(config.views, teacher.resolution, rng)
-        with only_trainable(student, parameter_names(config.layers, run.chosen.layers)), torch.enable_grad():
-            after = student.synthesize(ws, noise)
-            loss, terms = objective(aims, config.terms, look(before), look(after))
-            run.learn(index, loss)
-        run.record(index, float(loss.detach()), terms)
+            run.chosen = choose(config.layers, student, aims, rng, config.label, run.voters)
+        images, loss, terms = run.portion.fit(compare, _draw(teacher, config, rng))
+        run.learn(index, loss)
+        run.record(index, loss, terms)
         if autosave is not None and ((index + 1) % config.autosave_every == 0 or index + 1 == config.steps):
             save_run(autosave, run.state(), identity)
         if on_step is not None:
-            on_step(Step(index, config.steps, **run.last(), images=after.detach))
+            on_step(Step(index, config.steps, **run.last(), images=images.detach, generator=student))
 
     run.settle()
-    return Adaptation(student, run.history, config)
+    domain = Domain.between(teacher, student, _provenance(teacher, guides, shift, config))
+    return Adaptation(student, run.history, config, domain)
 
 
-def _refuse(
-    generator: Generator,
-    guides: ClipGuide | Sequence[ClipGuide | tuple[ClipGuide, float]],
-    config: AdaptConfig,
-    autosave: str | Path | None,
-    resume: bool,
-) -> None:
-    """Find out before the work, not in it, that it cannot be done."""
-    if torch.is_inference_mode_enabled():
-        raise ValueError("torch.inference_mode is on, which forbids training; use torch.inference_mode(False).")
-    generator.one_hot(config.label, 1)
-    here = generator.w_avg.device
-    for guide, _ in as_guides(guides):
-        if guide.mean.device != here:
-            raise ValueError(f"the generator is on {here}, the guide {guide.name} on {guide.mean.device}; move one to "
-                             "the other with .to(device), or give load_guide the device.")  # fmt: skip
-    broken = [name for name, value in generator.state_dict().items() if not value.isfinite().all()]
-    if broken:
-        raise ValueError(f"{len(broken)} tensors of the generator hold NaN or infinity, the first is {broken[0]}; take "
-                         "an earlier state of it.")  # fmt: skip
+def _refuse_autosave(autosave: str | Path | None, resume: bool) -> None:
+    """Find out before the work, not in it, that it cannot be kept."""
     if autosave is None:
         if resume:
             raise ValueError("resume was asked for without an autosave file to go on from; name it.")
@@ -177,19 +195,19 @@ class _Run:
         self.trainable = trainable = _trainable(student, config)
         self.optimizer = torch.optim.Adam(trainable.values(), lr=config.lr, betas=(config.beta1, config.beta2))
         self.average = {n: p.detach().clone() for n, p in trainable.items()} if config.ema else {}
+        self.portion = Portion(min(config.chunk or config.batch, config.batch))
+        self.voters = Portion(min(config.layers.chunk, config.layers.batch))
         self.chosen = Chosen(())
         self.history: list[dict[str, Any]] = []
         self.index = 0
 
-    def learn(self, index: int, loss: Tensor) -> None:
+    def learn(self, index: int, loss: float) -> None:
         """One optimiser step. Gradients start as None, not zero: Adam then leaves unchosen layers and moments alone."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * _rate(self.config, index)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        value, norm = loss.item(), torch.nn.utils.clip_grad_norm_(self.trainable.values(), self.config.clip).item()
-        if not math.isfinite(value + norm):  # said before the weights take it in
-            raise FloatingPointError(f"step {index} has loss {value} and a gradient of norm {norm}; lower the learning "
+        norm = torch.nn.utils.clip_grad_norm_(self.trainable.values(), self.config.clip).item()
+        if not math.isfinite(loss + norm):  # said before the weights take it in
+            raise FloatingPointError(f"step {index} has loss {loss} and a gradient of norm {norm}; lower the learning "
                                      "rate or the weights of the terms.")  # fmt: skip
         self.optimizer.step()
         keep = min(self.config.ema, (1 + index) / (10 + index))  # a short memory first, or the source would linger
@@ -251,22 +269,58 @@ def _rate(config: AdaptConfig, index: int) -> float:
     return rise * 0.5 * (1 + math.cos(math.pi * index / config.steps))
 
 
+@dataclass(frozen=True)
+class _Drawn:
+    """What both generators share in a step."""
+
+    ws: Tensor  # [N, L, C]
+    noise: Noise  # a name, or one map [N, 1, R, R] a convolution
+    look: Callable[[Tensor], Tensor]  # images [n, 3, H, W] -> their views [V n, 3, H, W]
+
+    def parts(self, chunk: int) -> list[tuple[Tensor, Noise]]:
+        """Latents with their noise, at most `chunk` at a time."""
+        latents = self.ws.split(chunk)
+        if isinstance(self.noise, str):
+            return [(part, self.noise) for part in latents]
+        return list(zip(latents, zip(*(maps.split(chunk) for maps in self.noise), strict=True), strict=True))
+
+
 @torch.no_grad()
-def _before(teacher: Generator, config: AdaptConfig, rng: torch.Generator) -> tuple[Tensor, Tensor, Noise]:
-    """The teacher's images [N, 3, H, W] of fresh latents, and what the student must share: ws [N, L, C] and noise."""
+def _draw(teacher: Generator, config: AdaptConfig, rng: torch.Generator) -> _Drawn:
     device = teacher.w_avg.device
     z = torch.randn(config.batch, teacher.z_dim, generator=rng).to(device)
     ws = teacher.map(z, teacher.one_hot(config.label, config.batch), config.psi)
     noise: Noise = teacher.draw_noise(config.batch, rng) if config.noise == "random" else config.noise  # type: ignore[assignment]
-    return teacher.synthesize(ws, noise), ws, noise
+    return _Drawn(ws, noise, shared_views(config.views, teacher.resolution, rng))
 
 
-@torch.no_grad()
-def _first_look(teacher: Generator, config: AdaptConfig) -> Tensor:
-    """Sixteen images of the source, where directions to style images start; the run's own numbers stay as they are."""
-    z = torch.randn(16, teacher.z_dim, generator=torch.Generator().manual_seed(config.seed)).to(teacher.w_avg.device)
-    ws = teacher.map(z, teacher.one_hot(config.label, 16))
-    return torch.cat([teacher.synthesize(part) for part in ws.split(4)])
+def _see(generator: Generator, aims: Sequence[Aim], drawn: _Drawn, chunk: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The images [N, 3, H, W], detached, and every guide's embeddings [V N, D] of their views, chunk after chunk."""
+
+    def see(ws: Tensor, noise: Noise) -> tuple[Tensor, ...]:
+        images = generator.synthesize(ws, noise)
+        return images, *embed(aims, drawn.look(images))
+
+    if chunk >= len(drawn.ws):
+        images, *seen = see(drawn.ws, drawn.noise)
+        return images.detach(), tuple(seen)
+    # Nothing in here draws random numbers, so there are none to keep for the second time.
+    parts = [checkpoint(see, ws, noise, use_reentrant=False, preserve_rng_state=False)
+             for ws, noise in drawn.parts(chunk)]  # fmt: skip
+    images, *seen = (torch.cat(column) for column in zip(*parts, strict=True))
+    return images.detach(), tuple(seen)
+
+
+def _provenance(
+    teacher: Generator,
+    guides: ClipGuide | Sequence[ClipGuide | tuple[ClipGuide, float]],
+    shift: TextShift | ImageShift,
+    config: AdaptConfig,
+) -> dict[str, Any]:
+    """Where a domain comes from, JSON-ready."""
+    named = [{"name": g.name, "fingerprint": g.fingerprint, "weight": weight} for g, weight in as_guides(guides)]
+    told = asdict(shift) if isinstance(shift, TextShift) else {"images": len(shift.images)}
+    return {"shift": told, "guides": named, "config": asdict(config), "source": teacher.source}
 
 
 def _identity(
@@ -277,7 +331,7 @@ def _identity(
 ) -> str:
     told = {
         "generator": teacher.spec(),
-        "config": {k: v for k, v in asdict(config).items() if k != "autosave_every"},
+        "config": {k: v for k, v in asdict(config).items() if k not in ("autosave_every", "chunk")},
         "guides": [(guide.fingerprint, weight) for guide, weight in as_guides(guides)],
         "shift": asdict(shift) if isinstance(shift, TextShift) else "images",
     }

@@ -8,16 +8,20 @@ Letters: N latents, L rows of W+, C width of a row.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import gc
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from .clip import Aim
+from .clip import Aim, ClipGuide, ImageShift, TextShift, as_guides, take_aim
 from .generators import Generator, Layer
 from .settings import check, setting
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,67 @@ class Chosen:
         return tuple(layer.name for layer in self.layers)
 
 
+class Portion:
+    """How many latents pass through the networks at once: half as many whenever memory runs out, and from then on."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def fit(self, act: Callable[..., T], *given: Any) -> T:
+        """act(*given, size), done again with half the size as often as memory runs out. An act that failed must have
+        left nothing behind.
+
+        Raises:
+            torch.cuda.OutOfMemoryError: when one latent at a time is still too many; the message says what to do.
+        """
+        while True:
+            try:
+                return act(*given, self.size)
+            except torch.cuda.OutOfMemoryError as error:
+                told = str(error).partition("\n")[0]
+            # Out here, because as long as the error is alive its traceback keeps every tensor of the act alive.
+            if self.size == 1:
+                raise torch.cuda.OutOfMemoryError(
+                    f"Memory ran out with one latent at a time ({told}). Take a smaller guide, fewer guides, fewer "
+                    "trained layers, half the views, or a generator of lower resolution."
+                )
+            self.size = (self.size + 1) // 2
+            gc.collect()  # a guide of another make may hold on to its error in a circle
+            if torch.cuda.is_initialized():
+                torch.cuda.empty_cache()
+
+
+def refuse_unfit(
+    generator: Generator, guides: ClipGuide | Sequence[ClipGuide | tuple[ClipGuide, float]], label: int | None
+) -> None:
+    """Find out before the work, not in it, that gradients cannot flow from these guides to this generator.
+
+    Raises:
+        ValueError: in inference mode, for a class or devices that do not fit, and for broken weights.
+    """
+    if torch.is_inference_mode_enabled():
+        raise ValueError("torch.inference_mode is on, which forbids training; use torch.inference_mode(False).")
+    generator.one_hot(label, 1)
+    here = generator.w_avg.device
+    for guide, _ in as_guides(guides):
+        if guide.mean.device != here:
+            raise ValueError(f"the generator is on {here}, the guide {guide.name} on {guide.mean.device}; move one to "
+                             "the other with .to(device), or give load_guide the device.")  # fmt: skip
+    broken = [name for name, value in generator.state_dict().items() if not value.isfinite().all()]
+    if broken:
+        raise ValueError(f"{len(broken)} tensors of the generator hold NaN or infinity, the first is {broken[0]}; take "
+                         "an earlier state of it.")  # fmt: skip
+
+
+@torch.no_grad()
+def first_look(generator: Generator, seed: int, label: int | None = None) -> Tensor:
+    """Sixteen images [16, 3, H, W] of the generator, where directions to style images start. They have random numbers
+    of their own: a run that looks draws the same ones afterwards as a run that does not."""
+    z = torch.randn(16, generator.z_dim, generator=torch.Generator().manual_seed(seed)).to(generator.w_avg.device)
+    ws = generator.map(z, generator.one_hot(label, 16))
+    return torch.cat([generator.synthesize(part) for part in ws.split(4)])
+
+
 def candidates(choice: LayerChoice, generator: Generator) -> tuple[Layer, ...]:
     """Every layer the choice could ever train; where none are named, ToRGB layers follow when `rgb` asks for them.
 
@@ -78,9 +143,14 @@ def candidates(choice: LayerChoice, generator: Generator) -> tuple[Layer, ...]:
 
 
 def choose(
-    choice: LayerChoice, generator: Generator, aims: Sequence[Aim], rng: torch.Generator, label: int | None = None
+    choice: LayerChoice,
+    generator: Generator,
+    aims: Sequence[Aim],
+    rng: torch.Generator,
+    label: int | None = None,
+    portion: Portion | None = None,
 ) -> Chosen:
-    """Choose the layers of the next step. label: the class of a conditional generator.
+    """Choose the layers of the next step. label: the class of a conditional generator. portion: see `row_movement`.
 
     The random numbers drawn depend on the choice's settings only, never on whether the measurement was worth making,
     so that a run with a count that covers all layers stays comparable with one whose count does not.
@@ -92,20 +162,63 @@ def choose(
     table = _row_table(choice, generator)
     if choice.count >= len(table):
         return Chosen(every)
-    movement = row_movement(choice, generator, aims, z, label)
+    movement = row_movement(choice, generator, aims, z, label, portion)
     order = sorted(table, key=lambda row: -movement[row])[: choice.count]
     picked = {table[row].name for row in order}
     kept = [layer for layer in every if layer.name in picked or (layer.kind == "rgb" and layer not in table.values())]
     return Chosen(tuple(kept), tuple(movement.tolist()))
 
 
+def inspect_layers(
+    generator: Generator,
+    guides: ClipGuide | Sequence[ClipGuide | tuple[ClipGuide, float]],
+    shift: TextShift | ImageShift,
+    choice: LayerChoice | None = None,
+    seed: int = 0,
+    label: int | None = None,
+) -> tuple[tuple[Layer, float], ...]:
+    """The measurement behind the adaptive choice (StyleGAN-NADA, section 4.2), before anything is trained.
+
+    Every layer that choice could pick, in the order the network runs, with how far its row of W+ [C] moves when
+    `choice.batch` random latents go `choice.steps` steps towards the target: the mean |change| of a number of W+, >= 0.
+    choice: gives batch, chunk, steps, rate and mapping; its mode and count decide nothing here. seed: of the latents.
+    label: the class of a conditional generator. The generator is left as it is.
+
+    Raises:
+        ValueError: for labels, guides, texts or devices that do not fit, for broken weights, and in inference mode.
+        torch.cuda.OutOfMemoryError: when one latent at a time is still too many.
+    """
+    refuse_unfit(generator, guides, label)
+    choice = replace(choice or LayerChoice(), mode="adaptive")  # where all layers are trained, no row table is asked
+    start = first_look(generator, seed, label) if isinstance(shift, ImageShift) else None
+    aims = take_aim(guides, shift, start)
+    z = torch.randn(choice.batch, generator.z_dim, generator=torch.Generator().manual_seed(seed))
+    moved = row_movement(choice, generator, aims, z, label).tolist()
+    movement = {layer.name: moved[row] for row, layer in _row_table(choice, generator).items()}
+    return tuple((layer, movement[layer.name]) for layer in generator.layers() if layer.name in movement)
+
+
 def row_movement(
-    choice: LayerChoice, generator: Generator, aims: Sequence[Aim], z: Tensor, label: int | None = None
+    choice: LayerChoice,
+    generator: Generator,
+    aims: Sequence[Aim],
+    z: Tensor,
+    label: int | None = None,
+    portion: Portion | None = None,
 ) -> Tensor:
-    """How far each row of W+ moves on average when `z` [N, z_dim] is optimised towards the goal: [L]."""
+    """How far each row of W+ moves on average when `z` [N, z_dim] is optimised towards the goal: [L].
+
+    portion: how many latents pass at once, where a run remembers it; otherwise `choice.chunk`, or less if need be.
+    """
+    return (portion or Portion(min(choice.chunk, len(z)))).fit(_row_movement, choice, generator, aims, z, label)
+
+
+def _row_movement(
+    choice: LayerChoice, generator: Generator, aims: Sequence[Aim], z: Tensor, label: int | None, chunk: int
+) -> Tensor:
     device = generator.w_avg.device
     total = torch.zeros(generator.num_ws)
-    for part in z.to(device).split(choice.chunk):
+    for part in z.to(device).split(chunk):
         with torch.no_grad():
             start = generator.map(part, generator.one_hot(label, len(part)))
         ws = start.clone().requires_grad_()

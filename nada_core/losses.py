@@ -5,7 +5,7 @@ Letters: N images, D embedding, V augmented views.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,20 +61,23 @@ TERMS: dict[str, Callable[[Views], Tensor]] = {
 }
 
 
+def embed(aims: Sequence[Aim], images: Tensor) -> tuple[Tensor, ...]:
+    """What every guide sees in images [N, 3, H, W] in -1..1: unit vectors [N, D], one tensor a guide."""
+    return tuple(aim.guide.encode_images(images) for aim in aims)
+
+
 def objective(
-    aims: tuple[Aim, ...], terms: dict[str, float], before: Tensor, after: Tensor
+    aims: Sequence[Aim], terms: dict[str, float], before: Sequence[Tensor], after: Sequence[Tensor]
 ) -> tuple[Tensor, dict[str, float]]:
     """The weighted loss of one step and every term's own value, averaged over the guides by weight.
 
-    before, after: [V N, 3, H, W] in -1..1, the same latents and the same augmentation in the same order; gradients
-    flow into `after` only.
+    before, after: embeddings [V N, D], one tensor a guide, as `embed` gives them, of the same latents and the same
+    augmentation in the same order, whichever that is; gradients flow into `after` only.
     """
-    loss = after.new_zeros(())
+    loss = after[0].new_zeros(())
     values = dict.fromkeys(terms, 0.0)
-    for aim in aims:
-        with torch.no_grad():
-            seen_before = aim.guide.encode_images(before)
-        views = Views(seen_before, aim.guide.encode_images(after), aim.direction, aim.goal)
+    for aim, seen_before, seen_after in zip(aims, before, after, strict=True):
+        views = Views(seen_before.detach(), seen_after, aim.direction, aim.goal)
         for name, weight in terms.items():
             value = TERMS[name](views)
             loss = loss + aim.weight * weight * value

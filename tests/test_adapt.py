@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from tiny import Encoder, changed, copied, generator, guide, rng
 from torch import Tensor
 
-from nada_core.adapt import AdaptConfig, Step, adapt
+from nada_core.adapt import Adaptation, AdaptConfig, Step, adapt
 from nada_core.clip import ImageShift, TextShift
 from nada_core.files import CheckpointError, read_metadata
 from nada_core.generators import Generator, StyleGAN2
@@ -187,7 +188,7 @@ def test_steps_and_history_tell_the_same() -> None:
         assert step.loss == pytest.approx(step.terms["direction"] + 0.5 * step.terms["angle"], rel=1e-5)
         assert step.images().shape == (3, 3, 16, 16) and not step.images().requires_grad
     assert not torch.equal(steps[0].images(), steps[1].images())
-    assert result.config is config
+    assert result.config is config and all(step.generator is result.generator for step in steps)
     told = json.loads(json.dumps(result.history))
     assert told[2]["layers"] == list(steps[2].layers) and told[2]["loss"] == steps[2].loss
 
@@ -263,6 +264,125 @@ def test_style_images_are_approached() -> None:
     assert near[1] > near[0] + 0.2
 
 
+# ---- the domain ---------------------------------------------------------------------------------------------------
+
+
+def test_the_domain_is_what_the_run_changed() -> None:
+    made = generator()
+    made.source = "0" * 64
+    config = settings(ema=0.5, layers=LayerChoice(mode="named", names=("b8.conv1",)))
+    result = adapt(made, [guide(0), (guide(5), 2.0)], SHIFT, config)
+    assert result.domain.changes.keys() == changed(made.state_dict(), result.generator.state_dict())
+    for name, change in result.domain.changes.items():
+        assert torch.equal(change, result.generator.state_dict()[name] - made.state_dict()[name])
+    told = json.loads(json.dumps(result.domain.provenance))
+    assert told["shift"] == {"source": "photo", "target": "sketch", "templates": list(SHIFT.templates)}
+    assert told["guides"] == [{"name": f"tiny-{seed}", "fingerprint": guide(seed).fingerprint, "weight": weight}
+                              for seed, weight in ((0, 1.0), (5, 2.0))]  # fmt: skip
+    assert told["config"]["lr"] == 0.02 and told["config"]["layers"]["names"] == ["b8.conv1"]
+    assert told["source"] == "0" * 64
+    again = result.domain.apply(made).state_dict()
+    for name, value in result.generator.state_dict().items():
+        torch.testing.assert_close(again[name], value)
+
+
+def test_a_domain_of_style_images_tells_how_many() -> None:
+    style = torch.rand(2, 3, 16, 16, generator=rng())
+    assert adapt(generator(), guide(), ImageShift(style), settings()).domain.provenance["shift"] == {"images": 2}
+
+
+# ---- memory -------------------------------------------------------------------------------------------------------
+
+WHOLE = {"batch": 5, "views": 2, "steps": 4, "terms": {"direction": 1.0, "angle": 0.5}}
+
+
+def assert_alike(one: Adaptation, other: Adaptation) -> None:
+    for name, value in one.generator.state_dict().items():
+        torch.testing.assert_close(other.generator.state_dict()[name], value, rtol=1e-4, atol=2e-5)
+    for left, right in zip(one.history, other.history, strict=True):
+        assert left["loss"] == pytest.approx(right["loss"], rel=1e-4, abs=1e-6) and left["layers"] == right["layers"]
+
+
+@pytest.mark.parametrize("change", [
+    {"chunk": 1}, {"chunk": 2}, {"chunk": 4}, {"chunk": 2, "noise": "const"}, {"chunk": 2, "noise": "none", "ema": 0.9},
+    {"chunk": 2, "views": 0}, {"chunk": 3, "layers": ADAPTIVE},
+])  # fmt: skip
+def test_chunks_do_not_change_the_run(change: dict[str, Any]) -> None:
+    config, guides = settings(**(WHOLE | change)), [guide(0), (guide(5), 2.0)]
+    whole = adapt(generator(), guides, SHIFT, replace(config, chunk=0))
+    images: list[Tensor] = []
+    chunked = adapt(generator(), guides, SHIFT, config, lambda step: images.append(step.images()))
+    assert_alike(whole, chunked)
+    assert all(image.shape == (5, 3, 16, 16) and not image.requires_grad for image in images)
+
+
+@pytest.mark.parametrize("chunk", [5, 256])
+def test_a_chunk_as_large_as_the_batch_is_the_batch(chunk: int) -> None:
+    whole, same = (adapt(generator(), guide(), SHIFT, settings(**WHOLE, chunk=size)) for size in (0, chunk))
+    assert not changed(whole.generator.state_dict(), same.generator.state_dict()) and whole.history == same.history
+
+
+def test_the_images_of_all_chunks_meet_in_one_loss() -> None:
+    """The angle between two images is nothing that either chunk could know."""
+    result = adapt(generator(), guide(), SHIFT, settings(**WHOLE, chunk=1))
+    assert result.history[-1]["terms"]["angle"] > 0
+
+
+class Narrow(Encoder):
+    """Has memory for so many images at once, counted on the way in or on the way back."""
+
+    def __init__(self, seed: int, room: int, back: bool = False) -> None:
+        super().__init__(seed)
+        self.room, self.back = room, back
+        self.seen: list[tuple[int, weakref.ref[Tensor]]] = []
+        self.alive: list[int] = []
+
+    def encode_image(self, x: Tensor) -> Tensor:
+        self.alive.append(sum(count > self.room and image() is not None for count, image in self.seen))
+        self.seen.append((len(x), weakref.ref(x)))
+        if len(x) > self.room and not self.back:
+            raise torch.cuda.OutOfMemoryError("no room")
+        if x.requires_grad:
+            x.register_hook(self.fail)
+        return super().encode_image(x)
+
+    def fail(self, slope: Tensor) -> None:
+        if len(slope) > self.room:
+            raise torch.cuda.OutOfMemoryError("no room on the way back")
+
+
+@pytest.mark.parametrize("back", [False, True])
+@pytest.mark.parametrize("views", [0, 2])
+def test_a_step_that_does_not_fit_is_done_again_in_smaller_chunks(back: bool, views: int) -> None:
+    config = settings(**(WHOLE | {"views": views, "beta1": 0.5}))
+    narrow = Narrow(0, 2 * max(views, 1), back)  # two latents fit, of five
+    squeezed = adapt(generator(), [guide(model=narrow), guide(5)], SHIFT, config)
+    assert_alike(adapt(generator(), [guide(0), guide(5)], SHIFT, config), squeezed)
+    counts = [count // max(views, 1) for count, _ in narrow.seen]
+    # Five and three are tried once, in the first step; later steps remember. A step: before, after, and back again.
+    assert counts.count(5) == (2 if back else 1) and 0 < counts.count(3) <= (4 if back else 1)
+    assert counts[-9:] == [2, 2, 1] * 2 + [1, 2, 2] and max(counts[-36:]) == 2
+    for size in (3, 2):  # as a smaller try begins, nothing of the failed one is left
+        assert narrow.alive[counts.index(size)] == 0
+
+
+def test_the_choice_of_layers_is_made_in_smaller_chunks_too() -> None:
+    config = settings(layers=replace(ADAPTIVE, batch=8, chunk=8, every=1), steps=3)
+    narrow = Narrow(0, 2)
+    squeezed = adapt(generator(), guide(model=narrow), SHIFT, config)
+    assert_alike(adapt(generator(), guide(), SHIFT, config), squeezed)
+    assert [count for count, _ in narrow.seen].count(8) == [count for count, _ in narrow.seen].count(4) == 1
+
+
+@pytest.mark.parametrize("layers", [LayerChoice(), ADAPTIVE])
+def test_no_memory_for_one_latent_says_what_to_do(layers: LayerChoice) -> None:
+    made = generator()
+    before = weights(made)
+    with pytest.raises(torch.cuda.OutOfMemoryError, match=r"one latent at a time \(no room\)\. Take a smaller guide"):
+        adapt(made, guide(model=Narrow(0, 0)), SHIFT, settings(batch=4, layers=layers))
+    assert not changed(before, made.state_dict())
+
+
 # ---- classes ------------------------------------------------------------------------------------------------------
 
 
@@ -291,7 +411,7 @@ def test_labels_that_do_not_fit_are_refused(c_dim: int, label: int | None, words
     ({"terms": {}}, "weighs nothing"), ({"terms": {"direction": 0.0}}, "weighs nothing"),
     ({"terms": {"directoin": 1.0}}, "Did you mean direction"), ({"steps": 0}, "steps"), ({"lr": math.nan}, "lr"),
     ({"noise": "loud"}, "noise"), ({"psi": 1.5}, "psi"), ({"seed": -1}, "seed"), ({"label": -1}, "label"),
-    ({"layers": "all"}, "expected a LayerChoice"),
+    ({"layers": "all"}, "expected a LayerChoice"), ({"chunk": -1}, "chunk"),
 ])  # fmt: skip
 def test_bad_settings_are_refused(change: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
@@ -414,7 +534,7 @@ def test_another_runs_file_is_refused_and_left_alone(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="belongs to another run"):
             adapt(made, eye, shift, wanted, autosave=path, resume=True)
     assert path.read_bytes() == content
-    same = replace(config, autosave_every=7)  # how often a run is saved changes nothing else
+    same = replace(config, autosave_every=7, chunk=1)  # how often a run is saved changes nothing else, nor do chunks
     assert adapt(generator(), guide(), SHIFT, same, autosave=path, resume=True).history
 
 

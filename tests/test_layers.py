@@ -6,12 +6,22 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from tiny import generator, guide, rng
+from tiny import Encoder, changed, copied, generator, guide, rng
 from torch import Tensor
 
-from nada_core.clip import Aim, TextShift, take_aim
+from nada_core.clip import Aim, ImageShift, TextShift, take_aim
 from nada_core.generators import Generator
-from nada_core.layers import LayerChoice, candidates, choose, only_trainable, parameter_names, row_movement
+from nada_core.layers import (
+    LayerChoice,
+    Portion,
+    candidates,
+    choose,
+    first_look,
+    inspect_layers,
+    only_trainable,
+    parameter_names,
+    row_movement,
+)
 
 CONVS = ("b4.conv1", "b8.conv0", "b8.conv1", "b16.conv0", "b16.conv1")
 RGBS = ("b4.torgb", "b8.torgb", "b16.torgb")
@@ -215,3 +225,108 @@ def test_unknown_layers_are_refused_with_the_known_ones() -> None:
 def test_bad_choices_are_refused(settings: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         LayerChoice(**settings)  # type: ignore[arg-type]
+
+
+# ---- memory -------------------------------------------------------------------------------------------------------
+
+
+class Narrow(Encoder):
+    """Has memory for so many images at once."""
+
+    def __init__(self, seed: int, room: int) -> None:
+        super().__init__(seed)
+        self.room, self.seen = room, list[int]()
+
+    def encode_image(self, x: Tensor) -> Tensor:
+        self.seen.append(len(x))
+        if len(x) > self.room:
+            raise torch.cuda.OutOfMemoryError(f"no room for {len(x)}\nand much more")
+        return super().encode_image(x)
+
+
+@pytest.mark.parametrize(("size", "tried"), [(8, [8, 4, 2, 1]), (5, [5, 3, 2, 1]), (1, [1])])
+def test_a_portion_halves_down_to_one(size: int, tried: list[int]) -> None:
+    asked: list[tuple[str, int]] = []
+
+    def act(word: str, count: int) -> None:
+        asked.append((word, count))
+        raise torch.cuda.OutOfMemoryError("full\nof details")
+
+    with pytest.raises(torch.cuda.OutOfMemoryError, match=r"one latent at a time \(full\)\. Take a smaller guide"):
+        Portion(size).fit(act, "x")
+    assert asked == [("x", count) for count in tried]
+
+
+def test_a_portion_that_fits_is_remembered_and_other_errors_pass() -> None:
+    portion = Portion(8)
+
+    def act(count: int) -> int:
+        if count > 3:
+            raise torch.cuda.OutOfMemoryError
+        return count
+
+    assert portion.fit(act) == portion.fit(act) == portion.size == 2
+    with pytest.raises(ZeroDivisionError):
+        portion.fit(lambda count: count // 0)
+    assert portion.size == 2
+
+
+def test_a_measurement_that_does_not_fit_passes_in_smaller_chunks() -> None:
+    z, narrow, choice, portion = torch.randn(7, 6, generator=rng(1)), Narrow(0, 2), adaptive(chunk=7), Portion(7)
+    squeezed = take_aim(guide(model=narrow), TextShift("photo", "sketch"))
+    moved = row_movement(choice, generator(), squeezed, z, None, portion)
+    torch.testing.assert_close(moved, row_movement(choice, generator(), aims(), z), rtol=1e-4, atol=1e-9)
+    assert narrow.seen == [7, 4, 2, 2, 2, 1] and portion.size == 2
+
+
+# ---- the measurement on its own -----------------------------------------------------------------------------------
+
+SHIFT = TextShift("photo", "sketch")
+
+
+@pytest.mark.parametrize("mode", ["all", "adaptive", "named"])
+@pytest.mark.parametrize(("mapping", "expected"), [
+    ("true", CONVS), ("reference", ("b4.conv1", "b4.torgb", "b8.conv0", "b8.conv1", "b16.conv0", "b16.conv1")),
+])  # fmt: skip
+def test_inspection_measures_what_could_be_chosen_whatever_the_mode(
+    mode: str, mapping: str, expected: tuple[str, ...]
+) -> None:
+    made, choice = generator(), adaptive(mode=mode, mapping=mapping, names=("b4.const",), count=1)
+    found = inspect_layers(made, guide(), SHIFT, choice)
+    z = torch.randn(4, 6, generator=rng(0))
+    assert names([layer for layer, _ in found]) == expected
+    assert [moved for _, moved in found] == row_movement(choice, made, aims(), z).tolist()[: len(expected)]
+
+
+def test_inspection_finds_the_layer_that_matters_and_changes_nothing() -> None:
+    made = steered_by(3)
+    before, flags = copied(made.state_dict()), [parameter.requires_grad for parameter in made.parameters()]
+    with torch.no_grad():
+        found = inspect_layers(made, [guide(0), (guide(5), 2.0)], SHIFT)
+    assert [layer.name for layer, moved in found if moved > 0] == [CONVS[3]]
+    assert not changed(before, made.state_dict())
+    assert [parameter.requires_grad for parameter in made.parameters()] == flags
+    assert inspect_layers(made, guide(), SHIFT) == inspect_layers(made, guide(), SHIFT)
+    assert inspect_layers(made, guide(), SHIFT, seed=1) != inspect_layers(made, guide(), SHIFT)
+
+
+def test_inspection_towards_images_starts_at_the_generators_own() -> None:
+    made, style = generator(), ImageShift(torch.full((1, 3, 16, 16), 0.4))
+    look = first_look(made, 7)
+    assert look.shape == (16, 3, 16, 16) and torch.equal(look, first_look(made, 7))
+    assert not torch.equal(look, first_look(made, 8))
+    with torch.no_grad():
+        torch.testing.assert_close(look, made.synthesize(made.map(torch.randn(16, 6, generator=rng(7)))))
+    assert inspect_layers(made, guide(), style) != inspect_layers(made, guide(), SHIFT)
+
+
+def test_inspection_refuses_what_adapt_refuses() -> None:
+    with pytest.raises(ValueError, match="the generator is on cpu, the guide tiny-0 on meta"):
+        inspect_layers(generator(), guide().to("meta"), SHIFT)
+    with torch.inference_mode(), pytest.raises(ValueError, match="inference_mode"):
+        inspect_layers(generator(), guide(), SHIFT)
+    with pytest.raises(ValueError, match="got label None.*from 0 to 2"):
+        inspect_layers(generator(c_dim=3), guide(), SHIFT)
+    with pytest.raises(ValueError, match="no guides"):
+        inspect_layers(generator(), [], SHIFT)
+    assert inspect_layers(generator(c_dim=3), guide(), SHIFT, label=2)

@@ -15,6 +15,7 @@ from nada_core.losses import (
     Views,
     angle_loss,
     direction_loss,
+    embed,
     global_loss,
     objective,
     shared_views,
@@ -102,8 +103,9 @@ def test_several_guides_are_averaged_by_weight() -> None:
     before, after = pictures(3, 0), pictures(3, 1)
     pair = take_aim([(guide(0), 3.0), (guide(5), 1.0)], shift, before)
     assert [aim.weight for aim in pair] == [0.75, 0.25]
-    loss, values = objective(pair, weights, before, after)
-    alone = [objective(take_aim(aim.guide, shift, before), weights, before, after) for aim in pair]
+    loss, values = objective(pair, weights, embed(pair, before), embed(pair, after))
+    single = [take_aim(aim.guide, shift, before) for aim in pair]
+    alone = [objective(aims, weights, embed(aims, before), embed(aims, after)) for aims in single]
     assert loss.item() == pytest.approx(0.75 * alone[0][0].item() + 0.25 * alone[1][0].item(), rel=1e-5)
     for name in weights:
         assert values[name] == pytest.approx(0.75 * alone[0][1][name] + 0.25 * alone[1][1][name], rel=1e-5)
@@ -113,13 +115,30 @@ def test_several_guides_are_averaged_by_weight() -> None:
 
 def test_objective_is_the_terms_on_embeddings_and_moves_only_what_comes_after() -> None:
     eye = guide()
-    aim = Aim(eye, 1.0, unit(1, 8, eye.dim).float(), unit(1, 9, eye.dim).float())
+    aims = (Aim(eye, 1.0, unit(1, 8, eye.dim).float(), unit(1, 9, eye.dim).float()),)
     before, after = pictures(2, 0).requires_grad_(), pictures(2, 1).requires_grad_()
-    loss, values = objective((aim,), {"global": 1.0}, before, after)
-    seen = Views(eye.encode_images(before), eye.encode_images(after), aim.direction, aim.goal)
+    loss, values = objective(aims, {"global": 1.0}, embed(aims, before), embed(aims, after))
+    seen = Views(eye.encode_images(before), eye.encode_images(after), aims[0].direction, aims[0].goal)
     assert values["global"] == pytest.approx(global_loss(seen).item())
     loss.backward()
     assert before.grad is None and after.grad is not None and after.grad.abs().sum() > 0
+
+
+def test_every_guide_sees_all_images() -> None:
+    aims, images = take_aim([guide(0), guide(5)], TextShift("photo", "sketch")), pictures(3, 0)
+    seen = embed(aims, images)
+    assert [list(one.shape) for one in seen] == [[3, guide().dim]] * 2
+    assert all(torch.equal(one, aim.guide.encode_images(images)) for one, aim in zip(seen, aims, strict=True))
+    with pytest.raises(ValueError):  # as many embeddings as guides
+        objective(aims, {"direction": 1.0}, seen, seen[:1])
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_no_term_depends_on_the_order_of_the_images(term: str) -> None:
+    """Chunks come with their views, so the same images meet in another order."""
+    before, after, order = unit(6, 0), unit(6, 1), [4, 0, 5, 2, 1, 3]
+    shuffled = TERMS[term](views(after[order], before[order]))
+    torch.testing.assert_close(shuffled, TERMS[term](views(after, before)))
 
 
 def test_no_views_are_the_images_themselves() -> None:

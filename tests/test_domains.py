@@ -1,0 +1,251 @@
+"""What an adaptation changed: taken, applied, mixed, written and read back; and what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import changed, copied, generator, rng
+from torch import Tensor
+
+from nada_core.checkpoints import load_generator, save_generator
+from nada_core.domains import Domain, load_domain, read_domain, save_domain
+from nada_core.files import (
+    CheckpointError,
+    DamagedCheckpointError,
+    UnsupportedCheckpointError,
+    read_metadata,
+    write_safetensors,
+    write_torch,
+)
+from nada_core.generators import Generator
+
+MOVED = ("synthesis.b8.conv0.weight", "synthesis.b8.conv0.bias", "synthesis.b4.const")
+
+
+def adapted(seed: int = 3, names: tuple[str, ...] = MOVED) -> Generator:
+    made = generator()
+    with torch.no_grad():
+        for number, name in enumerate(names):
+            weight = made.get_parameter(name)
+            weight.add_(0.1 * torch.randn(weight.shape, generator=rng(seed + number)))
+    return made
+
+
+def domain(seed: int = 3, **changes: Any) -> Domain:
+    return replace(Domain.between(generator(), adapted(seed), {"target": "sketch"}), **changes)
+
+
+def bits(made: Generator) -> dict[str, bytes]:
+    return {name: value.detach().numpy().tobytes() for name, value in made.state_dict().items()}
+
+
+# ---- between and apply --------------------------------------------------------------------------------------------
+
+
+def test_a_domain_holds_what_changed_and_nothing_else() -> None:
+    found = domain()
+    assert found.changes.keys() == set(MOVED) and found.space == generator().space()
+    assert found.provenance == {"target": "sketch"}
+    for name, change in found.changes.items():
+        assert change.dtype == torch.float32 and not change.requires_grad
+        assert torch.equal(change, adapted().state_dict()[name] - generator().state_dict()[name])
+    assert Domain.between(generator(), generator()).changes == {}
+
+
+def test_another_architecture_or_mapping_is_no_adaptation() -> None:
+    with pytest.raises(ValueError, match="different architecture"):
+        Domain.between(generator(), generator(widths=[8, 7, 5]))
+    with pytest.raises(ValueError, match="different mapping networks"):
+        Domain.between(generator(), generator(rng=rng(8)))
+
+
+def test_applied_it_is_the_adapted_generator() -> None:
+    source, before = generator(), copied(generator().state_dict())
+    source.source = "0" * 64
+    source.train()
+    made = domain().apply(source)
+    for name, value in adapted().state_dict().items():
+        torch.testing.assert_close(made.state_dict()[name], value, rtol=1e-6, atol=1e-7)
+    assert made.source is None and not made.training
+    assert not any(parameter.requires_grad for parameter in made.parameters())
+    assert source.source == "0" * 64 and source.training and not changed(before, source.state_dict())
+    assert all(parameter.requires_grad for parameter in source.parameters())
+
+
+def test_no_strength_is_the_source_bit_for_bit() -> None:
+    source = generator()
+    with torch.no_grad():
+        source.get_parameter(MOVED[0]).view(-1)[0] = -0.0  # which is lost as soon as a zero is added
+    made = domain().apply(source, 0)
+    assert bits(made) == bits(source)
+    assert made.get_parameter(MOVED[0]).data_ptr() != source.get_parameter(MOVED[0]).data_ptr()
+
+
+@pytest.mark.parametrize("strength", [0.5, 1, 1.7, -1.0])
+def test_strength_goes_between_and_beyond(strength: float) -> None:
+    found, source = domain(), generator().state_dict()
+    made = found.apply(generator(), strength).state_dict()
+    assert changed(source, made) == set(MOVED)
+    for name in MOVED:
+        torch.testing.assert_close(made[name], source[name] + strength * found.changes[name])
+
+
+def test_one_after_the_other_mixes_them() -> None:
+    first, second = domain(3), domain(20)
+    made = second.apply(first.apply(generator(), 0.5), 0.25).state_dict()
+    turned = first.apply(second.apply(generator(), 0.25), 0.5).state_dict()
+    for name in MOVED:
+        mixed = generator().state_dict()[name] + 0.5 * first.changes[name] + 0.25 * second.changes[name]
+        torch.testing.assert_close(made[name], mixed)
+        torch.testing.assert_close(turned[name], mixed)
+
+
+def test_applied_in_inference_mode_it_can_still_be_trained() -> None:
+    with torch.inference_mode():
+        made = domain().apply(generator())
+    made.requires_grad_(True).synthesize(torch.zeros(1, 6, 5)).sum().backward()
+    assert not any(parameter.is_inference() for parameter in made.parameters())
+
+
+@pytest.mark.parametrize("strength", [math.nan, math.inf, "1", None, True])
+def test_a_strength_is_a_finite_number(strength: Any) -> None:
+    with pytest.raises(ValueError, match="expected a finite number"):
+        domain().apply(generator(), strength)
+
+
+def test_a_strength_beyond_all_weights_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"takes synthesis\.\S+ beyond what torch.float32 holds"):
+        domain().apply(generator(), 1e39)
+
+
+def test_another_generator_is_refused() -> None:
+    with pytest.raises(ValueError, match="this domain was made from another generator.*Load the generator"):
+        domain().apply(generator(rng=rng(8)))
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"synthesis.b32.conv0.weight": torch.zeros(1), "x": torch.zeros(1)}, r"changes 2 parameters.*b32\.conv0\.weight"),
+    ({"mapping.w_avg": torch.zeros(5)}, r"changes 1 parameters.*w_avg"),  # a buffer
+    ({"synthesis.b4.const": torch.zeros(8, 4, 5)}, r"b4\.const of shape \[8, 4, 5\], expected \[8, 4, 4\]"),
+    ({"synthesis.b4.const": torch.tensor(0.0)}, r"b4\.const of shape \[\]"),  # which would broadcast
+])  # fmt: skip
+def test_changes_that_do_not_fit_are_refused(changes: dict[str, Tensor], words: str) -> None:
+    source = generator()
+    before = copied(source.state_dict())
+    with pytest.raises(ValueError, match=words):
+        domain(changes=changes).apply(source)
+    assert not changed(before, source.state_dict())
+
+
+# ---- files --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", [domain(), SimpleNamespace(domain=domain())], ids=["Domain", "Adaptation"])
+def test_written_and_read_it_is_the_same(tmp_path: Path, given: Any) -> None:
+    path = tmp_path / "new" / "sketch.safetensors"
+    save_domain(given, path, provenance={"steps": 300})
+    found = read_domain(path)
+    assert not changed(domain().changes, found.changes) and found.space == domain().space
+    assert found.provenance == {"target": "sketch", "steps": 300}
+    assert read_metadata(path)["kind"] == "nada_domain"
+    assert sorted(load_file(path)) == sorted(MOVED)
+    loaded, at_once = load_domain(generator(), path, 0.5), domain().apply(generator(), 0.5)
+    assert bits(loaded) == bits(at_once)
+    assert bits(load_domain(generator(), path)) == bits(domain().apply(generator()))
+
+
+def test_half_is_half_the_size(tmp_path: Path) -> None:
+    whole, half = tmp_path / "whole.safetensors", tmp_path / "half.safetensors"
+    save_domain(domain(), whole)
+    save_domain(domain(), half, half=True)
+    assert all(value.dtype == torch.float16 for value in load_file(half).values())
+    assert half.stat().st_size < 0.7 * whole.stat().st_size
+    for name, change in read_domain(half).changes.items():
+        assert change.dtype == torch.float32
+        torch.testing.assert_close(change, domain().changes[name], rtol=1e-3, atol=1e-6)
+
+
+def test_a_domain_without_a_change_can_be_written(tmp_path: Path) -> None:
+    path = tmp_path / "none.safetensors"
+    save_domain(Domain.between(generator(), generator()), path)
+    assert bits(load_domain(generator(), path)) == bits(generator())
+
+
+@pytest.mark.parametrize(("value", "half", "words"), [
+    (1e5, True, "in float16; .*or without half"), (math.nan, False, "NaN"),
+])  # fmt: skip
+def test_numbers_no_file_could_hold_are_refused(tmp_path: Path, value: float, half: bool, words: str) -> None:
+    path = tmp_path / "sketch.safetensors"
+    path.write_bytes(b"somebody's work")
+    with pytest.raises(ValueError, match=words):
+        save_domain(domain(changes={MOVED[2]: torch.full((8, 4, 4), value)}), path, half)
+    assert path.read_bytes() == b"somebody's work" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_generator_is_no_domain(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"got StyleGAN2, expected a Domain .*Domain\.between"):
+        save_domain(adapted(), tmp_path / "x.safetensors")  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_files_are_told_for_what_they_are(tmp_path: Path) -> None:
+    save_generator(generator(), tmp_path / "g.safetensors", {})
+    write_safetensors(tmp_path / "run.safetensors", {"rng": torch.zeros(1)}, {"kind": "nada_run"})
+    save_file({"visual.x": torch.zeros(1)}, tmp_path / "clip.safetensors")
+    write_torch(tmp_path / "g.pt", {"g_ema": {"x": torch.zeros(1)}})
+    for name, words in (("g.safetensors", "a generator saved by this package; load it with load_generator"),
+                        ("run.safetensors", "the autosave of a run"), ("clip.safetensors", r"begin with \['visual\.x"),
+                        ("g.pt", r"begin with \['g_ema\.x")):  # fmt: skip
+        with pytest.raises(UnsupportedCheckpointError, match=words):
+            read_domain(tmp_path / name)
+    with pytest.raises(CheckpointError, match="no such file"):
+        load_domain(generator(), tmp_path / "missing.safetensors")
+    save_domain(domain(), tmp_path / "sketch.safetensors")
+    with pytest.raises(UnsupportedCheckpointError):  # nor is a domain a generator
+        load_generator(tmp_path / "sketch.safetensors")
+
+
+@pytest.mark.parametrize(("told", "fault", "words"), [
+    ({"version": "2"}, UnsupportedCheckpointError, "format version 2, known is 1"),
+    ({"version": '"new"'}, UnsupportedCheckpointError, "format version new"),
+    ({"version": "{"}, DamagedCheckpointError, "description cannot be read"),
+    ({"version": None}, DamagedCheckpointError, "KeyError: 'version'"),
+    ({"space": None}, DamagedCheckpointError, "KeyError: 'space'"),
+    ({"provenance": "[1]"}, DamagedCheckpointError, "description cannot be read"),
+])  # fmt: skip
+def test_descriptions_that_cannot_be_read(tmp_path: Path, told: dict[str, Any], fault: type, words: str) -> None:
+    path = tmp_path / "sketch.safetensors"
+    save_domain(domain(), path)
+    metadata = {name: value for name, value in (read_metadata(path) | told).items() if value is not None}
+    save_file(load_file(path), path, metadata)
+    with pytest.raises(fault, match=words):
+        read_domain(path)
+
+
+def test_damaged_weights_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "sketch.safetensors"
+    save_domain(domain(), path)
+    tensors, told = load_file(path), read_metadata(path)
+    for value, words in ((torch.tensor([math.nan]), "NaN"), (torch.tensor([1]), "torch.int64")):
+        save_file(tensors | {MOVED[1]: value}, path, told)
+        with pytest.raises(DamagedCheckpointError, match=words):
+            read_domain(path)
+    save_domain(domain(), path)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(DamagedCheckpointError):
+        read_domain(path)
+
+
+def test_provenance_is_json(tmp_path: Path) -> None:
+    with pytest.raises(TypeError):
+        save_domain(domain(), tmp_path / "x.safetensors", provenance={"a": object()})
+    assert not list(tmp_path.iterdir())
+    assert json.dumps(domain().provenance)
