@@ -328,6 +328,26 @@ def test_the_images_of_all_chunks_meet_in_one_loss() -> None:
     assert result.history[-1]["terms"]["angle"] > 0
 
 
+class Watch(Encoder):
+    """Counts how many of the batches it saw earlier are still kept when it sees the next one."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self.seen: list[weakref.ref[Tensor]] = []
+        self.kept: list[int] = []
+
+    def encode_image(self, x: Tensor) -> Tensor:
+        self.kept.append(sum(image() is not None for image in self.seen))
+        self.seen.append(weakref.ref(x))
+        return super().encode_image(x)
+
+
+def test_activations_of_one_chunk_live_at_a_time() -> None:
+    watch = Watch(0)
+    adapt(generator(), guide(model=watch), SHIFT, settings(**(WHOLE | {"steps": 2}), chunk=1))
+    assert len(watch.kept) == 2 * 3 * 5 and max(watch.kept) == 0  # each latent before, after, and once more going back
+
+
 class Narrow(Encoder):
     """Has memory for so many images at once, counted on the way in or on the way back."""
 
