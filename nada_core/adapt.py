@@ -50,12 +50,13 @@ class AdaptConfig:
     lr: float = setting(0.002, "Adam's learning rate", low=1e-7, high=1.0, step=1e-4)
     schedule: str = setting("constant", "learning rate after the warm-up", choices=("constant", "cosine"))
     warmup: int = setting(10, "steps over which the learning rate rises from zero", low=0, high=10_000)
-    beta1: float = setting(0.0, "Adam's first decay", low=0.0, high=0.999)
-    beta2: float = setting(0.992, "Adam's second decay", low=0.0, high=0.99999)
-    clip: float = setting(10.0, "longest gradient, as a norm over all trained weights", low=1e-6, high=1e6)
+    beta1: float = setting(0.0, "Adam's first decay", low=0.0, high=0.999, step=0.01)
+    beta2: float = setting(0.992, "Adam's second decay", low=0.0, high=0.99999, step=0.001)
+    clip: float = setting(10.0, "longest gradient, as a norm over all trained weights", low=1e-6, high=1e6,
+                          step=0.5)  # fmt: skip
     ema: float = setting(0.0, "decay of the averaged weights that are returned; 0 returns the last ones",
-                         low=0.0, high=0.9999)  # fmt: skip
-    terms: dict[str, float] = setting({"direction": 1.0}, "weights of the loss terms", low=0.0, high=1e4,
+                         low=0.0, high=0.9999, step=0.001)  # fmt: skip
+    terms: dict[str, float] = setting({"direction": 1.0}, "weights of the loss terms", low=0.0, high=1e4, step=0.05,
                                         choices=tuple(TERMS))  # fmt: skip
     views: int = setting(0, "augmented views a guide judges each pair by, alike before and after; 0: the images as "
                             "they are", low=0, high=16)  # fmt: skip

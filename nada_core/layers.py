@@ -35,7 +35,7 @@ class LayerChoice:
     batch: int = setting(8, "adaptive: how many latents vote", low=1, high=256)
     chunk: int = setting(4, "adaptive: latents that pass through the generator at once", low=1, high=256)
     every: int = setting(1, "adaptive: choose anew every so many training steps", low=1, high=10_000)
-    rate: float = setting(0.01, "adaptive: step size on the latents", low=1e-6, high=10.0)
+    rate: float = setting(0.01, "adaptive: step size on the latents", low=1e-6, high=10.0, step=0.001)
     names: tuple[str, ...] = setting((), "named: the layers to train, as `info` lists them")
     mapping: str = setting(
         "true", "which layer a row stands for; reference repeats the first implementation's off-by-one table",

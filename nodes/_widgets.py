@@ -65,7 +65,8 @@ def _input(item: Setting, key: str, default: Any, advanced: bool | None) -> Any:
 
 
 def _float(name: str, item: Setting, default: float, told: dict[str, Any]) -> Any:
-    step = item.step or 0.05
+    step = item.step
+    assert step, f"{item.name} needs a step, or the page would round it to halves"
     # The page rounds what is typed: a hundredth of a step is finer than anybody types, and coarse enough to read.
     return io.Float.Input(name, default=default, min=item.low, max=item.high, step=step, round=step / 100, **told)
 
