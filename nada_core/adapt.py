@@ -28,7 +28,6 @@ from .generators import Generator, Noise
 from .layers import (
     Chosen,
     LayerChoice,
-    Portion,
     candidates,
     choose,
     first_look,
@@ -37,6 +36,7 @@ from .layers import (
     refuse_unfit,
 )
 from .losses import TERMS, embed, objective, shared_views
+from .memory import Portion
 from .runs import RunState, fingerprint, load_run, save_run
 from .settings import check, setting
 

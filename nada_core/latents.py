@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .generators import Generator
+from .memory import Portion
 
 _MOST_FRAMES = 10_000  # nearly seven minutes of film at 25 a second; more is a slip of the hand
 
@@ -151,38 +152,22 @@ def render(generator: Generator, latents: Latents, batch: int = 4,
             f"these latents come from another generator (space {latents.space[:12]}, this one is "
             f"{generator.space()[:12]}); sample them from this generator or from the one it was adapted from."
         )
+    advice = f"Close what else uses it, or draw these {generator.resolution} pixels on the CPU."
+    portion = Portion(min(batch, len(latents)), advice)
     pictures: list[Tensor] = []
     done = 0
     while done < len(latents):
-        some = latents[done : done + batch]
-        drawn = _drawn(generator, some)
-        if drawn is None:
-            batch = (len(some) + 1) // 2
-            continue
-        pictures.append(drawn)
-        done += len(some)
+        pictures.append(portion.fit(lambda start, size: _draw(generator, latents[start : start + size]), done))
+        done += len(pictures[-1])
         if on_batch is not None:
             on_batch(done, len(latents))
     return torch.cat(pictures)
 
 
-def _drawn(generator: Generator, latents: Latents) -> Tensor | None:
-    """The pictures of one batch, on the CPU; None when it does not fit into memory but half of it may."""
+def _draw(generator: Generator, latents: Latents) -> Tensor:
     device = generator.w_avg.device
-    try:
-        noise = latents.noise if isinstance(latents.noise, str) else [maps.to(device) for maps in latents.noise]
-        return generator.synthesize(latents.ws.to(device), noise).cpu()  # type: ignore[arg-type]
-    except torch.cuda.OutOfMemoryError as error:
-        reason = str(error)
-    # Only here, where the error is gone and with it the traceback that kept every activation alive, is memory free.
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    if len(latents) > 1:
-        return None
-    raise torch.cuda.OutOfMemoryError(
-        f"one picture of {generator.resolution} pixels does not fit into the memory of {device}; close what else uses "
-        f"it, or draw on the CPU with generator.to('cpu'). ({reason})"
-    )
+    noise = latents.noise if isinstance(latents.noise, str) else [maps.to(device) for maps in latents.noise]
+    return generator.synthesize(latents.ws.to(device), noise).cpu()  # type: ignore[arg-type]
 
 
 def _one_a_latent(maps: Tensor) -> bool:

@@ -8,20 +8,17 @@ Letters: N latents, L rows of W+, C width of a row.
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from .clip import Aim, ClipGuide, ImageShift, TextShift, as_guides, take_aim
 from .generators import Generator, Layer
+from .memory import Portion
 from .settings import check, setting
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -60,36 +57,6 @@ class Chosen:
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(layer.name for layer in self.layers)
-
-
-class Portion:
-    """How many latents pass through the networks at once: half as many whenever memory runs out, and from then on."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-
-    def fit(self, act: Callable[..., T], *given: Any) -> T:
-        """act(*given, size), done again with half the size as often as memory runs out. An act that failed must have
-        left nothing behind.
-
-        Raises:
-            torch.cuda.OutOfMemoryError: when one latent at a time is still too many; the message says what to do.
-        """
-        while True:
-            try:
-                return act(*given, self.size)
-            except torch.cuda.OutOfMemoryError as error:
-                told = str(error).partition("\n")[0]
-            # Out here, because as long as the error is alive its traceback keeps every tensor of the act alive.
-            if self.size == 1:
-                raise torch.cuda.OutOfMemoryError(
-                    f"Memory ran out with one latent at a time ({told}). Take a smaller guide, fewer guides, fewer "
-                    "trained layers, half the views, or a generator of lower resolution."
-                )
-            self.size = (self.size + 1) // 2
-            gc.collect()  # a guide of another make may hold on to its error in a circle
-            if torch.cuda.is_initialized():
-                torch.cuda.empty_cache()
 
 
 def refuse_unfit(

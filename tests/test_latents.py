@@ -270,7 +270,8 @@ def test_when_not_even_one_picture_fits_the_error_says_what_to_do(monkeypatch: p
     made = generator()
     latents = sample(made, range(2))
     asked = cramped(made, 0, monkeypatch)
-    with pytest.raises(torch.cuda.OutOfMemoryError, match="one picture of 16 pixels.*on the CPU.*20 GiB") as caught:
+    told = "one latent at a time.*20 GiB.*16 pixels on the CPU"
+    with pytest.raises(torch.cuda.OutOfMemoryError, match=told) as caught:
         render(made, latents)
     assert asked == [2, 1] and caught.value.__context__ is None
     monkeypatch.setattr(made, "synthesize", lambda *_: (_ for _ in ()).throw(RuntimeError("something else")))

@@ -13,7 +13,6 @@ from nada_core.clip import Aim, ImageShift, TextShift, take_aim
 from nada_core.generators import Generator
 from nada_core.layers import (
     LayerChoice,
-    Portion,
     candidates,
     choose,
     first_look,
@@ -22,6 +21,7 @@ from nada_core.layers import (
     parameter_names,
     row_movement,
 )
+from nada_core.memory import Portion
 
 CONVS = ("b4.conv1", "b8.conv0", "b8.conv1", "b16.conv0", "b16.conv1")
 RGBS = ("b4.torgb", "b8.torgb", "b16.torgb")
