@@ -33,7 +33,7 @@ class LayerChoice:
     chunk: int = setting(4, "adaptive: latents that pass through the generator at once", low=1, high=256)
     every: int = setting(1, "adaptive: choose anew every so many training steps", low=1, high=10_000)
     rate: float = setting(0.01, "adaptive: step size on the latents", low=1e-6, high=10.0, step=0.001)
-    names: tuple[str, ...] = setting((), "named: the layers to train, as `info` lists them")
+    names: tuple[str, ...] = setting((), "named: the layers to train, as the generator calls them")
     mapping: str = setting(
         "true", "which layer a row stands for; reference repeats the first implementation's off-by-one table",
         choices=("true", "reference"),
@@ -44,7 +44,7 @@ class LayerChoice:
     def __post_init__(self) -> None:
         check(self)
         if self.mode == "named" and not self.names:
-            raise ValueError("LayerChoice.names is empty; mode named needs at least one layer, as `info` lists them.")
+            raise ValueError("LayerChoice.names is empty; mode named needs at least one of the generator's layers.")
 
 
 @dataclass(frozen=True)

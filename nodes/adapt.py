@@ -40,7 +40,9 @@ class AdaptGenerator(io.ComfyNode):
             display_name="Adapt Generator",
             category=f"{ROOT}/train",
             description="StyleGAN-NADA: trains a copy of the generator so that, in the eyes of the guide, every "
-                        "picture moves along the shift. The preview shows the same latents before (top) and now.",
+                        "picture moves along the shift. The preview shows the same latents before (top) and now. The "
+                        "settings shown at first suit published generators; the workflow templates have those of the "
+                        "built-in one.",
             search_aliases=["stylegan-nada", "train", "fine-tune", "text to domain", "domain adaptation", "nada"],
             inputs=[
                 GeneratorType.Input("generator", tooltip="Where to start. It stays as it is."),

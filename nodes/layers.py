@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from ..nada_core import LayerChoice, inspect_layers, plot_bars
@@ -56,8 +57,8 @@ class InspectLayers(io.ComfyNode):
             outputs=[
                 io.Image.Output("chart", display_name="chart", tooltip="One bar a layer, the chosen ones strong."),
                 LayersType.Output("chosen", display_name="chosen",
-                                  tooltip="The layers that moved most, by name: a choice that stays the same at "
-                                          "every step."),
+                                  tooltip="The layers that moved most, by name, and the ToRGB layers where the choice "
+                                          "has them: the same ones at every step."),
             ],
         )  # fmt: skip
 
@@ -69,5 +70,6 @@ class InspectLayers(io.ComfyNode):
             moves = inspect_layers(lent, guides, shift, choice, seed, class_of(label))
         found = {layer.name: far for layer, far in moves}
         names = tuple(sorted(found, key=lambda name: -found[name])[: choice.count])
-        chart = plot_bars(found, "How far each layer's latents move towards the goal", chosen=names)
-        return io.NodeOutput(to_image(chart), LayerChoice(mode="named", names=names))
+        chart = plot_bars(found, "How far each layer's latents move towards the goal", "mean change of w", names)
+        rgb = tuple(layer.name for layer in generator.layers() if layer.kind == "rgb" and choice.rgb)
+        return io.NodeOutput(to_image(chart), replace(choice, mode="named", names=(*names, *rgb)))

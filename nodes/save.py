@@ -53,8 +53,8 @@ class SaveDomain(io.ComfyNode):
             node_id="StyleGANNADA_SaveDomain",
             display_name="Save Domain",
             category=f"{ROOT}/save",
-            description="Writes what an adaptation changed into output/stylegan_nada/domains, where Load Domain finds "
-                        "it after R: smaller than a generator, and it can be applied with any strength.",
+            description="Writes only what an adaptation changed into output/stylegan_nada/domains, where Load Domain "
+                        "finds it after R and applies it with any strength.",
             search_aliases=["save lora", "delta", "export domain"],
             is_output_node=True,
             hidden=[io.Hidden.prompt],
