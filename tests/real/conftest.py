@@ -1,0 +1,50 @@
+"""One ComfyUI for all tests of this folder: started at the first test that asks for it, and one page of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from environment import comfy_path, comfy_python, pack_path
+
+if TYPE_CHECKING:
+    from page import Page
+    from server import Server
+
+# The modules that need more than this project's development set are imported by the fixtures that use them.
+
+
+@pytest.fixture(scope="session")
+def pack() -> Path:
+    return pack_path()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, pack: Path) -> Iterator[Server]:
+    from server import serve
+
+    with serve(comfy_path(), comfy_python(), pack, tmp_path_factory.mktemp("comfyui")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def info(server: Server) -> dict[str, Any]:
+    return server.object_info()
+
+
+@pytest.fixture(scope="session")
+def _page(server: Server) -> Iterator[Page]:
+    from page import open_page
+
+    with open_page(server) as opened:
+        yield opened
+
+
+@pytest.fixture
+def page(_page: Page) -> Page:
+    """The page, without complaints and dialogs of earlier tests."""
+    _page.close_dialog()
+    _page.errors.clear()
+    return _page

@@ -1,0 +1,59 @@
+"""The pack in a real ComfyUI, without a server: it loads, and a picture comes out of every version."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from environment import PREFIX, comfy_path, comfy_python, require
+from graph import chain, changed
+from inprocess import run_inside
+
+require()
+
+LOAD, SAMPLE, RENDER = (f"{PREFIX}{name}" for name in ("LoadGenerator", "SampleLatents", "Render"))
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, pack: Path) -> dict[str, Any]:
+    """What a process tells that loads the pack and does nothing else."""
+    return run_inside(comfy_path(), comfy_python(), pack, tmp_path_factory.mktemp("alone"))
+
+
+def test_it_loads(alone: dict[str, Any]) -> None:
+    assert alone["fine"], alone["log"]
+    assert alone["loaded"]
+    assert all(name.startswith(PREFIX) for name in alone["loaded"])
+
+
+def test_it_loads_quickly(alone: dict[str, Any]) -> None:
+    assert alone["import_seconds"] < 1, "what is heavy belongs into the function that needs it"
+
+
+def test_every_schema_says_what_it_is(alone: dict[str, Any]) -> None:
+    for name in alone["loaded"]:
+        told = alone["info"][name]
+        assert told["description"], f"{name} has no description"
+        assert told["category"].startswith("StyleGAN-NADA"), name
+        for group in ("required", "optional"):
+            for key, spec in told["input"].get(group, {}).items():
+                assert len(spec) > 1 and spec[1].get("tooltip"), f"{name}.{key} has no tooltip"
+        assert all(told["output_tooltips"]), f"an output of {name} has no tooltip"
+
+
+def test_a_chain_runs(alone: dict[str, Any], pack: Path, tmp_path: Path) -> None:
+    prompt = changed(chain(alone["info"], LOAD, SAMPLE, RENDER, "SaveImage"), SAMPLE, count=2)
+    told = run_inside(comfy_path(), comfy_python(), pack, tmp_path, prompt)
+    assert told["valid"], told["node_errors"]
+    assert told["success"], told["error"]
+    images = told["outputs"]["4"]["images"]
+    assert len(images) == 2
+    assert all((tmp_path / "output" / image["filename"]).is_file() for image in images)
+
+
+def test_a_value_out_of_range_is_refused(alone: dict[str, Any], pack: Path, tmp_path: Path) -> None:
+    prompt = changed(chain(alone["info"], LOAD, SAMPLE, RENDER, "SaveImage"), SAMPLE, count=0)
+    told = run_inside(comfy_path(), comfy_python(), pack, tmp_path, prompt)
+    assert not told["valid"]
+    assert list(told["node_errors"]) == ["2"]

@@ -1,0 +1,140 @@
+"""ComfyUI's own page with the pack: its workflows open, convert and run; help, templates and languages are found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from environment import PREFIX, pack_path, require, workflows
+from graph import bare, to_api
+
+require("websocket", "playwright", "comfy_cli")
+
+if TYPE_CHECKING:
+    from page import Page
+
+#: Nodes that have a help page of their own.
+DOCS = sorted(path.parent.name for path in (pack_path() / "web" / "docs").glob("*/en.md"))
+LOCALES = sorted((pack_path() / "locales").glob("*/nodeDefs.json"))
+
+SHORTEN = """() => { for (const node of app.graph._nodes) if (node.type === 'StyleGANNADA_AdaptGenerator')
+    node.widgets.find(widget => widget.name === 'steps').value = 3 }"""
+
+
+def read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("path", workflows(), ids=lambda path: path.stem)
+def test_a_workflow_opens_and_converts(page: Page, info: dict[str, Any], path: Path) -> None:
+    page.open_file(path)
+    assert page.missing_nodes() == []
+    assert page.errors == []
+    assert bare(page.export()["output"]) == to_api(read(path), info)
+
+
+@pytest.mark.parametrize("path", workflows(), ids=lambda path: path.stem)
+def test_a_workflow_runs(page: Page, path: Path) -> None:
+    page.load(read(path))
+    page.tab.evaluate(SHORTEN)
+    page.queue()
+    told = page.wait()
+    assert told["status"]["status_str"] == "success", told["status"]
+    assert page.errors == []
+
+
+@pytest.mark.parametrize("path", workflows(), ids=lambda path: path.stem)
+def test_nothing_of_a_workflow_overlaps(path: Path) -> None:
+    shown = [node for node in read(path)["nodes"] if not node["flags"].get("collapsed")]
+    boxes = [(node["pos"], node["size"], node.get("title", node["type"])) for node in shown]
+    for index, ((x, y), (width, height), name) in enumerate(boxes):
+        for (u, v), (wide, high), other in boxes[index + 1 :]:
+            apart = x + width <= u or u + wide <= x or y + height <= v - 30 or v + high <= y - 30  # 30: a title bar
+            assert apart, f"{name} and {other} lie on each other"
+
+
+def test_templates_are_found_and_opened(page: Page) -> None:
+    assert workflows(), "the pack ships no workflows"
+    titles = [path.stem for path in workflows()]
+    assert page.templates() == dict.fromkeys(titles, True)
+    page.open_template(titles[0])
+    assert len(page.export()["workflow"]["nodes"]) == len(read(workflows()[0])["nodes"])
+    assert page.errors == []
+
+
+@pytest.mark.parametrize("node_type", DOCS)
+def test_help_is_found(page: Page, node_type: str) -> None:
+    text = (pack_path() / "web" / "docs" / node_type / "en.md").read_text(encoding="utf-8")
+    heading = text.strip().splitlines()[0].lstrip("# ")
+    assert heading in page.node_help(node_type)
+
+
+@pytest.fixture
+def english_again(page: Page) -> Iterator[None]:
+    yield
+    page.open()
+
+
+@pytest.mark.usefixtures("english_again")
+@pytest.mark.parametrize("path", LOCALES, ids=lambda path: path.parent.name)
+def test_nodes_speak_the_language(page: Page, path: Path) -> None:
+    page.open(path.parent.name)
+    for node_type, told in read(path).items():
+        assert page.title_of(node_type) == told["display_name"]
+
+
+# ---- the tools themselves ----
+
+
+def test_a_description_becomes_the_same_workflow_every_time(page: Page) -> None:
+    from author import Group, Node, Note, Workflow, build
+
+    description = Workflow(
+        nodes=[
+            Node("load", f"{PREFIX}LoadGenerator", (0, 0)),
+            Node("sample", f"{PREFIX}SampleLatents", (330, 0), title="Faces", widgets={"seed": 7}, color="#335"),
+            Node("render", f"{PREFIX}Render", (660, 0)),
+            Node("show", "PreviewImage", (920, 0), (260, 260)),
+            Note("## Faces\n**Seven** of them.", (0, 200), (300, 140)),
+        ],
+        links=[
+            ("load.generator", "sample.generator"), ("load.generator", "render.generator"),
+            ("sample.latents", "render.latents"), ("render.images", "show.images"),
+        ],
+        groups=[Group("Draw", around=("sample", "render")), Group("Free", bounding=(0, 400, 200, 100))],
+    )  # fmt: skip
+    workflow = build(page, description, "test")
+    assert build(page, description, "test") == workflow
+    assert page.errors == []
+    assert [node["id"] for node in workflow["nodes"]] == [1, 2, 3, 4, 5]
+    assert "randomize" not in json.dumps(workflow)
+    assert page.export()["output"]["2"]["inputs"]["seed"] == 7
+    assert [group["title"] for group in workflow["groups"]] == ["Draw", "Free"]
+
+
+def test_a_description_of_what_is_not_there_is_refused(page: Page) -> None:
+    from author import AuthorError, Node, Workflow, build
+
+    load = Node("load", f"{PREFIX}LoadGenerator", (0, 0))
+    with pytest.raises(AuthorError, match="no node type Nothing"):
+        build(page, Workflow([Node("a", "Nothing", (0, 0))]))
+    with pytest.raises(AuthorError, match="has no widget speed, but file"):
+        build(page, Workflow([Node("a", load.type, (0, 0), widgets={"speed": 1})]))
+    with pytest.raises(AuthorError, match="has no output picture, but generator"):
+        build(page, Workflow([load], [("load.picture", "load.generator")]))
+
+
+def test_a_broken_file_is_told(page: Page) -> None:
+    page.load({"nodes": [{"id": 1, "type": "Nothing", "pos": "nowhere"}], "links": [], "version": 0.4})
+    assert page.missing_nodes() == ["Nothing"]
+    assert any("Invalid workflow" in error for error in page.errors)
+
+
+def test_a_picture_of_the_whole_graph(page: Page, tmp_path: Path) -> None:
+    page.load({"nodes": [], "links": [], "groups": [], "version": 0.4})
+    page.tab.evaluate("type => { app.graph.add(LiteGraph.createNode(type)) }", f"{PREFIX}Render")
+    page.screenshot(tmp_path / "graph.png")
+    assert (tmp_path / "graph.png").stat().st_size > 1000
