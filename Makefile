@@ -21,6 +21,7 @@ clean:
 	$(PIP) torch torchvision -r requirements.txt
 	touch $@
 
+# comfy-cli (GPL-3) converts workflows in tests as ComfyUI's page does; nothing that users install depends on it.
 .venv/.ready-test: .venv/.ready
-	$(PIP) pytest ruff mypy
+	$(PIP) pytest ruff mypy comfy-cli
 	touch $@
