@@ -218,7 +218,7 @@ class Page:
         """Write a picture of the page; fit: of the whole graph. clip: {x, y, width, height} in pixels of the page."""
         if fit:
             self.fit()
-        hidden = ".comfy-menu-hamburger, .p-toast { visibility: hidden !important }"
+        hidden = "button:has(.pi-bars), .p-toast { visibility: hidden !important }"
         self.tab.screenshot(path=path, clip=clip, style=hidden)
 
 
