@@ -185,18 +185,19 @@ def load_guide(
     loudness = hub.level
     try:
         hub.setLevel(logging.CRITICAL)  # it tells of every retry; what came of them is told below, once
-        model = open_clip.create_model(
-            model_name,
-            pretrained=weights,
-            precision="fp32",
-            device="cpu",
-            # The tag knows its activation and its colours better than the architecture does; open_clip only warns.
-            force_quick_gelu=bool(published.get("quick_gelu", False)),
-            force_preprocess_cfg=None if published else _colours(model_name),
-            cache_dir=cache_dir,
-            require_pretrained=True,
-            weights_only=True,
-        )
+        with torch.random.fork_rng(devices=[]):  # weights are drawn before they are read; the caller's numbers stay
+            model = open_clip.create_model(
+                model_name,
+                pretrained=weights,
+                precision="fp32",
+                device="cpu",
+                # The tag knows its activation and colours better than the architecture does; open_clip only warns.
+                force_quick_gelu=bool(published.get("quick_gelu", False)),
+                force_preprocess_cfg=None if published else _colours(model_name),
+                cache_dir=cache_dir,
+                require_pretrained=True,
+                weights_only=True,
+            )
         tokenizer = open_clip.get_tokenizer(model_name, cache_dir=cache_dir)
     except ImportError as error:
         raise GuideError(f"{model_name} needs the Python package {error.name}, which is not installed.") from error

@@ -334,3 +334,9 @@ def test_published_tags_bring_their_activation_and_colours(folder: Path, monkeyp
     assert not asked["ViT-B-32"]["force_quick_gelu"]
     load_guide(folder / "tiny.safetensors", architecture="ViT-B-16-SigLIP2")
     assert asked["ViT-B-16-SigLIP2"]["force_preprocess_cfg"] == {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+
+
+def test_loading_draws_no_global_random_numbers() -> None:
+    before = torch.get_rng_state()
+    load_guide("portraits")
+    assert torch.equal(before, torch.get_rng_state())
