@@ -15,7 +15,7 @@ from .double import install, load_pack
 ROOT = Path(__file__).parents[2]
 ENGLISH = ROOT / "locales" / "en" / "nodeDefs.json"
 
-#: What older pages read as part of a message's syntax: such a text would be shown wrongly, or break the page.
+#: What the page takes for the syntax of a message. Frontend 1.42 throws at such a tooltip and shows nothing.
 SYNTAX = re.compile(r"[{}@|]")
 
 
