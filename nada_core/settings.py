@@ -62,11 +62,12 @@ class Setting:
 
     @property
     def limits(self) -> str:
-        if self.low is not None and self.high is not None:
-            return f" from {self.low:g} to {self.high:g}"
-        if self.low is not None:
-            return f" of at least {self.low:g}"
-        return f" of at most {self.high:g}" if self.high is not None else ""
+        low, high = (None if limit is None else f"{limit:.10g}" for limit in (self.low, self.high))
+        if low is not None and high is not None:
+            return f" from {low} to {high}"
+        if low is not None:
+            return f" of at least {low}"
+        return f" of at most {high}" if high is not None else ""
 
 
 def setting(

@@ -31,7 +31,7 @@ class ShiftFromText(io.ComfyNode):
                                 tooltip="What it shall make. The built-in guide knows pencil sketch, watercolor "
                                         "painting, 3d render, pixel art, zombie, elf, anime, joker, marble statue."),
                 io.Combo.Input("wording", options=list(WORDINGS), default="templates", advanced=True,
-                               tooltip="templates: the mean over 79 sentences such as \"a photo of a {}\", as in the "
+                               tooltip="templates: the mean over 79 sentences such as \"a photo of a ...\", as in the "
                                        "paper. bare: the texts as they are, for whole sentences of your own."),
             ],
             outputs=[ShiftType.Output("shift", display_name="shift", tooltip="The direction, for Adapt Generator.")],

@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 from host.double import install, load_pack
-from host.make_locales import ENGLISH, SYNTAX, english, texts, written
+from host.make_locales import ENGLISH, texts, written
 
 ROOT = Path(__file__).parents[1]
 LOCALES, DOCS = ROOT / "locales", ROOT / "web" / "docs"
 TRANSLATIONS = ("ru", "zh")
-BRAND = "StyleGAN-NADA"
+
+#: What the page takes for the syntax of a message. Frontend 1.42 throws at such a tooltip and shows nothing.
+SYNTAX = re.compile(r"[{}@|]")
 
 #: Names that are the same in any language.
 SAME = {"beta1", "beta2"}
@@ -56,8 +58,8 @@ def told(schemas: list[Any]) -> dict[str, str]:
     return flat(texts(schemas))
 
 
-def read(language: str, name: str = "nodeDefs") -> dict[str, Any]:
-    return json.loads((LOCALES / language / f"{name}.json").read_text(encoding="utf-8"))
+def read(language: str) -> dict[str, Any]:
+    return json.loads((LOCALES / language / "nodeDefs.json").read_text(encoding="utf-8"))
 
 
 def flat(tree: dict[str, Any], above: str = "") -> dict[str, str]:
@@ -84,7 +86,7 @@ def both(told: dict[str, str], language: str) -> Iterator[tuple[str, str, str]]:
 
 
 def test_english_is_what_the_schemas_say(schemas: list[Any]) -> None:
-    made = written(english(texts(schemas)))
+    made = written(texts(schemas))
     assert ENGLISH.read_text(encoding="utf-8") == made, "run python -m tests.host.make_locales, then translate"
 
 
@@ -92,8 +94,13 @@ def test_every_text_is_told(told: dict[str, str]) -> None:
     assert [key for key, text in told.items() if not text] == []
 
 
+def test_the_page_can_read_it(told: dict[str, str]) -> None:
+    assert [key for key, text in told.items() if SYNTAX.search(text)] == []
+
+
 def test_there_are_no_other_files() -> None:
-    expected = {"en/nodeDefs.json"} | {f"{one}/{name}.json" for one in TRANSLATIONS for name in ("main", "nodeDefs")}
+    # Not main.json: its names of categories would hold for all packs.
+    expected = {f"{language}/nodeDefs.json" for language in ("en", *TRANSLATIONS)}
     assert {path.relative_to(LOCALES).as_posix() for path in LOCALES.rglob("*.*")} == expected
 
 
@@ -151,13 +158,6 @@ class TestTranslation:
                 if re.search(rf"\b({term})", words, re.IGNORECASE) and not re.search(called, other, re.IGNORECASE):
                     wrong.append(f"{key}: {text!r} has {term!r}, {other!r} has no {called!r}")
         assert not wrong, "\n".join(wrong)
-
-    def test_categories_are_translated_but_for_the_brand(self, schemas: list[Any], language: str) -> None:
-        parts = {part for schema in schemas for part in schema.category.split("/")}
-        called = read(language, "main")
-        assert set(called) == {"nodeCategories"}
-        assert set(called["nodeCategories"]) == parts - {BRAND}
-        assert not [part for part, other in called["nodeCategories"].items() if other in ("", part)]
 
 
 # ---- help ---------------------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,9 +13,6 @@ from .double import install, load_pack
 
 ROOT = Path(__file__).parents[2]
 ENGLISH = ROOT / "locales" / "en" / "nodeDefs.json"
-
-#: What the page takes for the syntax of a message. Frontend 1.42 throws at such a tooltip and shows nothing.
-SYNTAX = re.compile(r"[{}@|]")
 
 
 def texts(schemas: Iterable[Any]) -> dict[str, Any]:
@@ -36,15 +32,6 @@ def texts(schemas: Iterable[Any]) -> dict[str, Any]:
     return made
 
 
-def english(told: dict[str, Any]) -> dict[str, Any]:
-    """The texts without those the page would misread: for what is not in the file it takes the schema's own."""
-    return {
-        key: english(value) if isinstance(value, dict) else value
-        for key, value in told.items()
-        if isinstance(value, dict) or not SYNTAX.search(value)
-    }
-
-
 def written(told: dict[str, Any]) -> str:
     return json.dumps(told, ensure_ascii=False, indent=2) + "\n"
 
@@ -52,7 +39,7 @@ def written(told: dict[str, Any]) -> str:
 def main() -> None:
     with TemporaryDirectory() as folder, load_pack(ROOT, install(sys.modules, Path(folder))) as pack:
         ENGLISH.parent.mkdir(parents=True, exist_ok=True)
-        ENGLISH.write_text(written(english(texts(node.GET_SCHEMA() for node in pack.nodes))), encoding="utf-8")
+        ENGLISH.write_text(written(texts(node.GET_SCHEMA() for node in pack.nodes)), encoding="utf-8")
 
 
 if __name__ == "__main__":

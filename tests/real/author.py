@@ -31,7 +31,7 @@ from playwright.sync_api import Error
 
 @dataclass
 class Node:
-    """A node. size: as the page computes it, unless given. widgets: values by name; the others keep their default.
+    """A node. size: as the page computes it, or larger. widgets: values by name; the others keep their default.
 
     shown: whether its body is, or only its title.
     """
@@ -108,8 +108,8 @@ BUILD = """async text => {
         // A second run must be served from the cache, so no seed may move by itself.
         for (const widget of node.widgets || []) if (widget.name === 'control_after_generate') widget.value = 'fixed'
         const least = node.computeSize()
-        const size = spec.size || [Math.max(least[0], node.size[0]), Math.max(least[1], node.size[1])]
-        node.setSize([Math.ceil(size[0]), Math.ceil(size[1])])
+        const size = spec.size || node.size
+        node.setSize([Math.ceil(Math.max(least[0], size[0])), Math.ceil(Math.max(least[1], size[1]))])
         node.pos = [...spec.pos]
         if (!spec.shown) node.collapse(true)
     }

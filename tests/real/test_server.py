@@ -112,3 +112,70 @@ def test_a_refusal_names_the_node(server: Server, training: Prompt) -> None:
     with pytest.raises(ServerError) as refused:
         server.queue(changed(training, SAMPLE, count=0))
     assert list(refused.value.node_errors) == find(training, SAMPLE)
+
+
+@pytest.fixture
+def strangers(server: Server) -> None:
+    """In the models' folder: a generator nobody's latents fit, its domain, and a guide that does not say what it is."""
+    import shutil
+
+    import torch
+
+    from nada_core import Domain, save_domain, save_generator
+    from nada_core.clip import built_in_guides
+    from nada_core.generators import StyleGAN2
+
+    models = server.base / "models" / "stylegan_nada"
+    (models / "guides").mkdir(parents=True, exist_ok=True)
+    other = StyleGAN2(resolution=16, z_dim=6, w_dim=5, mapping_layers=2, widths=[8, 7, 4])
+    save_generator(other, models / "other.safetensors", {})
+    domain = Domain({"synthesis.b4.const": torch.ones(1)}, other.space(), {})
+    save_domain(domain, models / "domains" / "other.safetensors")
+    shutil.copy(built_in_guides()["portraits"].with_suffix(".safetensors"), models / "guides" / "mute.safetensors")
+
+
+@pytest.mark.usefixtures("strangers")
+@pytest.mark.parametrize("broken, at, told", [
+    ({"ShiftFromText": {"target": "  "}}, "ShiftFromText", "empty"),
+    ({"ShiftFromText": {"target": "submarine"}}, "AdaptGenerator", "never seen 'submarine'"),
+    ({"LoadGuide": {"guide": "mute.safetensors"}}, "LoadGuide", "ViT-B-32-quickgelu"),
+    ({"AdaptGenerator": {"direction_loss": 0.0}}, "AdaptGenerator", "at least one term"),
+])  # fmt: skip
+def test_a_broken_graph_says_what_to_do(
+    server: Server, training: Prompt, broken: dict[str, dict[str, Any]], at: str, told: str
+) -> None:
+    prompt = short(training, steps=2)
+    for name, inputs in broken.items():
+        prompt = changed(prompt, PREFIX + name, **inputs)
+    run = server.run(prompt)
+    assert run.status == "error"
+    assert run.error is not None and run.error["node_type"] == PREFIX + at
+    assert told in run.error["exception_message"]
+
+
+@pytest.mark.usefixtures("strangers")
+def test_a_domain_of_another_generator_is_told(server: Server) -> None:
+    names = ("LoadGenerator", "LoadDomain", "SampleLatents", "Render")
+    prompt = chain(server.object_info(), *(PREFIX + name for name in names), "PreviewImage")
+    run = server.run(changed(prompt, f"{PREFIX}LoadDomain", file="other.safetensors"))
+    assert run.error is not None and run.error["node_type"] == f"{PREFIX}LoadDomain"
+    assert "made from another generator" in run.error["exception_message"]
+
+
+@pytest.mark.usefixtures("strangers")
+def test_latents_of_another_generator_are_told(server: Server) -> None:
+    names = ("LoadGenerator", "SampleLatents", "LoadGenerator", "Render")
+    prompt = chain(server.object_info(), *(PREFIX + name for name in names), "PreviewImage")
+    prompt["1"]["inputs"]["file"] = "other.safetensors"
+    run = server.run(prompt)
+    assert run.error is not None and run.error["node_type"] == f"{PREFIX}Render"
+    assert "come from another generator" in run.error["exception_message"]
+
+
+def test_a_missing_file_is_told_before_the_run(server: Server, training: Prompt) -> None:
+    from server import ServerError
+
+    with pytest.raises(ServerError) as refused:
+        server.queue(changed(training, f"{PREFIX}LoadGenerator", file="gone.pkl"))
+    (errors,) = refused.value.node_errors.values()
+    assert "press R" in json.dumps(errors) and "stylegan_nada" in json.dumps(errors)

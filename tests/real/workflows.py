@@ -1,36 +1,307 @@
-"""The workflows this pack ships, described; `main` builds them all into workflows/*.json.
+"""The workflows this pack ships, described; `main` builds them all into workflows/*.json and draws their thumbnails.
 
-COMFYUI_PATH=... python tests/real/workflows.py
+    COMFYUI_PATH=... python tests/real/workflows.py [NAME ...]
+
+Every one of them is run in the page; its thumbnail is the picture it ends in.
 """
 
 from __future__ import annotations
 
+import io
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
 
-from author import Workflow, write
-from environment import comfy_path, comfy_python, pack_path
-from page import open_page
+from author import Group, Node, Note, Workflow, write
+from environment import PREFIX, comfy_path, comfy_python, pack_path
+from page import Page, open_page
+from PIL import Image
 from server import serve
 
+#: What works on the built-in generator (`nada_core.portraits.RECIPE`), as the widgets of two nodes.
+RECIPE: dict[str, Any] = {
+    "steps": 240, "batch": 4, "lr": 0.015, "angle_loss": 0.25, "views": 2, "noise": "const", "schedule": "cosine",
+    "beta2": 0.99,
+}  # fmt: skip
+CHOICE: dict[str, Any] = {"mode": "adaptive", "count": 5, "batch": 4, "every": 4, "rgb": True}
+
+READS, TRAINS, SHOWS = "#2a4858", "#4a3358", "#335842"  # title bars
+WIDTH, COLUMN, GAP = 340, 420, 100  # of a node, from one column to the next, between two nodes of a column
+
+#: As high as the page makes a node, title bar excluded; a training node has room for its preview.
+HEIGHTS = {
+    "LoadGenerator": 82, "LoadGuide": 106, "CombineGuides": 106, "ShiftFromText": 106, "ChooseLayers": 294,
+    "AdaptGenerator": 740, "InspectLayers": 150, "SampleLatents": 180, "MixLatents": 130, "InterpolateLatents": 82,
+    "Render": 82, "Compare": 220, "PlotTraining": 58, "SaveDomain": 82, "ApplyDomain": 82,
+}  # fmt: skip
+
+
+def node(key: str, kind: str, color: str, title: str | None = None, **widgets: Any) -> Node:
+    """One of the pack's nodes; `stack` says where."""
+    return Node(key, PREFIX + kind, (0, 0), (WIDTH, HEIGHTS[kind]), title, widgets, color)
+
+
+def stack(column: float, *nodes: Node | Note, top: int = 0) -> list[Node | Note]:
+    """Nodes below each other."""
+    for one in nodes:
+        one.pos = (round(column * COLUMN), top)
+        assert one.size is not None
+        top += one.size[1] + GAP
+    return list(nodes)
+
+
+def picture(key: str, title: str, size: tuple[int, int]) -> Node:
+    return Node(key, "PreviewImage", (0, 0), size, title)
+
+
+def note(text: str, height: int, title: str = "Note") -> Note:
+    return Note(text, (0, 0), (WIDTH, height), title)
+
+
+def wires(*pairs: str) -> list[tuple[str, str]]:
+    """"a.b > c.d, e.f" connects the output a.b to the inputs c.d and e.f."""
+    split = [pair.split(" > ") for pair in pairs]
+    return [(source, target) for source, targets in split for target in targets.split(", ")]
+
+
+def adapts(*keys: str, slots: Sequence[str] = ("generator", "guide", "shift", "layers")) -> list[tuple[str, str]]:
+    """What several trainings have in common."""
+    outputs = {"generator": "generator.generator", "guide": "guide.guide", "shift": "shift.shift",
+               "layers": "layers.layers"}  # fmt: skip
+    return [(outputs[slot], f"{key}.{slot}") for key in keys for slot in slots]
+
+
+TEXT_TO_NEW_DOMAIN = Workflow(
+    nodes=[
+        *stack(-1, note(
+            "# From words to a new domain\n\nPress **Run**. In about half a minute on two CPU cores the built-in "
+            "portraits learn to be the Joker, from words alone: there is no picture of him anywhere.\n\n"
+            "**Adapt Generator** shows the same four people while it learns: before above, now below.\n\n"
+            "Then try another **target**: pencil sketch, zombie, anime, marble statue.", 270, "Start here"), note(
+            "## Your own generator\n\nPut a StyleGAN2 file (.pkl, .pt, .safetensors) into `models/stylegan_nada`, "
+            "press **R**, choose it, and choose a published CLIP as guide, such as `ViT-B-32:openai`.\n\nSuch a "
+            "generator wants other settings: lr 0.002, batch 2, angle_loss 0, views 0, noise random, schedule "
+            "constant, beta2 0.992; in Choose Layers count 12 to 18, batch 8, every 1 and rgb off.", 250, "Next")),
+        *stack(0, node("generator", "LoadGenerator", READS), node("guide", "LoadGuide", READS),
+               node("shift", "ShiftFromText", READS, source="photo", target="joker"),
+               node("layers", "ChooseLayers", TRAINS, **CHOICE)),
+        *stack(1, node("adapt", "AdaptGenerator", TRAINS, **RECIPE)),
+        *stack(2, node("latents", "SampleLatents", SHOWS, count=6, psi=0.85),
+               node("compare", "Compare", SHOWS, labels="photo\njoker"), node("plot", "PlotTraining", SHOWS)),
+        *stack(3, picture("sheet", "before and after", (340, 920))),
+        *stack(3.95, picture("curves", "how the training went", (620, 740))),
+    ],
+    links=[
+        *adapts("adapt"),
+        *wires("generator.generator > latents.generator, compare.before", "latents.latents > compare.latents",
+               "adapt.adapted > compare.after", "adapt.training > plot.training",
+               "compare.sheet > sheet.images", "plot.plot > curves.images"),
+    ],
+    groups=[Group("1. What goes in", ("generator", "guide", "shift", "layers")), Group("2. Training", ("adapt",)),
+            Group("3. The same latents, before and after", ("latents", "compare", "plot", "sheet", "curves"))],
+)  # fmt: skip
+
+HOW_MANY_LAYERS = Workflow(
+    nodes=[
+        *stack(-1, note(
+            "# How many layers should learn?\n\nFew layers keep more of the generator, many let it change "
+            "more.\n\n**Inspect Layers** measures how far each layer's latents move when they are led towards the "
+            "text: long bars are what an adaptive choice trains first.\n\nThe same shift is trained with 2, 5 and "
+            "all layers. With a generator this small they come out more alike than with a large one.", 330)),
+        *stack(0, node("generator", "LoadGenerator", READS), node("guide", "LoadGuide", READS),
+               node("shift", "ShiftFromText", READS, source="photo", target="zombie"),
+               node("latents", "SampleLatents", SHOWS, count=5, psi=0.85),
+               node("inspect", "InspectLayers", SHOWS)),
+        *stack(1, node("few", "ChooseLayers", TRAINS, "2 layers", **{**CHOICE, "count": 2}),
+               node("layers", "ChooseLayers", TRAINS, "5 layers", **CHOICE),
+               node("all", "ChooseLayers", TRAINS, "all layers", **{**CHOICE, "mode": "all"})),
+        *stack(2, node("adapt_few", "AdaptGenerator", TRAINS, "Adapt with 2 layers", **RECIPE),
+               node("compare", "Compare", SHOWS, labels="photo\n2 layers\n5 layers\nall layers")),
+        *stack(3, node("adapt", "AdaptGenerator", TRAINS, "Adapt with 5 layers", **RECIPE)),
+        *stack(4, node("adapt_all", "AdaptGenerator", TRAINS, "Adapt with all layers", **RECIPE)),
+        *stack(3, picture("bars", "how far each layer's latents move", (760, 370)), top=840),
+        *stack(5, picture("sheet", "the same latents", (820, 1060))),
+    ],
+    links=[
+        *adapts("adapt_few", "adapt", "adapt_all", "inspect", slots=("generator", "guide", "shift")),
+        *wires("few.layers > adapt_few.layers", "layers.layers > adapt.layers, inspect.layers",
+               "all.layers > adapt_all.layers", "inspect.chart > bars.images",
+               "generator.generator > latents.generator, compare.before", "latents.latents > compare.latents",
+               "adapt_few.adapted > compare.after", "adapt.adapted > compare.third",
+               "adapt_all.adapted > compare.fourth", "compare.sheet > sheet.images"),
+    ],
+)  # fmt: skip
+
+SEVERAL_GUIDES = Workflow(
+    nodes=[
+        *stack(-1, note(
+            "# Two guides are harder to fool\n\nA guide can be pleased by patterns in which no eye sees the "
+            "target. Two guides that were built differently share few such weaknesses, so what pleases both is more "
+            "likely to be real; the paper adds ViT-B/32 and ViT-B/16.\n\nThe two built-in guides were fitted apart "
+            "from each other and see pictures in different sizes. The columns: the source, each guide alone, both "
+            "together.\n\nFor a generator of your own choose `ViT-B-32:openai` and `ViT-B-16:openai`.", 380)),
+        *stack(0, node("generator", "LoadGenerator", READS), node("first", "LoadGuide", READS, guide="portraits"),
+               node("second", "LoadGuide", READS, guide="portraits-64"), node("both", "CombineGuides", READS),
+               node("shift", "ShiftFromText", READS, source="photo", target="anime"),
+               node("layers", "ChooseLayers", TRAINS, **CHOICE)),
+        *stack(1, node("adapt_first", "AdaptGenerator", TRAINS, "Adapt by the first", **RECIPE),
+               node("latents", "SampleLatents", SHOWS, count=5, psi=0.85)),
+        *stack(2, node("adapt_second", "AdaptGenerator", TRAINS, "Adapt by the second", **RECIPE),
+               node("compare", "Compare", SHOWS, labels="photo\nfirst guide\nsecond guide\nboth")),
+        *stack(3, node("adapt_both", "AdaptGenerator", TRAINS, "Adapt by both", **RECIPE)),
+        *stack(4, picture("sheet", "the same latents", (820, 1060))),
+    ],
+    links=[
+        *adapts("adapt_first", "adapt_second", "adapt_both", slots=("generator", "shift", "layers")),
+        *wires("first.guide > both.first, adapt_first.guide", "second.guide > both.second, adapt_second.guide",
+               "both.guide > adapt_both.guide", "generator.generator > latents.generator, compare.before",
+               "latents.latents > compare.latents", "adapt_first.adapted > compare.after",
+               "adapt_second.adapted > compare.third", "adapt_both.adapted > compare.fourth",
+               "compare.sheet > sheet.images"),
+    ],
+)  # fmt: skip
+
+NAIVE_VERSUS_DIRECTIONAL = Workflow(
+    nodes=[
+        *stack(-1, note(
+            "# Why a direction\n\nThe obvious loss pulls every picture towards the text itself. One place pleases "
+            "the guide most, so all pictures go there and become one: they **collapse**.\n\nStyleGAN-NADA asks "
+            "instead that the *change* of each picture points the way from the source text to the target text. Every "
+            "picture takes that way from where it is, and stays itself.\n\nThe two trainings differ in their loss "
+            "weights only.", 340)),
+        *stack(0, node("generator", "LoadGenerator", READS), node("guide", "LoadGuide", READS),
+               node("shift", "ShiftFromText", READS, source="photo", target="marble statue"),
+               node("layers", "ChooseLayers", TRAINS, **CHOICE)),
+        *stack(1, node("naive", "AdaptGenerator", TRAINS, "Naive: towards the text",
+                       **{**RECIPE, "direction_loss": 0.0, "global_loss": 1.0, "angle_loss": 0.0})),
+        *stack(2, node("adapt", "AdaptGenerator", TRAINS, "StyleGAN-NADA: along the direction", **RECIPE)),
+        *stack(3, node("latents", "SampleLatents", SHOWS, count=6, psi=0.85),
+               node("compare", "Compare", SHOWS, labels="photo\nnaive\ndirectional")),
+        *stack(4, picture("sheet", "the same latents", (500, 980))),
+    ],
+    links=[
+        *adapts("naive", "adapt"),
+        *wires("generator.generator > latents.generator, compare.before", "latents.latents > compare.latents",
+               "naive.adapted > compare.after", "adapt.adapted > compare.third", "compare.sheet > sheet.images"),
+    ],
+)  # fmt: skip
+
+DOMAINS_MIXED = Workflow(
+    nodes=[
+        *stack(-1, note(
+            "# Domains are changes that add up\n\nAn adaptation changes some of the generator's weights. That "
+            "change alone is a **domain**: a file that can be applied with any strength, also on top of another "
+            "one.\n\n**Save Domain** writes it to `output/stylegan_nada/domains`; press **R**, and **Load Domain** "
+            "finds it there in every workflow.\n\nMove the strengths: nothing is trained again.", 330)),
+        *stack(0, node("generator", "LoadGenerator", READS), node("guide", "LoadGuide", READS),
+               node("shift_a", "ShiftFromText", READS, source="photo", target="pencil sketch"),
+               node("shift_b", "ShiftFromText", READS, source="photo", target="zombie"),
+               node("layers", "ChooseLayers", TRAINS, **CHOICE)),
+        *stack(1, node("adapt_a", "AdaptGenerator", TRAINS, "Learn the sketch", **RECIPE),
+               node("save", "SaveDomain", SHOWS, filename_prefix="sketch")),
+        *stack(2, node("adapt_b", "AdaptGenerator", TRAINS, "Learn the zombie", **RECIPE)),
+        *stack(3, node("half_a", "ApplyDomain", TRAINS, "half a sketch", strength=0.5),
+               node("half_b", "ApplyDomain", TRAINS, "half a zombie", strength=0.5),
+               node("mixed", "ApplyDomain", TRAINS, "half a sketch of half a zombie", strength=0.5),
+               node("latents", "SampleLatents", SHOWS, count=5, psi=0.85),
+               node("compare", "Compare", SHOWS, labels="photo\nhalf sketch\nhalf zombie\nboth halves")),
+        *stack(4, picture("sheet", "the same latents", (820, 1060))),
+    ],
+    links=[
+        *adapts("adapt_a", "adapt_b", slots=("generator", "guide", "layers")),
+        *wires("shift_a.shift > adapt_a.shift", "shift_b.shift > adapt_b.shift",
+               "generator.generator > half_a.generator, half_b.generator, latents.generator, compare.before",
+               "adapt_a.domain > half_a.domain, mixed.domain, save.domain", "adapt_b.domain > half_b.domain",
+               "half_b.generator > mixed.generator, compare.third", "half_a.generator > compare.after",
+               "mixed.generator > compare.fourth", "latents.latents > compare.latents",
+               "compare.sheet > sheet.images"),
+    ],
+)  # fmt: skip
+
+SAMPLE_SHEET = Workflow(
+    nodes=[
+        *stack(-1, note(
+            "# A sheet of samples\n\nNothing is trained here; it takes a moment.\n\n**Sample Latents** draws. "
+            "**psi** is the truncation: 0 is the mean face, 1 the full variety.\n\n**Mix Latents** takes the late "
+            "rows of other latents: the people above, in the colours of others.\n\n**Interpolate Latents** walks "
+            "from one latent to the next. Give its pictures to a video node for an animation.\n\nFor an adapted "
+            "generator: keep it with Save Generator, press **R**, and choose it in Load Generator.", 400)),
+        *stack(0, node("generator", "LoadGenerator", READS), node("latents", "SampleLatents", SHOWS, count=12),
+               node("others", "SampleLatents", SHOWS, "Sample others", seed=100, count=12, psi=0.9)),
+        *stack(1, node("mix", "MixLatents", SHOWS, from_row=4),
+               node("walk", "InterpolateLatents", SHOWS, frames=3, loop=True), top=182),
+        *stack(2, node("render", "Render", SHOWS, "Draw them"), node("render_mix", "Render", SHOWS, "Draw the mix"),
+               node("render_walk", "Render", SHOWS, "Draw the walk")),
+        *stack(3, picture("sheet", "12 seeds", (560, 420)), picture("sheet_mix", "in other colours", (560, 420))),
+        *stack(4.5, picture("sheet_walk", "a walk from each to the next", (780, 940))),
+    ],
+    links=wires(
+        "generator.generator > latents.generator, others.generator, render.generator, render_mix.generator, "
+        "render_walk.generator",
+        "latents.latents > render.latents, mix.first, walk.latents", "others.latents > mix.second",
+        "mix.latents > render_mix.latents", "walk.latents > render_walk.latents",
+        "render.images > sheet.images", "render_mix.images > sheet_mix.images",
+        "render_walk.images > sheet_walk.images",
+    ),
+)  # fmt: skip
+
 #: By the file's name, which ComfyUI's list of templates shows as title.
-WORKFLOWS: dict[str, Workflow] = {}
+WORKFLOWS = {
+    "Text to new domain": TEXT_TO_NEW_DOMAIN,
+    "How many layers": HOW_MANY_LAYERS,
+    "Several guides": SEVERAL_GUIDES,
+    "Naive versus directional": NAIVE_VERSUS_DIRECTIONAL,
+    "Domains mixed by strength": DOMAINS_MIXED,
+    "Sample sheet": SAMPLE_SHEET,
+}
+
+SIDE = 512  # of a thumbnail, in pixels; the list of templates shows squares
 
 
-def main() -> None:
-    """Build every workflow in a page of a ComfyUI that has the pack."""
+def main(names: Sequence[str]) -> None:
+    """Build workflows in a page of a ComfyUI that has the pack, run them there, and keep what they show."""
     folder = pack_path() / "workflows"
     folder.mkdir(exist_ok=True)
     with (
         tempfile.TemporaryDirectory() as base,
         serve(comfy_path(), comfy_python(), pack_path(), Path(base)) as server,
-        open_page(server) as page,
+        open_page(server, size=(2000, 800)) as page,
     ):
-        for name, description in WORKFLOWS.items():
+        for name in names or WORKFLOWS:
+            description = WORKFLOWS[name]
             write(page, description, folder / f"{name}.json")
+            keep(page, "docs/comfyui-before.jpg" if description is TEXT_TO_NEW_DOMAIN else None)
+            page.queue()
+            outputs = page.wait()["outputs"]
+            keep(page, "docs/comfyui-after.jpg" if description is TEXT_TO_NEW_DOMAIN else None)
+            number = 1 + next(i for i, one in enumerate(description.nodes) if getattr(one, "key", "") == "sheet")
+            shown = [server.get(f"/view?{urlencode(one)}") for one in outputs[str(number)]["images"]]
+            square([Image.open(io.BytesIO(one)) for one in shown]).save(folder / f"{name}.jpg", quality=88)
             sys.stdout.write(f"{folder / name}.json\n")
 
 
+def keep(page: Page, name: str | None) -> None:
+    """A picture of the page for the README."""
+    if name is not None:
+        with tempfile.TemporaryDirectory() as place:
+            page.screenshot(Path(place) / "page.png")
+            Image.open(Path(place) / "page.png").convert("RGB").save(pack_path() / name, quality=85)
+
+
+def square(pictures: Sequence[Image.Image]) -> Image.Image:
+    """The upper part of a sheet, or nine pictures of a batch."""
+    if len(pictures) == 1:
+        width = pictures[0].width
+        return pictures[0].convert("RGB").crop((0, 0, width, width)).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+    sheet = Image.new("RGB", (SIDE, SIDE), "white")
+    for index, one in enumerate(pictures[:9]):
+        cell = one.convert("RGB").resize((162, 162), Image.Resampling.LANCZOS)
+        sheet.paste(cell, (8 + index % 3 * 167, 8 + index // 3 * 167))
+    return sheet
+
+
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
