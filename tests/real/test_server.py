@@ -28,12 +28,14 @@ def training(info: dict[str, Any]) -> Prompt:
     return changed(prompt, SAMPLE, count=2)
 
 
-def test_the_log_has_no_complaint(server: Server) -> None:
+def test_the_pack_loads_without_a_complaint(server: Server) -> None:
     from server import lines_about
 
-    assert lines_about(server.log) == []
-    assert "IMPORT FAILED" not in server.log
-    assert "Traceback" not in server.log
+    loading, ready, _ = server.log.partition("To see the GUI")
+    assert ready
+    assert lines_about(loading) == []
+    assert "IMPORT FAILED" not in loading
+    assert "Traceback" not in loading
 
 
 def test_the_pack_is_found_by_its_folder(info: dict[str, Any]) -> None:
@@ -136,7 +138,7 @@ def strangers(server: Server) -> None:
 
 @pytest.mark.usefixtures("strangers")
 @pytest.mark.parametrize("broken, at, told", [
-    ({"ShiftFromText": {"target": "  "}}, "ShiftFromText", "empty"),
+    ({"ShiftFromText": {"target": "  "}}, "ShiftFromText", "expected words for a domain"),
     ({"ShiftFromText": {"target": "submarine"}}, "AdaptGenerator", "never seen 'submarine'"),
     ({"LoadGuide": {"guide": "mute.safetensors"}}, "LoadGuide", "ViT-B-32-quickgelu"),
     ({"AdaptGenerator": {"direction_loss": 0.0}}, "AdaptGenerator", "at least one term"),
