@@ -131,11 +131,13 @@ def _info(args: argparse.Namespace) -> None:
     raw = read_checkpoint(path)
     if raw.hints.get("kind") == "nada_run":
         return _say(wording.about_run(path, raw))
+    if raw.hints.get("kind") == "nada_domain":
+        _say(wording.about_domain(path, raw))
+        return _tell_origin(path, raw)
     if any(name.startswith("visual.") for name in raw.tensors):
         return _say(wording.about_clip(path, raw))
     _say(wording.about_generator(load_generator(path), raw))
-    if told := _origin(path, raw):
-        _say(f"\nprovenance\n{json.dumps(told, indent=2, ensure_ascii=False)}")
+    _tell_origin(path, raw)
 
 
 def _convert(args: argparse.Namespace) -> None:
@@ -233,6 +235,11 @@ def _provenance(
         "config": asdict(config),
         "version": __version__,
     }
+
+
+def _tell_origin(path: Path, raw: RawCheckpoint) -> None:
+    if told := _origin(path, raw):
+        _say(f"\nprovenance\n{json.dumps(told, indent=2, ensure_ascii=False)}")
 
 
 def _origin(path: Path, raw: RawCheckpoint) -> dict[str, Any]:

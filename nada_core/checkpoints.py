@@ -157,6 +157,8 @@ def _compare(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], names:
 
 
 def _guess(raw: RawCheckpoint) -> str:
+    if raw.hints.get("kind") == "nada_domain":
+        return "a domain; load the generator it was made from and apply it to that one"
     for mark, meaning in _SIGNATURES:
         if any(mark in name for name in raw.tensors):
             return meaning

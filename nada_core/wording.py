@@ -98,6 +98,14 @@ def about_run(path: Path, raw: RawCheckpoint) -> str:
             f"go on with the command that began it and --autosave {path} --resume")  # fmt: skip
 
 
+def about_domain(path: Path, raw: RawCheckpoint) -> str:
+    """What `info` says of a domain."""
+    count = sum(value.numel() for value in raw.tensors.values())
+    return (f"a domain, which is what an adaptation changed: {count:,} numbers in {len(raw.tensors)} parameters\n"
+            f"it fits the generators with the mapping network {raw.hints['space'][:12]}; apply it with "
+            f"load_domain(generator, '{path}', strength=1.0)")  # fmt: skip
+
+
 def how_to_go_on(autosave: Path) -> str:
     """What to tell whoever stopped a run: how far it is safe, and where."""
     told = read_metadata(autosave) if autosave.is_file() else {}

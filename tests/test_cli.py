@@ -16,7 +16,17 @@ import torch
 from safetensors.torch import save_file
 
 import nada_core
-from nada_core import AdaptConfig, flags, load_generator, load_image, portraits, read_provenance, save_generator
+from nada_core import (
+    AdaptConfig,
+    Domain,
+    flags,
+    load_generator,
+    load_image,
+    portraits,
+    read_provenance,
+    save_domain,
+    save_generator,
+)
 from nada_core import __main__ as cli
 from nada_core.files import BUILTIN, sha256
 from nada_core.generators import StyleGAN2
@@ -107,7 +117,8 @@ def test_the_readme_speaks_of_what_exists() -> None:
     for node in ast.walk(ast.parse(program)):
         if isinstance(node, ast.ImportFrom):
             assert node.module == "nada_core" and {alias.name for alias in node.names} <= set(nada_core.__all__)
-    commands = [line.split("`")[1].split() for line in text.splitlines() if line.startswith("| `")][1:]
+    section = text.partition("## On the command line")[2].partition("\n## ")[0]
+    commands = [line.split("`")[1].split() for line in section.splitlines() if line.startswith("| `")][1:]
     assert {words[0] for words in commands} == {"demo", "adapt", "sample", "compare", "info", "convert"}
     for words in commands:
         assert flags.parse(words).command == words[0]
@@ -217,6 +228,16 @@ def test_info_tells_a_generator(run: Run, shelf: Path) -> None:
     assert f"{sum(p.numel() for p in generator.parameters()):,} parameters" in out
     assert sha256(shelf / "a.safetensors") in out and '"made": "for a test"' in out
     assert "provenance" not in run("info", shelf / "b.safetensors")[1]
+
+
+def test_info_tells_a_domain_and_nobody_takes_it_for_a_generator(run: Run, shelf: Path, tmp_path: Path) -> None:
+    generator = load_generator(shelf / "a.safetensors")
+    domain = Domain({"synthesis.b4.const": torch.ones(2, 3)}, generator.space(), {"target": "zombie"})
+    save_domain(domain, tmp_path / "zombie.safetensors")
+    code, out, _ = run("info", tmp_path / "zombie.safetensors")
+    assert code == 0 and "6 numbers in 1 parameters" in out and generator.space()[:12] in out and "zombie" in out
+    code, _, err = run("sample", tmp_path / "zombie.safetensors", "--out", "x.png")
+    assert code == 2 and "looks like a domain; load the generator" in err
 
 
 def test_info_tells_guides(run: Run, shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
