@@ -1,0 +1,1157 @@
+"""The nodes in the double of ComfyUI: their frozen contract, their widgets, and what each of them does and refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from host.double import Host, Pack, install, load_pack
+from host.executor import Executor, Refused, Result
+from host.guards import differences, snapshot
+from PIL import Image
+from tiny import DIM, Encoder, rng, tokenize
+from torch import Tensor, nn
+
+ROOT = Path(__file__).parents[1]
+NEWEST, OLDEST = "0.33.0", "0.20.1"
+PREFIX = "StyleGANNADA_"
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+
+#: Node: category, inputs in their order, outputs.
+CONTRACT = {
+    "LoadGenerator": ("load", ["file"], [("generator", "NADA_GENERATOR"), ("layers", "STRING")]),
+    "LoadGuide": ("load", ["guide", "architecture", "antialias"], [("guide", "NADA_GUIDE")]),
+    "CombineGuides": ("load", ["first", "second", "first_weight", "second_weight"], [("guide", "NADA_GUIDE")]),
+    "ShiftFromText": ("direction", ["source", "target", "wording"], [("shift", "NADA_SHIFT")]),
+    "ShiftFromImages": ("direction", ["images"], [("shift", "NADA_SHIFT")]),
+    "ChooseLayers": (
+        "train",
+        ["mode", "count", "names", "steps", "batch", "chunk", "every", "rate", "mapping", "rgb", "noise"],
+        [("layers", "NADA_LAYERS")],
+    ),
+    "InspectLayers": (
+        "train",
+        ["generator", "guide", "shift", "layers", "seed", "label"],
+        [("chart", "IMAGE"), ("chosen", "NADA_LAYERS")],
+    ),
+    "AdaptGenerator": (
+        "train",
+        ["generator", "guide", "shift", "layers", "steps", "batch", "lr", "seed", "direction_loss", "global_loss",
+         "angle_loss", "views", "psi", "noise", "schedule", "label", "warmup", "beta1", "beta2", "clip", "ema",
+         "chunk"],
+        [("generator", "NADA_GENERATOR"), ("domain", "NADA_DOMAIN"), ("training", "LOSS_MAP")],
+    ),
+    "PlotTraining": ("train", ["training", "smoothing"], [("plot", "IMAGE")]),
+    "SampleLatents": (
+        "latents",
+        ["generator", "seed", "count", "psi", "cutoff", "label"],
+        [("latents", "NADA_LATENTS")],
+    ),
+    "MixLatents": ("latents", ["first", "second", "amount", "from_row", "to_row"], [("latents", "NADA_LATENTS")]),
+    "InterpolateLatents": ("latents", ["latents", "frames", "loop"], [("latents", "NADA_LATENTS")]),
+    "Render": ("latents", ["generator", "latents", "batch"], [("images", "IMAGE")]),
+    "Compare": (
+        "latents",
+        ["latents", "before", "after", "third", "fourth", "labels", "title"],
+        [("sheet", "IMAGE")],
+    ),
+    "SaveGenerator": ("save", ["generator", "filename_prefix", "format"], [("path", "STRING")]),
+    "SaveDomain": ("save", ["domain", "filename_prefix", "precision"], [("path", "STRING")]),
+    "LoadDomain": (
+        "load",
+        ["generator", "file", "strength"],
+        [("generator", "NADA_GENERATOR"), ("domain", "NADA_DOMAIN")],
+    ),
+    "ApplyDomain": ("train", ["generator", "domain", "strength"], [("generator", "NADA_GENERATOR")]),
+}  # fmt: skip
+FROZEN = ("is not what was released. Node ids, input ids and their order, and outputs never change, because saved "
+          "workflows keep widget values by position; new inputs and outputs go to the end, and then into this table.")
+
+#: A training that takes a fraction of a second.
+QUICK = {"steps": 2, "batch": 1, "warmup": 0}
+
+
+class World:
+    """The pack loaded into the double of one version, and what many tests need of it, made once."""
+
+    def __init__(self, host: Host, pack: Pack) -> None:
+        self.host, self.pack = host, pack
+        self.executor = Executor(host, pack.nodes)
+
+    def module(self, path: str) -> Any:
+        """A module of the pack: its nada_core is another object than what `import nada_core` gives."""
+        return sys.modules[f"{self.pack.module.__name__}.{path}"]
+
+    @property
+    def core(self) -> Any:
+        return self.module("nada_core")
+
+    @property
+    def room(self) -> Any:
+        return self.module("nodes._host")
+
+    def node(self, name: str) -> Any:
+        return self.executor.classes[PREFIX + name]
+
+    def widgets(self, name: str) -> dict[str, tuple[str, dict[str, Any]]]:
+        """The widgets of a node in their order: type and options."""
+        sections = self.executor.object_info([PREFIX + name])[PREFIX + name]["input"]
+        told = {**sections.get("required", {}), **sections.get("optional", {})}
+        return {key: tuple(told[key]) for key in CONTRACT[name][1] if told[key][0] in WIDGETS}
+
+    def defaults(self, name: str) -> dict[str, Any]:
+        """What the page puts into a new node."""
+        return {key: options.get("default", (options.get("options") or [None])[0])
+                for key, (_, options) in self.widgets(name).items()}  # fmt: skip
+
+    def call(self, name: str, **values: Any) -> tuple[Any, ...]:
+        """The outputs of one node; a widget that is not given has its default."""
+        return self.executor.call(self.node(name), **{**self.defaults(name), **values}).values
+
+    def prompt(self, **nodes: tuple[str, dict[str, Any]]) -> dict[str, Any]:
+        """A prompt in API format: name=(node, inputs); a text "other.1" in place of a link is output 1 of `other`."""
+        made: dict[str, Any] = {}
+        for key, (name, inputs) in nodes.items():
+            ours = name in CONTRACT
+            values = {**(self.defaults(name) if ours else {}), **inputs}
+            linked = {
+                one: [value.partition(".")[0], int(value.partition(".")[2] or 0)]
+                for one, value in inputs.items() if not ours or one not in self.widgets(name)
+            }  # fmt: skip
+            made[key] = {"class_type": PREFIX + name if ours else name, "inputs": {**values, **linked}}
+        return made
+
+    @cached_property
+    def generator(self) -> Any:
+        return self.call("LoadGenerator")[0]
+
+    @cached_property
+    def guide(self) -> Any:
+        """The built-in guide. The executor looks through all it is given, and a tokenizer's tables are long."""
+        (((guide, weight),),) = self.call("LoadGuide")
+        tokenizer = guide._tokenizer
+
+        def tokenize(phrases: list[str]) -> Tensor:
+            return tokenizer(phrases)
+
+        tokenize.encode, tokenize.context_length = tokenizer.encode, tokenizer.context_length  # type: ignore[attr-defined]
+        guide._tokenizer = tokenize
+        return ((guide, weight),)
+
+    @cached_property
+    def shift(self) -> Any:
+        return self.call("ShiftFromText", wording="bare")[0]
+
+    @cached_property
+    def trained(self) -> tuple[Any, Any, Any]:
+        """What Adapt Generator gives after two steps."""
+        return self.adapt()
+
+    def adapt(self, **values: Any) -> tuple[Any, Any, Any]:
+        given = {"generator": self.generator, "guide": self.guide, "shift": self.shift, **QUICK, **values}
+        return self.call("AdaptGenerator", **given)
+
+    def latents(self, count: int = 2, seed: int = 0, generator: Any = None) -> Any:
+        return self.call("SampleLatents", generator=generator or self.generator, count=count, seed=seed)[0]
+
+    @cached_property
+    def stranger(self) -> Any:
+        """A generator of another mapping network, 16 pixels wide."""
+        return self.stranger_from(0)
+
+    def stranger_from(self, seed: int, **changes: Any) -> Any:
+        settings = {"resolution": 16, "z_dim": 6, "w_dim": 5, "mapping_layers": 2, "widths": [8, 7, 4], **changes}
+        return self.module("nada_core.generators").StyleGAN2(**settings, rng=rng(seed)).eval().requires_grad_(False)
+
+    def save(self, generator: Any, *path: str) -> Path:
+        """A generator's file below the host's folder."""
+        place = self.host.root.joinpath(*path)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        self.core.save_generator(generator, place, {})
+        return place
+
+    def reset(self) -> None:
+        """As after a start, without the loading."""
+        for folder in (self.host.models_dir, self.host.output, self.host.input, self.host.temp):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        for record in (self.host.bars, self.host.freed, self.host.previews, self.host.saved):
+            record.clear()
+        self.host.emptied = self.host.unloaded = self.host.checks = 0
+        self.host.device, self.host.interrupted, self.host._countdown = torch.device("cpu"), False, None
+        self.executor = Executor(self.host, self.pack.nodes)
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], World]]:
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as open_packs:
+        made: dict[str, World] = {}
+
+        def world(version: str) -> World:
+            if version not in made:
+                host = install(patch, tmp_path_factory.mktemp("comfy"), version)
+                made[version] = World(host, open_packs.enter_context(load_pack(ROOT, host, f"/x/nada-{len(made)}")))
+            made[version].reset()
+            return made[version]
+
+        yield world
+
+
+@pytest.fixture
+def world(worlds: Callable[[str], World]) -> World:
+    return worlds(NEWEST)
+
+
+@pytest.fixture(params=[OLDEST, NEWEST])
+def either(worlds: Callable[[str], World], request: pytest.FixtureRequest) -> World:
+    """The pack in the oldest version it supports, then in the newest."""
+    return worlds(request.param)
+
+
+def state(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    first, second = one.state_dict(), other.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def assert_close(one: nn.Module, other: nn.Module, **tolerance: float) -> None:
+    torch.testing.assert_close(state(one), state(other), **tolerance)
+
+
+def tree(root: Path) -> dict[str, int]:
+    """Every file and folder below, with its size."""
+    return {str(path.relative_to(root)): path.stat().st_size if path.is_file() else -1 for path in root.rglob("*")}
+
+
+def ran(result: Result) -> set[str]:
+    result.check()
+    return set(result.executed)
+
+
+# ---- the contract -------------------------------------------------------------------------------------------------
+
+
+def test_the_contract_is_frozen(either: World) -> None:
+    told = {}
+    for cls in either.pack.nodes:
+        schema = cls.GET_SCHEMA()
+        assert schema.node_id.startswith(PREFIX) and schema.category.startswith("StyleGAN-NADA/")
+        told[schema.node_id.removeprefix(PREFIX)] = (
+            schema.category.removeprefix("StyleGAN-NADA/"),
+            [one.id for one in schema.inputs],
+            [(one.id, one.io_type) for one in schema.outputs],
+        )
+    for name, released in CONTRACT.items():
+        assert told.get(name) == released, f"{name} {FROZEN}"
+    assert told.keys() == CONTRACT.keys(), f"{told.keys() - CONTRACT.keys()} are new: add them to this table"
+
+
+def test_every_node_explains_itself(either: World) -> None:
+    for name, entry in either.executor.object_info([PREFIX + name for name in CONTRACT]).items():
+        schema = either.executor.classes[name].GET_SCHEMA()
+        assert len(entry["description"]) > 40 and entry["search_aliases"], name
+        for one in (*schema.inputs, *schema.outputs):
+            assert one.tooltip and one.tooltip.endswith("."), f"{name}: {one.id} has no tooltip"
+        assert (ROOT / "web" / "docs" / name / "en.md").stat().st_size > 200, f"{name} has no help page"
+    shown = [cls.GET_SCHEMA().display_name for cls in either.pack.nodes]
+    assert len(set(shown)) == len(shown) == len(CONTRACT)
+
+
+def test_the_page_leaves_every_default_alone(either: World) -> None:
+    for name in CONTRACT:
+        for key, (kind, options) in either.widgets(name).items():
+            where, default = f"{name}.{key}", options.get("default")
+            if kind in ("INT", "FLOAT"):
+                assert options["min"] <= default <= options["max"], where
+                assert options["step"] > 0 and type(default) is (int if kind == "INT" else float), where
+            if kind == "INT":
+                assert options["max"] < 2**53 and (default - options["min"]) % options["step"] == 0, where
+            if kind == "FLOAT":
+                ticks = default / options["round"]
+                assert options["round"] <= options["step"] and abs(ticks - round(ticks)) < 1e-6, where
+            if kind == "COMBO":
+                assert options["options"] and (default is None or default in options["options"]), where
+            if kind in ("STRING", "BOOLEAN"):
+                assert type(default) is {"STRING": str, "BOOLEAN": bool}[kind], where
+
+
+# ---- widgets and settings -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def config_of(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """The AdaptConfig that Adapt Generator makes of its widgets."""
+
+    class Seen(Exception):  # noqa: N818
+        pass
+
+    def look(source: Any, guides: Any, shift: Any, config: Any, on_step: Any) -> None:
+        raise Seen(config)
+
+    def config(**values: Any) -> Any:
+        given = {"generator": world.stranger, "guide": world.guide, "shift": world.shift, **values}
+        with pytest.raises(Seen) as seen:
+            world.call("AdaptGenerator", **given)
+        return seen.value.args[0]
+
+    monkeypatch.setattr(world.module("nodes.adapt"), "adapt", look)
+    monkeypatch.setattr(world.module("nodes.adapt"), "_before_and_now", lambda *_: None)
+    return config
+
+
+def test_untouched_widgets_are_the_core_s_defaults(world: World, config_of: Callable[..., Any]) -> None:
+    assert config_of() == world.core.AdaptConfig()
+    assert world.call("ChooseLayers") == (world.core.LayerChoice(mode="adaptive"),)
+
+
+def test_every_setting_has_a_widget_with_its_limits(world: World) -> None:
+    describe = world.module("nada_core.settings").describe
+    nodes = {"AdaptGenerator": world.core.AdaptConfig, "ChooseLayers": world.core.LayerChoice}
+    for name, cls in nodes.items():
+        widgets = world.widgets(name)
+        for item in describe(cls):
+            if item.name == "autosave_every":  # the node writes no files
+                continue
+            keys = [f"{term}_loss" for term in world.core.TERMS] if item.kind is dict else [item.name]
+            for key in keys:
+                assert key in widgets, f"{name} has no widget for {cls.__name__}.{item.name}: put it to the end"
+                kind, options = widgets[key]
+                if kind in ("INT", "FLOAT"):
+                    assert options["min"] == (-1 if item.optional else item.low), key
+                    assert options["max"] == (2**31 - 1 if item.high is None else item.high), key
+                    assert item.step is None or options["step"] == item.step, key
+                if kind == "COMBO":
+                    assert options["options"] == list(item.choices), key
+                if item.kind is not dict:
+                    assert item.help[1:] in options["tooltip"], key
+
+
+def test_what_widgets_mean(world: World, config_of: Callable[..., Any]) -> None:
+    assert config_of(label=-1).label is None and config_of(label=3).label == 3
+    assert config_of(steps=7, lr=0.5, schedule="cosine", noise="const", psi=0.25) == world.core.AdaptConfig(
+        steps=7, lr=0.5, schedule="cosine", noise="const", psi=0.25
+    )
+    assert config_of(angle_loss=0.5).terms == {"direction": 1.0, "angle": 0.5}
+    assert config_of(direction_loss=0.0, global_loss=2.0).terms == {"global": 2.0}, "a term of weight 0 is left out"
+    (layers,) = world.call("ChooseLayers", mode="named", names="b4.conv1, b8.conv0\nb8.conv1")
+    assert layers == world.core.LayerChoice(mode="named", names=("b4.conv1", "b8.conv0", "b8.conv1"))
+    assert config_of(layers=layers).layers == layers
+
+
+def test_settings_that_make_no_sense_are_refused(world: World) -> None:
+    with pytest.raises(ValueError, match="give at least one term"):
+        world.adapt(direction_loss=0.0)
+    with pytest.raises(ValueError, match="names is empty"):
+        world.call("ChooseLayers", mode="named")
+    with pytest.raises(ValueError, match=r"got layers b4\.cnov1; this generator has b4\.const, "):
+        world.adapt(layers=world.call("ChooseLayers", mode="named", names="b4.cnov1")[0])
+    with pytest.raises(Refused, match="steps: 0 smaller than 1"):
+        world.adapt(steps=0)
+
+
+def test_the_values_of_the_recipe_pass_the_widgets(world: World) -> None:
+    """The page rounds to `round`, so a value that the built-in world recommends must be a multiple of it."""
+    from nada_core.portraits import RECIPE
+
+    for name, settings in (("AdaptGenerator", RECIPE), ("ChooseLayers", RECIPE.layers)):
+        for key, (kind, options) in world.widgets(name).items():
+            term = key.removesuffix("_loss")
+            value = RECIPE.terms.get(term, 0.0) if key.endswith("_loss") else getattr(settings, key, None)
+            if kind == "FLOAT":
+                ticks = value / options["round"]
+                assert abs(ticks - round(ticks)) < 1e-6 and options["min"] <= value <= options["max"], key
+
+
+# ---- loading the pack ---------------------------------------------------------------------------------------------
+
+
+def test_loading_the_pack_writes_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    host = install(monkeypatch, tmp_path / "comfy")
+    before = tree(tmp_path)
+    with load_pack(ROOT, host) as pack:
+        Executor(host, pack.nodes).object_info()
+        assert tree(tmp_path) == before
+
+
+def test_loading_the_pack_is_quick_and_light(tmp_path: Path) -> None:
+    program = (
+        "import json, sys, time, torch\n"
+        "from pathlib import Path\n"
+        "from host.double import install, load_pack\n"
+        f"host = install(sys.modules, Path({str(tmp_path)!r}))\n"
+        "before, start = set(sys.modules), time.perf_counter()\n"
+        f"with load_pack(Path({str(ROOT)!r}), host) as pack:\n"
+        "    took = time.perf_counter() - start\n"
+        "    first = {name.split('.')[0] for name in sys.modules}\n"
+        "    sys.stdout.write(json.dumps([took, len(pack.nodes), sorted(first)]))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
+    for _ in range(3):  # a busy machine may be slow once, not always
+        answer = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True,
+                                text=True, check=True)  # fmt: skip
+        took, count, loaded = json.loads(answer.stdout)
+        assert count == len(CONTRACT) and "numpy" in loaded
+        assert not {"PIL", "open_clip", "lpips", "torchvision"} & set(loaded)
+        if took < 0.2:
+            return
+    pytest.fail(f"loading the pack took {took:.3f} s beyond torch, expected less than 0.2 s")
+
+
+@pytest.mark.parametrize("endings", [[".foo"], {".foo", ".pt"}, set()], ids=repr)
+def test_what_others_registered_survives(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, endings: Any) -> None:
+    host = install(monkeypatch, tmp_path / "comfy")
+    theirs = tmp_path / "theirs"
+    ours = str(host.models_dir / "stylegan_nada")
+    theirs.mkdir()
+    for name in ("a.foo", "b.safetensors"):
+        (theirs / name).touch()
+    known = host.folder_paths.folder_names_and_paths
+    known["stylegan_nada"] = ([str(theirs), ours], endings)
+    with load_pack(ROOT, host) as pack:
+        room = sys.modules[f"{pack.module.__name__}.nodes._host"]
+        paths, now = known["stylegan_nada"]
+        assert paths[:2] == [str(theirs), ours] and paths.count(ours) == 1 and len(paths) == 5
+        assert now >= {".pkl", ".pt", ".pth", ".safetensors", *endings}
+        assert set(room.files("stylegan_nada")) == {"a.foo", "b.safetensors"} - ({"a.foo"} if not endings else set())
+        assert room.find("stylegan_nada", "b.safetensors") == theirs / "b.safetensors"
+
+
+# ---- Load Generator -----------------------------------------------------------------------------------------------
+
+
+def test_the_built_in_generator(either: World) -> None:
+    generator, layers = either.call("LoadGenerator", file="portraits")
+    assert generator.resolution == 64 and layers.splitlines() == [layer.name for layer in generator.layers()]
+    assert not generator.training and not any(p.requires_grad for p in generator.parameters())
+    assert {p.device.type for p in generator.parameters()} == {"cpu"}
+
+
+def test_generators_are_found_in_four_folders(either: World) -> None:
+    places = [("models", "stylegan_nada", "a.safetensors"), ("models", "stylegan", "b.safetensors"),
+              ("models", "stylegan2", "sub", "c.safetensors"),
+              ("output", "stylegan_nada", "d.safetensors")]  # fmt: skip
+    made = {"/".join(place[2:]): either.stranger_from(seed) for seed, place in enumerate(places)}
+    for place, name in zip(places, made, strict=True):
+        either.save(made[name], *place[:2], name)
+    for other in (("models", "stylegan_nada", "guides", "g.safetensors"),
+                  ("models", "stylegan_nada", "domains", "h.safetensors"),
+                  ("output", "stylegan_nada", "domains", "i.safetensors")):  # fmt: skip
+        either.save(either.stranger, *other)
+    (either.host.models_dir / "stylegan_nada" / "readme.txt").touch()
+    assert either.widgets("LoadGenerator")["file"][1]["options"] == ["portraits", *sorted(made)]
+    for name, generator in made.items():
+        assert same(either.call("LoadGenerator", file=name)[0], generator)
+    assert either.widgets("LoadGuide")["guide"][1]["options"][-1] == "g.safetensors"
+    assert either.widgets("LoadDomain")["file"][1]["options"] == ["h.safetensors", "i.safetensors"]
+
+
+@pytest.mark.parametrize(("name", "widget", "folder"), [("LoadGenerator", "file", "stylegan_nada"),
+                                                        ("LoadGuide", "guide", "stylegan_nada/guides"),
+                                                        ("LoadDomain", "file", "stylegan_nada/domains")])  # fmt: skip
+def test_a_missing_file_is_refused_with_what_to_do(either: World, name: str, widget: str, folder: str) -> None:
+    linked = {"generator": "load.0"} if name == "LoadDomain" else {}
+    nodes = {"load": ("LoadGenerator", {}), "it": (name, {widget: "gone.pt", **linked}),
+             "show": ("PreviewAny", {"source": "it.0"})}  # fmt: skip
+    with pytest.raises(Refused) as refused:
+        either.executor.run(either.prompt(**nodes))
+    (error,) = refused.value.errors
+    assert (error.node_id, error.input_name, error.type) == ("it", widget, "custom_validation_failed")
+    for part in ("'gone.pt' was not found", str(either.host.models_dir / folder), "press R"):
+        assert part in error.details
+
+
+def test_a_rewritten_generator_is_read_again(either: World) -> None:
+    path = either.save(either.stranger_from(0), "models", "stylegan_nada", "mine.safetensors")
+    prompt = either.prompt(load=("LoadGenerator", {"file": "mine.safetensors"}),
+                           latents=("SampleLatents", {"generator": "load.0", "count": 1}),
+                           draw=("Render", {"generator": "load.0", "latents": "latents.0"}),
+                           show=("PreviewImage", {"images": "draw.0"}))  # fmt: skip
+    before = either.executor.run(prompt).check()["draw"][0]
+    assert not ran(either.executor.run(prompt))
+    stamp = path.stat().st_mtime_ns
+    either.save(either.stranger_from(5), "models", "stylegan_nada", "mine.safetensors")
+    os.utime(path, ns=(stamp + 10**9, stamp + 10**9))
+    result = either.executor.run(prompt)
+    assert ran(result) == set(prompt) and not torch.equal(result["draw"][0], before)
+
+
+# ---- guides -------------------------------------------------------------------------------------------------------
+
+
+def test_a_guide_of_one_s_own(either: World) -> None:
+    from nada_core.files import BUILTIN
+
+    folder = either.host.models_dir / "stylegan_nada" / "guides"
+    folder.mkdir(parents=True)
+    name = f"own-guide-{either.host.version}"
+    shutil.copy(BUILTIN / "guide.safetensors", folder / f"{name}.safetensors")
+    assert either.widgets("LoadGuide")["guide"][1]["options"][-1] == f"{name}.safetensors"
+    with pytest.raises(either.core.GuideError, match="not hold weights of RN50-quickgelu .* Name the architecture"):
+        either.call("LoadGuide", guide=f"{name}.safetensors", architecture="RN50-quickgelu")
+    shutil.copy(BUILTIN / "guide.json", folder / f"{name}.json")
+    ((guide, weight),) = either.call("LoadGuide", guide=f"{name}.safetensors", architecture="RN50-quickgelu")[0]
+    ((built_in, _),) = either.guide
+    image = torch.rand(1, 3, 64, 64, generator=rng()) * 2 - 1
+    assert weight == 1.0 and guide.name != built_in.name == "portraits"
+    assert torch.equal(guide.encode_images(image), built_in.encode_images(image))
+
+
+def test_antialiasing_can_be_switched_off(world: World) -> None:
+    ((guide, _),) = world.call("LoadGuide", antialias=False)[0]
+    assert guide.antialias is False and world.guide[0][0].antialias is True
+
+
+def test_guides_are_combined_with_their_weights(world: World) -> None:
+    ((one, _),) = world.guide
+    (pair,) = world.call("CombineGuides", first=world.guide, second=world.guide, first_weight=3.0)
+    (three,) = world.call("CombineGuides", first=pair, second=world.guide, first_weight=0.5, second_weight=2.0)
+    assert pair == ((one, 3.0), (one, 1.0)) and three == ((one, 1.5), (one, 0.5), (one, 2.0))
+
+
+def test_guides_of_different_sizes_judge_together(world: World) -> None:
+    """A guide that looks at 16 pixels and gives vectors of another length, beside the built-in one."""
+    small = world.core.ClipGuide("small", Encoder(0), tokenize, DIM)
+    (both,) = world.call("CombineGuides", first=world.guide, second=((small, 1.0),))
+    assert small.size != world.guide[0][0].size and small.dim != world.guide[0][0].dim
+    assert not same(world.adapt(guide=both, views=1)[0], world.generator)
+
+
+# ---- directions ---------------------------------------------------------------------------------------------------
+
+
+def test_texts_that_lead_nowhere(either: World) -> None:
+    with pytest.raises(ValueError, match="Got the phrase ' ', expected words for a domain, such as"):
+        either.call("ShiftFromText", target=" ")
+    with pytest.raises(ValueError, match="expected two phrases that differ"):
+        either.call("ShiftFromText", source="photo", target="Photo ")
+    (shift,) = either.call("ShiftFromText", target="quokka")
+    with pytest.raises(ValueError, match="The guide portraits has never seen 'quokka'.*use other words"):
+        either.adapt(shift=shift)
+
+
+def test_the_wording_decides_the_sentences(world: World) -> None:
+    (bare,), (full,) = (world.call("ShiftFromText", wording=wording) for wording in ("bare", "templates"))
+    assert len(bare.templates) == 1 and len(full.templates) == 79
+    assert full == world.core.TextShift("photo", "zombie")
+
+
+def test_a_direction_from_pictures(world: World) -> None:
+    images = torch.rand(10, 16, 16, 4, generator=rng())
+    (shift,) = world.call("ShiftFromImages", images=images)
+    assert type(shift) is world.core.ImageShift
+    torch.testing.assert_close(shift.images, images[..., :3].permute(0, 3, 1, 2) * 2 - 1)
+    with pytest.raises(ValueError, match=r"\[11, 3, 16, 16\], expected .* 1 to 10 images"):
+        world.call("ShiftFromImages", images=torch.zeros(11, 16, 16, 3))
+
+
+# ---- Adapt Generator ----------------------------------------------------------------------------------------------
+
+
+def test_adapt_gives_generator_domain_and_losses(either: World) -> None:
+    adapted, domain, training = either.trained
+    assert not same(adapted, either.generator) and adapted.space() == either.generator.space()
+    assert not adapted.training and not any(p.requires_grad for p in adapted.parameters())
+    assert_close(domain.apply(either.generator), adapted, rtol=0, atol=1e-6)
+    assert len(training["loss"]) == QUICK["steps"] and training.keys() == {"loss", "layers"}
+    assert training["layers"].keys() == {layer.name for layer in either.generator.layers()}
+    assert training["layers"]["b4.conv1"] == [1.0, 1.0] and training["layers"]["b4.torgb"] == [0.0, 0.0]
+    assert domain.provenance
+
+
+def test_the_preview_shows_before_and_now(either: World) -> None:
+    either.adapt(steps=3, lr=0.1)
+    (bar,) = either.host.bars
+    assert [value for value, _, _ in bar.ticks] == [1, 2, 3] and bar.total == 3 and bar.shown[-1] == 3
+    first, last = bar.previews[0], bar.previews[-1]
+    assert len(bar.previews) >= 2 and (first[0], first[2]) == ("JPEG", 512) and isinstance(first[1], Image.Image)
+    width, height = first[1].size
+    assert 1.8 < width / height < 2.2, "four latents, two rows"
+    upper, lower = (0, 0, width, height // 2), (0, height // 2, width, height)
+    assert first[1].crop(upper).tobytes() == last[1].crop(upper).tobytes(), "the row of before stands still"
+    assert first[1].crop(lower).tobytes() != last[1].crop(lower).tobytes(), "the row of now moves"
+    drawn = either.core.render(either.generator, either.latents(4))
+    above = either.module("nada_core.images").to_pil(either.core.grid(drawn, columns=4))
+    assert first[1].crop((8, 8, width - 8, height // 2 - 8)).tobytes() == above.crop(
+        (8, 8, width - 8, height // 2 - 8)).tobytes()  # fmt: skip
+
+
+def test_looking_takes_a_tenth_of_the_time_at_most(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def previews(seconds_a_look: float) -> int:
+        def picture() -> Tensor:
+            nonlocal now
+            now += seconds_a_look
+            return torch.zeros(1, 3, 8, 8)
+
+        nonlocal now
+        tick = world.room.watch(1000)
+        for step in range(1000):
+            now += 0.01
+            tick(step + 1, picture)
+        return len(world.host.bars[-1].previews)
+
+    monkeypatch.setattr(world.room, "time", SimpleNamespace(perf_counter=lambda: now))
+    assert 15 <= previews(0.0) <= 22, "ten seconds, twice a second"
+    assert 3 <= previews(0.3) <= 6, "a look of 0.3 s is worth 3 s of work"
+    tick = world.room.watch(2)
+    tick(1)
+    tick(2)
+    assert world.host.bars[-1].previews == [], "nothing to show"
+
+
+def test_the_seed_decides(world: World) -> None:
+    assert same(world.adapt()[0], world.trained[0])
+    assert not same(world.adapt(seed=1)[0], world.trained[0])
+
+
+def test_what_was_adapted_can_be_adapted_again(either: World) -> None:
+    again, domain, _ = either.adapt(generator=either.trained[0])
+    assert not same(again, either.trained[0])
+    assert_close(domain.apply(either.trained[0]), again, rtol=0, atol=1e-6)
+
+
+def changed_layers(world: World, domain: Any) -> set[str]:
+    names = {name: layer.name for layer in world.generator.layers() for name in layer.parameters}
+    return {names[name] for name in domain.changes}
+
+
+def test_layers_that_were_not_chosen_stay(either: World) -> None:
+    (layers,) = either.call("ChooseLayers", mode="named", names="b32.conv1 b64.conv0")
+    _, domain, training = either.adapt(layers=layers)
+    assert changed_layers(either, domain) == {"b32.conv1", "b64.conv0"}
+    assert {name for name, trained in training["layers"].items() if any(trained)} == {"b32.conv1", "b64.conv0"}
+
+
+def test_a_style_from_pictures(world: World) -> None:
+    (images,) = world.call("Render", generator=world.trained[0], latents=world.latents(2, seed=40))
+    (shift,) = world.call("ShiftFromImages", images=images)
+    adapted, _, training = world.adapt(shift=shift)
+    assert not same(adapted, world.generator) and not same(adapted, world.trained[0]) and len(training["loss"]) == 2
+
+
+def test_several_terms_have_a_curve_each(world: World) -> None:
+    training = world.adapt(batch=2, angle_loss=0.5)[2]
+    assert training.keys() == {"loss", "direction", "angle", "layers"}
+    weighed = [a + 0.5 * b for a, b in zip(training["direction"], training["angle"], strict=True)]
+    assert training["loss"] == pytest.approx(weighed)
+
+
+@pytest.mark.parametrize("checks", [0, 3], ids=["at the first step", "later"])
+def test_cancelling_a_training(either: World, checks: int) -> None:
+    before, source = tree(either.host.root), snapshot(either.generator)
+    expected = either.trained[0]
+    either.host.interrupt_after(checks)
+    with pytest.raises(either.host.InterruptProcessingException):
+        either.adapt(steps=100)
+    done = [value for value, _, _ in either.host.bars[-1].ticks]
+    assert len(done) < 5 and tree(either.host.root) == before
+    assert not differences(source, snapshot(either.generator))
+    assert same(either.adapt()[0], expected), "the next run is as if nothing had happened"
+
+
+def test_cancelling_a_picture(world: World) -> None:
+    world.host.interrupt_after(1)
+    with pytest.raises(world.host.InterruptProcessingException):
+        world.call("Render", generator=world.generator, latents=world.latents(3), batch=1)
+
+
+# ---- memory -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def room_for(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Memory for so many pictures at once, for drawing and for looking."""
+
+    def limited(act: Callable[..., Tensor], count: int) -> Callable[..., Tensor]:
+        def acts(self: Any, given: Tensor, *rest: Any, **more: Any) -> Tensor:
+            if len(given) > count:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return act(self, given, *rest, **more)
+
+        return acts
+
+    def limit(count: int) -> None:
+        for owner, name in ((type(world.generator), "synthesize"), (world.core.ClipGuide, "encode_images")):
+            monkeypatch.setattr(owner, name, limited(getattr(owner, name), count))
+
+    return limit
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_a_training_that_does_not_fit_goes_on_in_portions(
+    world: World, room_for: Callable[[int], None], most: int
+) -> None:
+    (layers,) = world.call("ChooseLayers", count=3, batch=4)
+    given = {"layers": layers, "batch": 4, "angle_loss": 0.5}
+    _, whole, losses = world.adapt(**given)
+    asked, _, _ = world.adapt(**given, chunk=most)
+    room_for(most)
+    given_up, parts, told = world.adapt(**given)
+    assert same(given_up, asked), "as if the user had known"
+    assert told["loss"] == pytest.approx(losses["loss"], abs=1e-4) and told["layers"] == losses["layers"]
+    assert parts.changes.keys() == whole.changes.keys()
+    one, other = (torch.cat([change.flatten() for change in it.changes.values()]) for it in (parts, whole))
+    # Adam makes a whole step of the smallest gradient, also where rounding turned it around.
+    assert (one - other).norm() < 0.05 * other.norm()
+
+
+def test_a_picture_that_does_not_fit_is_drawn_in_portions(world: World, room_for: Callable[[int], None]) -> None:
+    latents = world.latents(5)
+    (whole,) = world.call("Render", generator=world.generator, latents=latents)
+    room_for(1)
+    (parts,) = world.call("Render", generator=world.generator, latents=latents)
+    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-4)
+
+
+def test_no_room_at_all_is_said_clearly(
+    world: World, room_for: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = training_prompt(world)
+    room_for(0)
+    monkeypatch.setattr(world.module("nodes.adapt"), "_before_and_now", lambda *_: None)
+    result = world.executor.run(nodes)
+    node_id, error = result.error
+    assert node_id == "adapt" and isinstance(error, torch.cuda.OutOfMemoryError) and world.host.unloaded == 1
+    assert "Memory ran out with one latent at a time" in str(error) and "Take a smaller guide" in str(error)
+    assert same(result["load"][0], world.generator)
+    with pytest.raises(torch.cuda.OutOfMemoryError, match="Memory ran out .* draw these 64 pixels on the CPU"):
+        world.call("Render", generator=world.generator, latents=world.latents(1))
+
+
+# ---- devices ------------------------------------------------------------------------------------------------------
+
+
+def weight(module: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in [*module.parameters(), *module.buffers()])
+
+
+def places(*modules: nn.Module) -> set[str]:
+    return {tensor.device.type for module in modules for tensor in [*module.parameters(), *module.buffers()]}
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["goes well", "fails"])
+def test_a_device_gets_copies_and_gives_them_back(world: World, fails: bool) -> None:
+    generator, ((guide, _),) = world.stranger, world.guide
+    world.host.device = torch.device("meta")
+    before, released = snapshot([generator, guide]), []
+    try:
+        with torch.inference_mode(), world.room.normal_mode():
+            with world.room.on_device(generator, guide, need=1000) as lent:
+                assert world.host.freed == [(weight(generator) + weight(guide) + 1000, torch.device("meta"))]
+                assert places(*lent) == {"meta"} and world.host.emptied == 0
+                assert [type(one) for one in lent] == [type(generator), type(guide)]
+                assert lent[0].spec() == generator.spec() and not any(p.requires_grad for p in lent[0].parameters())
+                for one in lent:
+                    one.to_empty = lambda one=one, **where: released.append((one, where))
+                if fails:
+                    raise ZeroDivisionError
+    except ZeroDivisionError:
+        assert fails
+    assert released == [(one, {"device": "meta"}) for one in lent] and world.host.emptied == 1
+    assert not differences(before, snapshot([generator, guide])) and places(generator, guide) == {"cpu"}
+
+
+def test_on_the_cpu_nothing_is_copied(world: World) -> None:
+    with world.room.on_device(world.stranger, need=1) as lent:
+        assert lent == (world.stranger,)
+    assert world.host.freed == [] and world.host.emptied == 0
+
+
+def test_a_training_asks_for_all_the_memory_and_keeps_the_weights(world: World) -> None:
+    ((guide, _),) = world.guide
+    world.host.device = torch.device("meta")
+    with world.room.for_training(world.stranger, ((guide, 0.25), (guide, 4.0))) as (lent, guides):
+        assert [told for _, told in guides] == [0.25, 4.0] and places(lent, *(one for one, _ in guides)) == {"meta"}
+    ((asked, _),) = world.host.freed
+    assert asked > 1 << 59
+
+
+@pytest.fixture
+def elsewhere(world: World, monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
+    """A device that is not the CPU, as far as the nodes can tell; gives the copies they made for it."""
+    copies: list[nn.Module] = []
+    made = world.room._copy
+
+    def copy(module: nn.Module, device: torch.device) -> nn.Module:
+        assert device == torch.device("meta")
+        with monkeypatch.context() as patch:  # `to` would hand the very tensors on, not copies
+            patch.setattr(Tensor, "to", lambda self, *where, **more: self.clone())
+            copies.append(made(module, torch.device("cpu")))
+        return copies[-1]
+
+    world.host.device = torch.device("meta")
+    monkeypatch.setattr(world.room, "_copy", copy)
+    return copies
+
+
+def test_results_do_not_hold_on_to_the_device(world: World, elsewhere: list[nn.Module]) -> None:
+    """The copies are emptied after every node; what a node gives must not be made of them."""
+    adapted, domain, _ = world.adapt()
+    assert len(elsewhere) == 2 and places(*elsewhere) == {"meta"} and world.host.emptied == 1
+    assert places(adapted) == {"cpu"} and {change.device.type for change in domain.changes.values()} == {"cpu"}
+    latents = world.latents(2)
+    (images,) = world.call("Render", generator=adapted, latents=latents)
+    (chart, _) = world.call("InspectLayers", generator=adapted, guide=world.guide, shift=world.shift)
+    assert places(*elsewhere) == {"meta"} and world.host.emptied == 3 == len(world.host.freed)
+    world.host.device = torch.device("cpu")
+    assert same(adapted, world.trained[0])
+    assert torch.equal(images, world.call("Render", generator=adapted, latents=latents)[0])
+
+
+def test_a_cancelled_training_gives_the_device_back(world: World, elsewhere: list[nn.Module]) -> None:
+    world.host.interrupt_after(2)
+    with pytest.raises(world.host.InterruptProcessingException):
+        world.adapt(steps=50)
+    assert places(*elsewhere) == {"meta"} and world.host.emptied == 1
+
+
+# ---- latents and pictures -----------------------------------------------------------------------------------------
+
+
+def test_sampling(either: World) -> None:
+    three = either.latents(3, seed=5)
+    assert three.ws.shape == (3, either.generator.num_ws, either.generator.w_dim)
+    torch.testing.assert_close(three[1].ws, either.latents(1, seed=6).ws, rtol=0, atol=1e-5)
+    same_psi = either.call("SampleLatents", generator=either.generator, seed=5, count=3, psi=0.0)[0]
+    torch.testing.assert_close(same_psi.ws[0], same_psi.ws[1])
+    (cut,) = either.call("SampleLatents", generator=either.generator, seed=5, count=3, psi=0.0, cutoff=2)
+    assert torch.equal(cut.ws[:, :2], same_psi.ws[:, :2]) and not torch.equal(cut.ws[:, 2:], same_psi.ws[:, 2:])
+    assert torch.equal(either.latents(3, seed=5, generator=either.trained[0]).ws, three.ws), "adapting keeps them"
+
+
+def test_classes_of_a_conditional_generator(world: World) -> None:
+    generator = world.stranger_from(0, c_dim=3)
+    (one,), (two,) = (world.call("SampleLatents", generator=generator, count=1, label=label) for label in (0, 2))
+    assert not torch.equal(one.ws, two.ws)
+    for label in (-1, 3):
+        with pytest.raises(ValueError, match="label"):
+            world.call("SampleLatents", generator=generator, label=label)
+    with pytest.raises(ValueError, match="label"):
+        world.call("SampleLatents", generator=world.stranger, label=0)
+
+
+def test_mixing(world: World) -> None:
+    first, second = world.latents(2), world.latents(1, seed=9)
+    (mixed,) = world.call("MixLatents", first=first, second=second, from_row=4)
+    assert torch.equal(mixed.ws[:, :4], first.ws[:, :4])
+    torch.testing.assert_close(mixed.ws[:, 4:], second.ws[:, 4:].expand(2, -1, -1))
+    (some,) = world.call("MixLatents", first=first, second=second, from_row=1, to_row=2, amount=0.5)
+    torch.testing.assert_close(some.ws[:, 1], (first.ws[:, 1] + second.ws[:, 1]) / 2)
+    assert torch.equal(some.ws[:, 2:], first.ws[:, 2:])
+    with pytest.raises(ValueError, match="expected 0 <= first < last"):
+        world.call("MixLatents", first=first, second=second, from_row=3, to_row=2)
+    with pytest.raises(ValueError, match="2 and 3 latents"):
+        world.call("MixLatents", first=first, second=world.latents(3))
+
+
+def test_walking(world: World) -> None:
+    latents = world.latents(3)
+    (walk,) = world.call("InterpolateLatents", latents=latents, frames=4)
+    (loop,) = world.call("InterpolateLatents", latents=latents, frames=4, loop=True)
+    assert (len(walk), len(loop)) == (9, 12) and torch.equal(walk.ws[[0, 4, 8]], latents.ws)
+    with pytest.raises(ValueError, match="at least two to walk between"):
+        world.call("InterpolateLatents", latents=world.latents(1))
+
+
+def test_rendering(either: World) -> None:
+    latents = either.latents(3)
+    (images,) = either.call("Render", generator=either.generator, latents=latents)
+    assert images.shape == (3, 64, 64, 3) and images.dtype == torch.float32 and images.std() > 0.05
+    (large,) = either.call("Render", generator=either.generator, latents=latents, batch=64)
+    (small,) = either.call("Render", generator=either.generator, latents=latents, batch=1)
+    torch.testing.assert_close(large, images, rtol=0, atol=1e-4)
+    torch.testing.assert_close(small, images, rtol=0, atol=1e-4)
+    assert [bar.ticks[-1][:2] for bar in either.host.bars] == [(3, 3)] * 3
+    expected = ((either.core.render(either.generator, latents) + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1)
+    torch.testing.assert_close(images, expected, rtol=0, atol=1e-6)
+
+
+def test_pictures_there_and_back(world: World) -> None:
+    image = torch.rand(2, 5, 7, 4, generator=rng())
+    inside = world.room.from_image(image)
+    assert inside.shape == (2, 3, 5, 7) and inside.is_contiguous() and -1 <= inside.min() < -0.9 and inside.max() <= 1
+    torch.testing.assert_close(world.room.to_image(inside), image[..., :3])
+    inside.zero_()
+    assert image.min() < 0.5 < image.max(), "a tensor of our own"
+    beyond = world.room.to_image(torch.tensor([-3.0, 0.0, 3.0]).view(1, 3, 1, 1))
+    assert beyond.flatten().tolist() == [0.0, 0.5, 1.0]
+    grown = world.room.to_image(torch.zeros(1, 3, 2, 2, requires_grad=True) * 1)
+    assert not grown.requires_grad
+
+
+def test_comparing(either: World) -> None:
+    latents, (adapted, _, _) = either.latents(2), either.trained
+    (two,) = either.call("Compare", latents=latents, before=either.generator, after=adapted)
+    (four,) = either.call("Compare", latents=latents, before=either.generator, after=adapted, third=adapted,
+                          fourth=either.generator, labels="a\nb\nc\n d ", title="All")  # fmt: skip
+    assert two.shape[0] == four.shape[0] == 1 and four.shape[2] > 1.8 * two.shape[2] and four.shape[1] > two.shape[1]
+    (gap,) = either.call("Compare", latents=latents, before=either.generator, after=adapted, fourth=adapted,
+                         labels="a\nb\nc")  # fmt: skip
+    assert two.shape[2] < gap.shape[2] < four.shape[2], "a place in between may stay empty"
+    for labels in ("before", "a\nb\nc", "same\nsame", ""):
+        with pytest.raises(ValueError, match="for 2 generators; expected one line a generator, each different"):
+            either.call("Compare", latents=latents, before=either.generator, after=adapted, labels=labels)
+
+
+def test_plotting(either: World) -> None:
+    (ours,) = either.call("PlotTraining", training=either.trained[2])
+    (theirs,) = either.call("PlotTraining", training={"loss": [torch.tensor(0.5), torch.tensor(0.25)]}, smoothing=0.0)
+    assert ours.shape[0] == theirs.shape[0] == 1 and ours.shape[2] == theirs.shape[2]
+    assert ours.shape[1] > theirs.shape[1], "no layers, no second plot"
+    same_numbers = {"loss": [0.5, 0.25]}
+    assert torch.equal(theirs, either.call("PlotTraining", training=same_numbers, smoothing=0.0)[0])
+    (one,) = either.call("PlotTraining", training={"loss": [1.0]})
+    assert one.shape == theirs.shape
+
+
+@pytest.mark.parametrize("rgb", [False, True])
+def test_the_layers_inspected_are_the_layers_trained(world: World, rgb: bool) -> None:
+    (choice,) = world.call("ChooseLayers", count=2, batch=1, rgb=rgb)
+    given = {"generator": world.generator, "guide": world.guide, "shift": world.shift}
+    chart, chosen = world.call("InspectLayers", **given, layers=choice)
+    moves = world.core.inspect_layers(world.generator, world.guide, world.shift, choice)
+    most = {layer.name for layer, _ in sorted(moves, key=lambda pair: -pair[1])[:2]}
+    torgb = {layer.name for layer in world.generator.layers() if layer.kind == "rgb"} if rgb else set()
+    assert chart.ndim == 4 and chosen.mode == "named" and set(chosen.names) == most | torgb and len(most) == 2
+    assert changed_layers(world, world.adapt(layers=chosen, steps=1)[1]) == most | torgb
+
+
+def test_inspecting_without_a_choice(world: World) -> None:
+    _, chosen = world.call("InspectLayers", generator=world.generator, guide=world.guide, shift=world.shift)
+    convs = [layer.name for layer in world.generator.layers() if layer.kind == "conv"]
+    assert set(chosen.names) == set(convs), "fewer than a dozen: all of them"
+
+
+# ---- files --------------------------------------------------------------------------------------------------------
+
+
+def save(world: World, what: str, **values: Any) -> Path:
+    given = {"generator": world.trained[0]} if what == "Generator" else {"domain": world.trained[1]}
+    return Path(world.call(f"Save{what}", **{**given, **values})[0])
+
+
+@pytest.mark.parametrize("what", ["Generator", "Domain"])
+def test_saved_files_are_numbered_and_found_again(either: World, what: str) -> None:
+    own = either.host.output / "stylegan_nada" / ("" if what == "Generator" else "domains")
+    stem = "adapted" if what == "Generator" else "domain"
+    assert [save(either, what) for _ in range(2)] == [own / f"{stem}_0000{n}_.safetensors" for n in (1, 2)]
+    (own / f"{stem}_00002_.safetensors").rename(own / f"{stem}_00007_.safetensors")
+    assert save(either, what).name == f"{stem}_00008_.safetensors", "never one that was there"
+    deep = save(either, what, filename_prefix="sub/of/x_%year%")
+    assert deep == own / "sub" / "of" / f"x_{time.localtime().tm_year}_00001_.safetensors" and deep.is_file()
+    options = either.widgets(f"Load{what}")["file"][1]["options"]
+    assert {f"{stem}_00001_.safetensors", str(deep.relative_to(own))} <= set(options)
+
+
+@pytest.mark.parametrize("what", ["Generator", "Domain"])
+@pytest.mark.parametrize("prefix", ["../x", "a/../../x", "", "  ", "ABSOLUTE"])
+def test_files_stay_in_the_output_folder(either: World, what: str, prefix: str) -> None:
+    prefix = str(either.host.root / "elsewhere" / "x") if prefix == "ABSOLUTE" else prefix
+    before = tree(either.host.root)
+    with pytest.raises(Exception, match="outside the output folder|filename_prefix is empty; give"):
+        save(either, what, filename_prefix=prefix)
+    assert tree(either.host.root) == before
+
+
+def test_generators_come_back_from_their_files(either: World) -> None:
+    source = either.stranger_from(3, z_dim=5)
+    forms = ("safetensors", "safetensors float16", "rosinality pt")
+    paths = {form: save(either, "Generator", generator=source, format=form) for form in forms}
+    back = {form: either.call("LoadGenerator", file=path.name)[0] for form, path in paths.items()}
+    assert same(back["safetensors"], source) and paths["rosinality pt"].suffix == ".pt"
+    assert_close(back["safetensors float16"], source, rtol=1e-3, atol=1e-3)
+    assert not same(back["safetensors float16"], source) and back["safetensors float16"].space() == source.space()
+    latents = either.latents(1, generator=source)
+    drawn = [either.core.render(generator, replace(latents, space="")) for generator in back.values()]
+    torch.testing.assert_close(drawn[2], drawn[0], rtol=0, atol=1e-4)
+    with pytest.raises(ValueError, match="rosinality's format can say none of that.* Save it as safetensors"):
+        save(either, "Generator", format="rosinality pt")
+    whole, half = (save(either, "Generator", format=form).stat().st_size for form in forms[:2])
+    assert half < 0.6 * whole
+
+
+def test_domains_come_back_from_their_files(either: World) -> None:
+    adapted, domain, _ = either.trained
+    exact, half = (save(either, "Domain", precision=form) for form in ("float32", "float16"))
+    assert half.stat().st_size < 0.6 * exact.stat().st_size
+    loaded, told = either.call("LoadDomain", generator=either.generator, file=exact.name)
+    assert_close(loaded, adapted, rtol=0, atol=1e-6)
+    assert told.space == domain.space and all(torch.equal(told.changes[n], c) for n, c in domain.changes.items())
+    assert_close(either.call("LoadDomain", generator=either.generator, file=half.name)[0], adapted, rtol=0, atol=1e-3)
+
+
+def test_strength(either: World) -> None:
+    adapted, domain, _ = either.trained
+    none, half, all_of_it = (either.call("ApplyDomain", generator=either.generator, domain=domain, strength=strength)[0]
+                             for strength in (0.0, 0.5, 1.0))  # fmt: skip
+    assert same(none, either.generator) and not same(half, either.generator)
+    assert_close(all_of_it, adapted, rtol=0, atol=1e-6)
+    (twice,) = either.call("ApplyDomain", generator=half, domain=domain, strength=0.5)
+    assert_close(twice, adapted, rtol=0, atol=1e-6)
+
+
+def test_files_tell_the_graph_they_were_made_by(either: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        nodes = {"save": ("SaveDomain", {"domain": "adapt.1", "filename_prefix": name}),
+                 "whole": ("SaveGenerator", {"generator": "adapt.0", "filename_prefix": name})}  # fmt: skip
+        prompt = training_prompt(either, **nodes)
+        result = either.executor.run(prompt).check()
+        domain = either.core.read_domain(result["save"][0])
+        return prompt, [domain.provenance, either.core.read_provenance(result["whole"][0])]
+
+    prompt, (domain, generator) = told("open")
+    assert domain["comfyui_prompt"] == generator["comfyui_prompt"] == prompt
+    assert domain["version"] == generator["version"] == either.core.__version__
+    monkeypatch.setattr(either.host.args, "disable_metadata", True)
+    _, (secret, other) = told("secret")
+    assert "comfyui_prompt" not in {**secret, **other} and secret.keys() == domain.keys() - {"comfyui_prompt"}
+    assert len(secret) > 2, "what the core tells of the training does not name the graph"
+
+
+def test_files_that_are_no_domain_of_this_generator(either: World) -> None:
+    folder = either.host.output / "stylegan_nada" / "domains"
+    sound = save(either, "Domain")
+    (folder / "damaged.safetensors").write_bytes(sound.read_bytes()[:-2000])
+    either.save(either.stranger, "models", "stylegan_nada", "domains", "whole.safetensors")
+    for file, words in (("damaged.safetensors", "Copy it again"), ("whole.safetensors", "load it with load_generator")):
+        with pytest.raises(either.core.CheckpointError, match=words):
+            either.call("LoadDomain", generator=either.generator, file=file)
+    with pytest.raises(ValueError, match="made from another generator.* Load the generator"):
+        either.call("LoadDomain", generator=either.stranger, file=sound.name)
+    with pytest.raises(ValueError, match="made from another generator.* Load the generator"):
+        either.call("ApplyDomain", generator=either.stranger, domain=either.trained[1])
+
+
+def test_before_the_first_domain_was_saved(either: World) -> None:
+    (placeholder,) = either.widgets("LoadDomain")["file"][1]["options"]
+    assert placeholder == "(no domain saved yet)"
+    with pytest.raises(Refused, match="Put the file into .*domains.* press R"):
+        either.call("LoadDomain", generator=either.generator)
+
+
+def test_a_rewritten_domain_is_read_again(world: World) -> None:
+    path = save(world, "Domain")
+    prompt = world.prompt(load=("LoadGenerator", {}), domain=("LoadDomain", {"generator": "load.0"}),
+                          save=("SaveDomain", {"domain": "domain.1", "filename_prefix": "copy"}))  # fmt: skip
+    assert ran(world.executor.run(prompt)) == set(prompt) and not ran(world.executor.run(prompt))
+    stamp = path.stat().st_mtime_ns + 10**9
+    os.utime(path, ns=(stamp, stamp))
+    assert ran(world.executor.run(prompt)) == {"domain", "save"}
+
+
+# ---- whole graphs -------------------------------------------------------------------------------------------------
+
+
+def training_prompt(world: World, /, **more: Any) -> dict[str, Any]:
+    """Load, train, sample, draw and show; `more` replaces or adds nodes."""
+    nodes = {
+        "load": ("LoadGenerator", {}),
+        "guide": ("LoadGuide", {}),
+        "shift": ("ShiftFromText", {"wording": "bare"}),
+        "layers": ("ChooseLayers", {"mode": "all"}),
+        "adapt": ("AdaptGenerator", {"generator": "load.0", "guide": "guide.0", "shift": "shift.0",
+                                     "layers": "layers.0", **QUICK}),
+        "apply": ("ApplyDomain", {"generator": "load.0", "domain": "adapt.1", "strength": 0.5}),
+        "latents": ("SampleLatents", {"generator": "load.0", "count": 2}),
+        "draw": ("Render", {"generator": "apply.0", "latents": "latents.0"}),
+        "show": ("PreviewImage", {"images": "draw.0"}),
+    }  # fmt: skip
+    return world.prompt(**{**nodes, **more})
+
+
+def changed(prompt: Mapping[str, Any], node: str, **values: Any) -> dict[str, Any]:
+    return {**prompt, node: {**prompt[node], "inputs": {**prompt[node]["inputs"], **values}}}
+
+
+def test_only_what_changed_runs_again(either: World) -> None:
+    prompt, run = training_prompt(either), either.executor.run
+    assert ran(run(prompt)) == set(prompt) and len(either.host.previews) == 2
+    assert ran(run(prompt)) == set()
+    assert ran(run(changed(prompt, "latents", seed=7))) == {"latents", "draw", "show"}
+    assert ran(run(changed(prompt, "latents", seed=7))) == set()
+    stronger = changed(changed(prompt, "latents", seed=7), "apply", strength=1.5)
+    assert ran(run(stronger)) == {"apply", "draw", "show"}, "no training for another strength"
+    assert "adapt" in ran(run(changed(stronger, "adapt", seed=1)))
+
+
+def test_a_training_seed_stays_and_a_sampling_seed_may_be_drawn_anew(either: World) -> None:
+    """A training node whose seed changed after every run would train at every click."""
+    assert not either.widgets("AdaptGenerator")["seed"][1].get("control_after_generate")
+    assert not either.widgets("InspectLayers")["seed"][1].get("control_after_generate")
+    assert either.widgets("SampleLatents")["seed"][1]["control_after_generate"]
+
+
+BAD: dict[str, tuple[str, dict[str, Any], str]] = {
+    "an empty text": ("shift", {"shift": ("ShiftFromText", {"target": ""})}, "Got the phrase '', expected words"),
+    "an unknown word": (
+        "adapt",
+        {"shift": ("ShiftFromText", {"target": "quokka", "wording": "bare"})},
+        "never seen 'quokka'.*use other words",
+    ),
+    "a misspelt layer": (
+        "adapt",
+        {"layers": ("ChooseLayers", {"mode": "named", "names": "b4conv"})},
+        r"got layers b4conv; this generator has b4\.const",
+    ),
+    "latents of another generator": (
+        "draw",
+        {"other": ("LoadGenerator", {"file": "other.safetensors"}),
+         "latents": ("SampleLatents", {"generator": "other.0", "count": 1})},
+        "come from another generator.*sample them from this generator",
+    ),
+    "a domain of another generator": (
+        "apply",
+        {"other": ("LoadGenerator", {"file": "other.safetensors"}),
+         "apply": ("ApplyDomain", {"generator": "other.0", "domain": "adapt.1"})},
+        "made from another generator.*Load the generator",
+    ),
+    "a damaged generator": (
+        "load",
+        {"load": ("LoadGenerator", {"file": "damaged.safetensors"})},
+        "damaged.safetensors.*Copy it again",
+    ),
+    "a guide as generator": (
+        "load",
+        {"load": ("LoadGenerator", {"file": "guide.safetensors"})},
+        "a CLIP model; load it as a guide",
+    ),
+    "a class for a generator without": (
+        "adapt",
+        {"adapt": ("AdaptGenerator", {"generator": "load.0", "guide": "guide.0", "shift": "shift.0", **QUICK,
+                                      "label": 1})},
+        "label",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_graph_that_cannot_work_fails_at_the_right_node(world: World, case: str) -> None:
+    from nada_core.files import BUILTIN
+
+    where, nodes, words = BAD[case]
+    path = world.save(world.stranger, "models", "stylegan_nada", "other.safetensors")
+    path.with_name("damaged.safetensors").write_bytes(path.read_bytes()[:-500])
+    shutil.copy(BUILTIN / "guide.safetensors", path.with_name("guide.safetensors"))
+    result = world.executor.run(training_prompt(world, **nodes))
+    assert result.error is not None
+    node_id, error = result.error
+    assert node_id == where and isinstance(error, ValueError)
+    with pytest.raises(ValueError, match=words):
+        result.check()
