@@ -1,0 +1,280 @@
+"""The workflow templates: sound files that anybody can open, run and run again, with nothing to install."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from comfy_cli.workflow_to_api import convert_ui_to_api  # GPL-3: for tests only
+from host import guards
+from host.double import Host, install, load_pack
+from host.executor import Executor
+from PIL import Image
+
+from nada_core.portraits import RECIPE
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "workflows"
+FILES = sorted(FOLDER.glob("*.json"))
+PREFIX = "StyleGANNADA_"
+CORE = {"PreviewImage", "SaveImage", "MarkdownNote"}
+TITLE_BAR = 30  # drawn above a node's position
+NEWEST, OLDEST = "0.33.0", "0.20.1"
+
+#: Where a template leaves the recipe, because that is what it shows: file, title of the node, widgets.
+EXCEPTIONS: dict[tuple[str, str], dict[str, Any]] = {
+    ("How many layers", "2 layers"): {"count": 2},
+    ("How many layers", "all layers"): {"mode": "all"},
+    ("Naive versus directional", "Naive: towards the text"): {
+        "direction_loss": 0.0, "global_loss": 1.0, "angle_loss": 0.0,
+    },
+}  # fmt: skip
+
+#: An absolute path of Unix or Windows, or a home folder: at least two parts, and no part of an address on the web.
+PLACE = re.compile(r"(?<![\w.:/~])(?:~|[A-Za-z]:)?[/\\]{1,2}[\w.-]+[/\\][\w.-]+|file:/|[A-Za-z]:\\")
+
+
+def named(path: Path) -> str:
+    return path.stem
+
+
+each = pytest.mark.parametrize("path", FILES, ids=named)
+
+
+def read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+class World:
+    """The pack in the double of one version."""
+
+    def __init__(self, host: Host, nodes: list[type]) -> None:
+        self.host, self.nodes = host, nodes
+        self.info = Executor(host, nodes).object_info()
+
+    def widgets(self, kind: str) -> list[tuple[str, bool]]:
+        """The widgets of a node in their order, and whether each is followed by its control after generating."""
+        told = {**self.info[kind]["input"].get("required", {}), **self.info[kind]["input"].get("optional", {})}
+        return [(name, bool(options.get("control_after_generate"))) for name, (kind, options) in told.items()
+                if kind in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")]  # fmt: skip
+
+    def values(self, node: Mapping[str, Any]) -> dict[str, Any]:
+        """The widgets of a node in a workflow by name; the control of a seed as `seed control`."""
+        names = [part for name, control in self.widgets(node["type"])
+                 for part in ((name, f"{name} control") if control else (name,))]  # fmt: skip
+        given = node.get("widgets_values") or []
+        assert len(given) == len(names), f"{node['type']} has {len(given)} values for {names}"
+        return dict(zip(names, given, strict=True))
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, World]]:
+    from open_clip.tokenizer import SimpleTokenizer
+
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as open_packs:
+        # Each run is watched for changes to its inputs; in a tokenizer's hundred thousand words that takes the longest.
+        patch.setattr(guards, "OPAQUE", (*guards.OPAQUE, SimpleTokenizer))
+        made = {}
+        for index, version in enumerate((OLDEST, NEWEST)):
+            host = install(patch, tmp_path_factory.mktemp("comfy"), version)
+            pack = open_packs.enter_context(load_pack(ROOT, host, f"/x/templates-{index}"))
+            made[version] = World(host, pack.nodes)
+        yield made
+
+
+@pytest.fixture
+def world(worlds: dict[str, World]) -> World:
+    return worlds[NEWEST]
+
+
+def text(value: Any) -> Iterator[str]:
+    """Every text in a file, keys included."""
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield key
+            yield from text(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from text(part)
+    elif isinstance(value, str):
+        yield value
+
+
+# ---- the folder ---------------------------------------------------------------------------------------------------
+
+
+def test_there_are_templates_and_nothing_else() -> None:
+    assert len(FILES) >= 5
+    others = [path.name for path in FOLDER.iterdir() if path.suffix not in (".json", ".jpg")]
+    assert not others, "ComfyUI lists what lies here as templates"
+    pictures, workflows = ({path.stem for path in FOLDER.glob(f"*.{kind}")} for kind in ("jpg", "json"))
+    assert pictures == workflows, "a template is a workflow and its thumbnail"
+
+
+@each
+def test_the_thumbnail_is_a_small_picture(path: Path) -> None:
+    data = path.with_suffix(".jpg").read_bytes()
+    assert len(data) <= 150_000
+    with Image.open(io.BytesIO(data)) as picture:
+        width, height = picture.size
+        assert picture.format == "JPEG" and width >= 400
+        assert height <= width <= 2 * height, "the list shows squares, and cuts what is higher or far wider"
+        assert not picture.getexif()
+
+
+@each
+def test_nothing_in_the_file_belongs_to_one_machine(path: Path) -> None:
+    found = [part for part in text(read(path)) if PLACE.search(part)]
+    assert not found
+
+
+@pytest.mark.parametrize(("written", "found"), [
+    ("/home/me/a.pt", True), ("in /data/x", True), ("C:\\Users\\me", True), ("~/models/a", True), ("D:/x/y", True),
+    ("file:///a", True), ("`models/stylegan_nada`", False), ("https://example.org/a/b", False), ("1/2/3", False),
+    ("and/or", False), ("a / b", False), ("before\nafter", False),
+])  # fmt: skip
+def test_what_counts_as_a_place(written: str, found: bool) -> None:
+    assert bool(PLACE.search(written)) is found
+
+
+# ---- the graph ----------------------------------------------------------------------------------------------------
+
+
+@each
+def test_there_is_nothing_to_install(world: World, path: Path) -> None:
+    workflow = read(path)
+    kinds = {node["type"] for node in workflow["nodes"]}
+    assert {kind for kind in kinds if kind not in CORE} <= {cls.GET_SCHEMA().node_id for cls in world.nodes}
+    assert not workflow.get("definitions"), "a subgraph hides nodes from this test"
+    assert {node["mode"] for node in workflow["nodes"]} == {0}, "nothing is muted or bypassed"
+    notes = [node["widgets_values"][0] for node in workflow["nodes"] if node["type"] == "MarkdownNote"]
+    assert notes and all(len(note) > 50 for note in notes)
+
+
+@each
+def test_no_node_lies_on_another(path: Path) -> None:
+    nodes = read(path)["nodes"]
+    boxes = [(x, y - TITLE_BAR, x + width, y + height) for (x, y), (width, height) in
+             ((node["pos"], node["size"]) for node in nodes)]  # fmt: skip
+    for index, one in enumerate(boxes):
+        for other, box in enumerate(boxes[:index]):
+            apart = one[2] <= box[0] or box[2] <= one[0] or one[3] <= box[1] or box[3] <= one[1]
+            assert apart, f"{nodes[index]['type']} lies on {nodes[other]['type']}"
+
+
+@each
+def test_links_agree_with_both_their_ends(path: Path) -> None:
+    workflow = read(path)
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    links = {link[0]: link for link in workflow["links"]}
+    assert len(nodes) == len(workflow["nodes"]) and len(links) == len(workflow["links"])
+    assert max(nodes) <= workflow["last_node_id"] and max(links) <= workflow["last_link_id"]
+    leaving = {(link, node["id"], slot, output["type"]) for node in nodes.values()
+               for slot, output in enumerate(node["outputs"]) for link in output["links"] or ()}  # fmt: skip
+    arriving = {(entry["link"], node["id"], slot, entry["type"]) for node in nodes.values()
+                for slot, entry in enumerate(node["inputs"]) if entry.get("link") is not None}  # fmt: skip
+    assert leaving == {(id, source, slot, kind) for id, source, slot, _, _, kind in links.values()}
+    assert arriving == {(id, target, slot, kind) for id, _, _, target, slot, kind in links.values()}
+
+
+# ---- the values ---------------------------------------------------------------------------------------------------
+
+
+@each
+def test_every_widget_has_its_value(worlds: dict[str, World], path: Path) -> None:
+    for world in worlds.values():
+        for node in read(path)["nodes"]:
+            if node["type"].startswith(PREFIX):
+                values = world.values(node)
+                assert all(value == "fixed" for name, value in values.items() if name.endswith(" control"))
+                named = node.get("widgets_values_named", {})
+                assert all(values[name] == value for name, value in named.items() if name in values)
+
+
+def recipe(kind: str) -> dict[str, Any]:
+    """The widgets of Adapt Generator or Choose Layers as the built-in world wants them."""
+    if kind == "ChooseLayers":
+        return {**vars(RECIPE.layers), "names": ", ".join(RECIPE.layers.names)}
+    terms = {f"{term}_loss": RECIPE.terms.get(term, 0.0) for term in ("direction", "global", "angle")}
+    plain = {name: value for name, value in vars(RECIPE).items() if name not in ("terms", "layers", "autosave_every")}
+    return {**plain, **terms, "label": -1 if RECIPE.label is None else RECIPE.label}
+
+
+@each
+def test_trainings_follow_the_recipe(world: World, path: Path) -> None:
+    left = {title: widgets for (name, title), widgets in EXCEPTIONS.items() if name == path.stem}
+    for node in read(path)["nodes"]:
+        kind = node["type"].removeprefix(PREFIX)
+        if kind in ("AdaptGenerator", "ChooseLayers"):
+            wanted = recipe(kind)
+            exception = left.pop(node.get("title", ""), {})
+            assert all(wanted[widget] != value for widget, value in exception.items()), "the recipe says so, too"
+            assert world.values(node) == {**wanted, **exception}, node.get("title")
+    assert not left, "exceptions without a node"
+
+
+def test_exceptions_are_about_templates_there_are() -> None:
+    assert {name for name, _ in EXCEPTIONS} <= {path.stem for path in FILES}
+
+
+# ---- running ------------------------------------------------------------------------------------------------------
+
+
+def shortened(prompt: dict[str, Any]) -> dict[str, Any]:
+    """The same graph with two steps of training and two pictures."""
+    made = json.loads(json.dumps(prompt))
+    for node in made.values():
+        inputs = node["inputs"]
+        if node["class_type"] == f"{PREFIX}AdaptGenerator":
+            inputs |= {"steps": 2, "batch": 2}
+        if node["class_type"] == f"{PREFIX}ChooseLayers":
+            inputs |= {"batch": 1}
+        if node["class_type"] == f"{PREFIX}ShiftFromText":
+            inputs["wording"] = "bare"
+        if node["class_type"] == f"{PREFIX}SampleLatents":
+            inputs["count"] = 2
+    return made
+
+
+@each
+def test_the_template_runs_and_runs_again_from_the_cache(worlds: dict[str, World], path: Path) -> None:
+    workflow = read(path)
+    for world in worlds.values():
+        prompt = convert_ui_to_api(workflow, world.info)
+        assert Executor(world.host, world.nodes).validate(prompt) == []
+    wanted = {str(node["id"]) for node in workflow["nodes"] if node["type"] != "MarkdownNote"}
+    assert prompt.keys() == wanted
+    world = worlds[NEWEST]
+    executor, short = Executor(world.host, world.nodes), shortened(prompt)
+    result = executor.run(short, {"workflow": workflow}).check()
+    assert set(result.executed) == wanted and not result.cached
+    shows = {id for id, node in prompt.items() if node["class_type"] in CORE}
+    assert shows and all(result.ui[id]["images"] for id in shows)
+    again = executor.run(short, {"workflow": workflow}).check()
+    assert not again.executed and again.ui.keys() == result.ui.keys()
+
+
+@each
+def test_the_values_of_the_page_arrive_in_the_prompt(world: World, path: Path) -> None:
+    prompt = convert_ui_to_api(read(path), world.info)
+    for node in read(path)["nodes"]:
+        if node["type"].startswith(PREFIX):
+            values = {name: value for name, value in world.values(node).items() if not name.endswith(" control")}
+            inputs = prompt[str(node["id"])]["inputs"]
+            assert {name: inputs[name] for name in values} == values
+
+
+def test_a_bad_value_would_be_noticed(world: World) -> None:
+    workflow = read(FOLDER / "Text to new domain.json")
+    (node,) = (node for node in workflow["nodes"] if node["type"] == f"{PREFIX}AdaptGenerator")
+    with pytest.raises(AssertionError, match="AdaptGenerator has 17 values for"):
+        world.values({**node, "widgets_values": node["widgets_values"][:-1]})
+    node["widgets_values"][0] = 0
+    errors = Executor(world.host, world.nodes).validate(convert_ui_to_api(workflow, world.info))
+    assert [(error.type, error.input_name) for error in errors] == [("value_smaller_than_min", "steps")]
