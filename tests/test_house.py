@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -51,6 +52,10 @@ def sources() -> list[Path]:
 
 def core_sources() -> list[Path]:
     return sorted(CORE.rglob("*.py"))
+
+
+def node_sources() -> list[Path]:
+    return sorted((ROOT / "nodes").rglob("*.py"))
 
 
 def label(path: Path) -> str:
@@ -130,8 +135,19 @@ def test_core_files_say_what_they_implement(path: Path) -> None:
     assert not module.body or ast.get_docstring(module), f"{label(path)} does not open by naming what it implements"
 
 
+@pytest.mark.parametrize("path", node_sources(), ids=label)
+def test_a_node_is_a_schema_plus_about_ten_lines(path: Path) -> None:
+    module = tree(path)
+    assert ast.get_docstring(module), f"{label(path)} does not open by saying what it holds"
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 220, f"{label(path)} is two files"
+    for node in ast.walk(module):
+        if isinstance(node, ast.FunctionDef) and node.name == "execute":
+            lines = (node.end_lineno or 0) - node.body[0].lineno + 1
+            assert lines <= 12, f"{label(path)}:{node.lineno}: {lines} lines do work that belongs into the core"
+
+
 def test_only_the_host_room_knows_the_host() -> None:
-    for path in sorted((ROOT / "nodes").rglob("*.py")):
+    for path in node_sources():
         if path.name != "_host.py":
             for statement in imports(tree(path)):
                 assert not set(modules(statement)) & HOST, f"{label(path)}:{statement.lineno} imports the host"
@@ -176,6 +192,21 @@ def test_development_set_is_pinned() -> None:
     assert all("==" in line for line in pinned)
     wanted = {project(line) for line in requirement_lines("requirements.txt")}
     assert wanted | {"torch", "torchvision", "pytest", "ruff", "mypy"} <= {project(line) for line in pinned}
+
+
+def test_the_registry_would_take_the_pack(tmp_path: Path) -> None:
+    """`comfy node validate` ends well whatever it finds, so that what it says is what counts."""
+    tomllib = pytest.importorskip("tomllib")
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["comfy"]
+    assert told["PublisherId"] and told["DisplayName"] and re.fullmatch(r">=[\d.]+", told["requires-comfyui"])
+    environment = {**os.environ, "HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path), "DO_NOT_TRACK": "1",
+                   "PYTHONUTF8": "1"}  # fmt: skip
+    command = [sys.executable, "-m", "comfy_cli", "--skip-prompt", "node", "validate"]
+    answer = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8")
+    said = [line.strip() for line in (answer.stdout + answer.stderr).splitlines() if line.strip()]
+    assert answer.returncode == 0, said
+    assert said[:2] == ["Validating node configuration...", "Running security checks..."], said
+    assert said[2:] == ["\u2713 All validation checks passed successfully"], said
 
 
 def test_import_is_quick_and_loads_nothing_heavy() -> None:
