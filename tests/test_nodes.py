@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from host import guards
 from host.double import Host, Pack, install, load_pack
 from host.executor import Executor, Refused, Result
 from host.guards import differences, snapshot
@@ -140,16 +141,7 @@ class World:
 
     @cached_property
     def guide(self) -> Any:
-        """The built-in guide. The executor looks through all it is given, and a tokenizer's tables are long."""
-        (((guide, weight),),) = self.call("LoadGuide")
-        tokenizer = guide._tokenizer
-
-        def tokenize(phrases: list[str]) -> Tensor:
-            return tokenizer(phrases)
-
-        tokenize.encode, tokenize.context_length = tokenizer.encode, tokenizer.context_length  # type: ignore[attr-defined]
-        guide._tokenizer = tokenize
-        return ((guide, weight),)
+        return self.call("LoadGuide")[0]
 
     @cached_property
     def shift(self) -> Any:
@@ -197,7 +189,11 @@ class World:
 
 @pytest.fixture(scope="module")
 def worlds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], World]]:
+    from open_clip.tokenizer import SimpleTokenizer
+
     with pytest.MonkeyPatch.context() as patch, ExitStack() as open_packs:
+        # Each run is watched for changes to its inputs; in a tokenizer's hundred thousand words that takes the longest.
+        patch.setattr(guards, "OPAQUE", (*guards.OPAQUE, SimpleTokenizer))
         made: dict[str, World] = {}
 
         def world(version: str) -> World:
@@ -694,15 +690,12 @@ def room_for(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], N
     return limit
 
 
-@pytest.mark.parametrize("most", [1, 2])
-def test_a_training_that_does_not_fit_goes_on_in_portions(
-    world: World, room_for: Callable[[int], None], most: int
-) -> None:
+def test_a_training_that_does_not_fit_goes_on_in_portions(world: World, room_for: Callable[[int], None]) -> None:
     (layers,) = world.call("ChooseLayers", count=3, batch=4)
     given = {"layers": layers, "batch": 4, "angle_loss": 0.5}
     _, whole, losses = world.adapt(**given)
-    asked, _, _ = world.adapt(**given, chunk=most)
-    room_for(most)
+    asked, _, _ = world.adapt(**given, chunk=1)
+    room_for(1)
     given_up, parts, told = world.adapt(**given)
     assert same(given_up, asked), "as if the user had known"
     assert told["loss"] == pytest.approx(losses["loss"], abs=1e-4) and told["layers"] == losses["layers"]
