@@ -487,6 +487,27 @@ def test_a_rewritten_generator_is_read_again(either: World) -> None:
     assert ran(result) == set(prompt) and not torch.equal(result["draw"][0], before)
 
 
+@pytest.mark.parametrize(("name", "folder"), [("LoadGenerator", "stylegan_nada"),
+                                              ("LoadGuide", "stylegan_nada/guides"),
+                                              ("LoadDomain", "stylegan_nada/domains")])  # fmt: skip
+def test_time_and_size_of_a_file_stand_for_it(world: World, name: str, folder: str) -> None:
+    path = world.host.models_dir / folder / "a.safetensors"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"12")
+
+    def stamp() -> Any:
+        values = {**world.defaults(name), next(iter(world.widgets(name))): path.name}
+        told = world.node(name).fingerprint_inputs(**values)
+        os.utime(path, ns=(0, 10**9))
+        return told
+
+    first, second = stamp(), stamp()
+    assert first != second == stamp()
+    path.write_bytes(b"1234")
+    os.utime(path, ns=(0, 10**9))
+    assert stamp() != second
+
+
 # ---- guides -------------------------------------------------------------------------------------------------------
 
 
