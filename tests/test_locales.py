@@ -82,6 +82,16 @@ def both(told: dict[str, str], language: str) -> Iterator[tuple[str, str, str]]:
     yield from ((key, text, other[key]) for key, text in told.items())
 
 
+def misnamed(key: str, text: str, other: str, language: str) -> list[str]:
+    """The terms of the English text that the other one calls by some other name."""
+    words = PART.sub(lambda part: "" if "/" in part[0] else part[0], text)  # a folder's name is no term
+    return [
+        f"{key}: {text!r} has {term!r}, {other!r} has no {called!r}"
+        for term, called in TERMS[language].items()
+        if re.search(rf"\b({term})", words, re.IGNORECASE) and not re.search(called, other, re.IGNORECASE)
+    ]
+
+
 # ---- texts --------------------------------------------------------------------------------------------------------
 
 
@@ -151,13 +161,7 @@ class TestTranslation:
                     assert called in other, f"{key} does not call {title} {called}"
 
     def test_terms_are_the_same_everywhere(self, told: dict[str, str], language: str) -> None:
-        wrong = []
-        for key, text, other in both(told, language):
-            words = PART.sub(lambda part: "" if "/" in part[0] else part[0], text)  # a folder's name is no term
-            for term, called in TERMS[language].items():
-                if re.search(rf"\b({term})", words, re.IGNORECASE) and not re.search(called, other, re.IGNORECASE):
-                    wrong.append(f"{key}: {text!r} has {term!r}, {other!r} has no {called!r}")
-        assert not wrong, "\n".join(wrong)
+        assert [word for told in both(told, language) for word in misnamed(*told, language)] == []
 
 
 # ---- help ---------------------------------------------------------------------------------------------------------
@@ -186,3 +190,123 @@ def test_pictures_of_help_are_there(path: Path) -> None:
     # The page looks for them relative to web/docs.
     shown = re.findall(r"!\[[^\]]*\]\(([^)\s]+)", path.read_text(encoding="utf-8"))
     assert [name for name in shown if not name.startswith(f"{path.parent.name}/") or not (DOCS / name).is_file()] == []
+
+
+# ---- help in other languages --------------------------------------------------------------------------------------
+
+#: What ComfyUI itself says in the page's language.
+COMFYUI = {"Create Video", "control after generate"}
+
+
+def pieces(page: str) -> list[str]:
+    """The headings, paragraphs, list items, pictures and table rows of a page, each as one line."""
+    return [" ".join(piece.split()) for piece in re.split(r"\n(?=\n|#|\||- )", page) if piece.strip()]
+
+
+def kind(piece: str) -> str:
+    """The marks of a heading, "|||" of a row of two cells, "- " of a list item, the link of a picture."""
+    if piece.startswith("|"):
+        return "".join(re.findall(r"\|", piece))
+    picture = re.match(r"!\[[^\]]+(\]\(.*\))$", piece)
+    return picture[1] if picture else re.match(r"#+ |- |\*{0,2}", piece)[0]
+
+
+def side_by_side(schemas: list[Any], language: str) -> Iterator[tuple[Any, str, str]]:
+    """Every piece of every page: its node, the English and the other one."""
+    for schema in schemas:
+        pages = [DOCS / schema.node_id / f"{one}.md" for one in ("en", language)]
+        english, other = (pieces(page.read_text(encoding="utf-8")) for page in pages)
+        assert [kind(piece) for piece in other] == [kind(piece) for piece in english], schema.node_id
+        yield from ((schema, *pair) for pair in zip(english, other, strict=True))
+
+
+def emphasised(piece: str) -> list[str]:
+    """What stands in *italics*, unless it is the whole piece: a caption."""
+    return [] if re.fullmatch(r"\*[^*]+\*", piece) else re.findall(r"(?<!\*)\*([^*]+)\*(?!\*)", piece)
+
+
+def cell(row: str) -> str:
+    return row.split("|")[1].strip()
+
+
+@pytest.mark.parametrize("language", TRANSLATIONS)
+class TestHelpTranslation:
+    def test_every_page_is_there(self, schemas: list[Any], language: str) -> None:
+        assert {path.parent.name for path in DOCS.glob(f"*/{language}.md")} == {one.node_id for one in schemas}
+
+    def test_it_has_the_same_sections_rows_and_pictures(self, schemas: list[Any], language: str) -> None:
+        assert len(list(side_by_side(schemas, language))) > 300  # the comparison itself is in there
+
+    def test_numbers_paths_and_code_are_kept(self, schemas: list[Any], language: str) -> None:
+        ids = {one.id for schema in schemas for one in schema.inputs}  # the page calls them by other names
+        for schema, english, other in side_by_side(schemas, language):
+            told, same = (literals(text) for text in (english, other))
+            wrong = [word for word in told | same if word not in ids and told[word] != same[word]]
+            assert wrong == [], f"{schema.node_id}: {other}"
+            assert re.findall("`[^`]+`", other) == re.findall("`[^`]+`", english), schema.node_id
+
+    def test_it_speaks_of_every_input_and_output(self, schemas: list[Any], language: str) -> None:
+        # Messages of the program call an input by its id, so the table gives both.
+        names = read(language)
+        headings = {english: other for _, english, other in side_by_side(schemas, language) if english[:3] == "## "}
+        for schema in schemas:
+            page, called = (DOCS / schema.node_id / f"{language}.md").read_text(encoding="utf-8"), names[schema.node_id]
+            assert page.startswith(f"# {called['display_name']}\n"), schema.node_id
+            inputs = {key: one["name"] for key, one in called["inputs"].items()}
+            left, right = "（）" if language == "zh" else (" (", ")")
+            shown = [name if name == key else f"{name}{left}{key}{right}" for key, name in inputs.items()]
+            assert sorted(rows(page, headings["## Inputs"][3:])) == sorted(shown), schema.node_id
+            outputs = [one["name"] for one in called["outputs"].values()]
+            assert rows(page, headings["## Outputs"][3:]) == outputs, schema.node_id
+
+    def test_rows_are_in_the_same_order(self, schemas: list[Any], language: str) -> None:
+        names = read(language)
+        for schema, english, other in side_by_side(schemas, language):
+            inputs = names[schema.node_id]["inputs"]
+            if english.startswith("|") and cell(english) in inputs and cell(english) not in SAME:
+                own = inputs[cell(english)]["name"]
+                # A row of an output has the name of the output, which may be an input's id.
+                results = {one["name"] for one in names[schema.node_id]["outputs"].values()}
+                assert cell(other).startswith(own) or cell(other) in results, f"{schema.node_id}: {other}"
+
+    def test_a_heading_is_always_the_same(self, schemas: list[Any], language: str) -> None:
+        heads = {(english, other) for _, english, other in side_by_side(schemas, language) if english[:3] == "## "}
+        assert len({english for english, _ in heads}) == len({other for _, other in heads}) == len(heads)
+
+    def test_words_that_are_typed_chosen_or_read_are_kept(self, schemas: list[Any], language: str) -> None:
+        # Options and messages are English in every language, and so are the curves of Plot Training.
+        names: dict[str, set[str]] = {}
+        for node in read(language).values():
+            for key, one in node["inputs"].items():
+                names.setdefault(key, set()).add(one["name"])
+        for schema, english, other in side_by_side(schemas, language):
+            for word in emphasised(english):
+                if word in names:  # Russian words have endings, but they begin alike
+                    assert any(name[:3].lower() in other.lower() for name in names[word]), f"{schema.node_id}: {word}"
+                else:
+                    assert word in other or word in COMFYUI, f"{schema.node_id}: {word}"
+            quoted = [name for name in KEPT if name in english]
+            assert [name for name in quoted if name not in other] == [], f"{schema.node_id}: {other}"
+
+    def test_nodes_are_called_by_their_names(self, schemas: list[Any], language: str) -> None:
+        names = read(language)
+        for schema, english, other in side_by_side(schemas, language):
+            for one in schemas:
+                title, called = one.display_name, names[one.node_id]["display_name"]
+                if f"**{title}**" in english:
+                    assert f"**{called}**" in other, f"{schema.node_id} does not call {title} {called}"
+                elif " " in title and title in english:  # "Render" and "Compare" are words, too
+                    assert called in other, f"{schema.node_id} does not call {title} {called}"
+
+    def test_terms_are_the_same_everywhere(self, schemas: list[Any], language: str) -> None:
+        wrong = []
+        for schema, english, other in side_by_side(schemas, language):
+            prose = re.sub(r"`[^`]*`|(?<!\*)\*[^*]+\*(?!\*)|\b\w+_\w+", "", english)  # neither code nor messages
+            wrong += misnamed(schema.node_id, prose, other, language)
+        assert wrong == []
+
+
+def test_chinese_has_no_space_where_a_line_ends() -> None:
+    # Markdown makes a space of a line's end.
+    for path in DOCS.glob("*/zh.md"):
+        assert not re.search(r"[^\x00-\x7f]\n[^\x00-\x7f\n]", path.read_text(encoding="utf-8")), path.parent.name
