@@ -74,7 +74,7 @@ class AdaptConfig:
         if not isinstance(self.layers, LayerChoice):
             raise ValueError(f"AdaptConfig.layers is {self.layers!r}, expected a LayerChoice, such as LayerChoice().")
         if not any(self.terms.values()):
-            raise ValueError("AdaptConfig.terms weighs nothing; give at least one term, for example direction=1.")
+            raise ValueError("AdaptConfig.terms weighs nothing; give at least one term a weight, as direction 1.")
 
 
 @dataclass(frozen=True)

@@ -175,7 +175,11 @@ def load_guide(
         GuideError: for names nothing is known by (near matches are listed), for files that are missing, that belong
             to another architecture or that hold more than tensors, and when a download fails.
     """
-    import open_clip
+    try:
+        import open_clip
+    except ImportError as error:
+        raise GuideError(f"The Python package {error.name} is missing; install what requirements.txt lists into the "
+                         "Python that runs this, then start anew.") from error  # fmt: skip
 
     wanted = os.fspath(name_or_path)
     model_name, weights = _resolve(wanted, None if architecture is None else os.fspath(architecture))
@@ -253,6 +257,9 @@ def _register(path: Path) -> str:
     if missing:
         raise GuideError(f"{path} lacks {', '.join(sorted(missing))}; expected an open_clip model config.")
     if open_clip.get_model_config(path.stem) != config:  # the registry is global, so add once
+        if Path(open_clip.__file__).with_name("model_configs").joinpath(path.name).is_file():
+            raise GuideError(f"open_clip has a {path.stem} of its own, which others count on. Give {path} and its "
+                             "weights another name.")  # fmt: skip
         open_clip.add_model_config(path)
     return path.stem
 

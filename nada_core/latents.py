@@ -88,7 +88,7 @@ def mix(first: Latents, second: Latents, amount: float = 1.0, rows: tuple[int, i
     _expect_same_space(first, second)
     if len(first) != len(second) and 1 not in (len(first), len(second)):
         raise ValueError(f"got {len(first)} and {len(second)} latents, expected equally many, or one on either side; "
-                         "take a part of the longer ones with latents[:n].")
+                         "take a part of the longer ones.")
     start, stop = (0, first.ws.shape[1]) if rows is None else rows
     if not 0 <= start < stop <= first.ws.shape[1]:
         raise ValueError(f"got rows {start} to {stop}, expected 0 <= first < last <= {first.ws.shape[1]}, which is how "
@@ -117,7 +117,7 @@ def interpolate(latents: Latents, frames: int, loop: bool = False) -> Latents:
     total = keys * frames if loop else (keys - 1) * frames + 1
     if total > _MOST_FRAMES:
         raise ValueError(f"got {frames} frames from each of {keys} latents to the next, {total} in all; expected at "
-                         f"most {_MOST_FRAMES}: ask for fewer frames, or walk a part at a time with latents[a:b].")
+                         f"most {_MOST_FRAMES}: ask for fewer frames, or walk a part at a time.")
     index = torch.arange(total)
     here = index // frames
     there = (here + 1) % keys  # the last key frame of an open walk looks ahead too, but goes no step: part is 0

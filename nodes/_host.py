@@ -8,8 +8,12 @@ makes or moves weights runs in `normal_mode()`. What leaves a node lies on the C
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
+import os
+import re
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +26,7 @@ import torch
 from comfy.cli_args import args
 from comfy_api.latest import ComfyExtension, io
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ..nada_core.images import to_pil
 
@@ -33,6 +38,7 @@ __all__ = [
 Weighed = tuple[tuple[Any, float], ...]  # guides with their weights
 
 GENERATORS, GUIDES, DOMAINS = "stylegan_nada", "stylegan_nada_guides", "stylegan_nada_domains"
+_APART = ("guides", "domains")  # folders in the generators' folder that hold no generators
 
 
 # ---- files --------------------------------------------------------------------------------------------------------
@@ -60,35 +66,52 @@ _register_all()  # at import, because define_schema asks for the lists
 def files(kind: str) -> list[str]:
     """The files of a kind that a user can choose, relative to its folders."""
     names = folder_paths.get_filename_list(kind)
-    # The generators' folder holds the other two kinds in folders of their own.
-    return [name for name in names if kind != GENERATORS or Path(name).parts[0] not in ("guides", "domains")]
+    return [name for name in names if kind != GENERATORS or Path(name).parts[0] not in _APART]
 
 
 def find(kind: str, name: str) -> Path:
-    """Where a listed file lies. Raises FileNotFoundError."""
-    return Path(folder_paths.get_full_path_or_raise(kind, name))
+    """Where a listed file lies. Raises ValueError for one that is not, or no longer, there."""
+    if told := missing(kind, name):
+        raise ValueError(told)
+    return Path(folder_paths.get_full_path_or_raise(kind, _local(name)))
+
+
+def _local(name: str) -> str:
+    """A name as this machine writes it: workflows travel between those that say a/b and those that say a\\b."""
+    return name.replace("\\", "/").replace("/", os.sep)
 
 
 def missing(kind: str, name: str | None, others: Iterable[str] = ()) -> str | None:
     """What to tell the user about a name that is neither listed nor one of `others`; None when all is well."""
-    if name is None or name in others or name in files(kind):
+    if name is None or name in others or _local(name) in files(kind):
         return None
     folders = " or ".join(folder_paths.get_folder_paths(kind))
     return f"{name!r} was not found. Put the file into {folders} and press R, or choose another one."
 
 
-def file_stamp(kind: str, name: str) -> tuple[str, int, int] | str:
-    """What changes when the file does: path, time and size. The name itself for what is built in."""
-    if name not in files(kind):
+def file_stamp(kind: str, name: str) -> str:
+    """What changes when the file, or a .json beside it, does. The name itself for what is built in.
+
+    A digest of path, time and size: ComfyUI writes it into every file it saves, and a path is nobody's business.
+    """
+    if missing(kind, name):
         return name
     path = find(kind, name)
-    return str(path), path.stat().st_mtime_ns, path.stat().st_size
+    beside = [one for one in (path, path.with_suffix(".json")) if one.is_file()]
+    told = [(str(one), one.stat().st_mtime_ns, one.stat().st_size) for one in beside]
+    return hashlib.sha256(repr(told).encode()).hexdigest()
 
 
 def save_path(prefix: str, suffix: str, folder: str = "") -> Path:
     """A new numbered file for `prefix` in this pack's output folder, which may name folders and tokens like %year%."""
-    if not prefix.strip():
-        raise ValueError("The filename_prefix is empty; give the file a name.")
+    parts = Path(prefix).parts
+    odd = re.search(r'[\x00-\x1f<>:"|?*]', prefix) or Path(prefix).is_absolute() or ".." in parts
+    if odd or not prefix.strip() or not parts:
+        raise ValueError(f"The filename_prefix is {prefix!r}; give a name, after folders of its own if you like, "
+                         "without special characters.")  # fmt: skip
+    if not folder and parts[0] in _APART:
+        raise ValueError(f"The filename_prefix {prefix!r} begins with {parts[0]}, where generators are not looked for; "
+                         "name another folder.")  # fmt: skip
     own = Path(folder_paths.get_output_directory(), "stylegan_nada", folder)
     place, name, counter, _, _ = folder_paths.get_save_image_path(prefix, str(own))
     while (path := Path(place, f"{name}_{counter:05}_{suffix}")).exists():
@@ -98,7 +121,11 @@ def save_path(prefix: str, suffix: str, folder: str = "") -> Path:
 
 def metadata(hidden: Any) -> dict[str, Any]:
     """The graph a file was made by, unless the user asked ComfyUI to keep such things out of files."""
-    return {} if args.disable_metadata or hidden.prompt is None else {"comfyui_prompt": hidden.prompt}
+    if args.disable_metadata or hidden.prompt is None:
+        return {}
+    kept = ("class_type", "inputs")  # not is_changed, in which other packs' nodes may name files of this machine
+    graph = {key: {name: node[name] for name in kept if name in node} for key, node in hidden.prompt.items()}
+    return {"comfyui_prompt": graph}
 
 
 # ---- pictures -----------------------------------------------------------------------------------------------------
@@ -107,7 +134,7 @@ def metadata(hidden: Any) -> dict[str, Any]:
 def to_image(images: Tensor) -> Tensor:
     """[N, 3, H, W] in about -1..1 -> ComfyUI's IMAGE: [N, H, W, 3] in 0..1."""
     device = comfy.model_management.intermediate_device()
-    return ((images.detach().float() + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1).contiguous().to(device)
+    return (images.detach().float() + 1).div_(2).clamp_(0, 1).permute(0, 2, 3, 1).contiguous().to(device)
 
 
 def from_image(image: Tensor) -> Tensor:
@@ -130,21 +157,38 @@ def on_device(*modules: Any, need: int = 0) -> Iterator[tuple[Any, ...]]:
     """Lend copies of modules on ComfyUI's compute device; on the CPU, where no copy is needed, the modules themselves.
 
     need: bytes beyond the weights that the work will take; ComfyUI makes room for them. Whatever happens inside, the
-    copies give their memory back.
+    device gets its memory back. Inside, the user can stop the work between any two layers of a forward pass.
     """
     device = comfy.model_management.get_torch_device()
     if device.type == "cpu":
-        yield modules
+        with _stoppable():
+            yield modules
         return
-    weights = sum(tensor.nbytes for module in modules for tensor in _tensors(module))
+    originals = {id(module): module for module in modules}  # one that is given twice is copied once
+    weights = sum(tensor.nbytes for module in originals.values() for tensor in _tensors(module))
     comfy.model_management.free_memory(weights + need, device)
-    copies = tuple(_copy(module, device) for module in modules)
+    copies = {key: _copy(module, device) for key, module in originals.items()}
     try:
-        yield copies
+        with _stoppable():
+            yield tuple(copies[id(module)] for module in modules)
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)  # they hold what the work had made on the device so far
+        raise
     finally:
-        for module in copies:
+        for module in copies.values():
             module.to_empty(device="meta")  # the caller still holds the module, so its memory is taken from under it
         comfy.model_management.soft_empty_cache()
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Inside, every module asks before its forward pass whether the user wants to stop: a step may take long."""
+    ask = comfy.model_management.throw_exception_if_processing_interrupted
+    hook = register_module_forward_pre_hook(lambda *_: ask())
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @contextmanager

@@ -111,6 +111,6 @@ class PlotTraining(io.ComfyNode):
     def execute(cls, training: dict[str, Any], smoothing: float) -> Any:
         curves = {name: [float(v) for v in values] for name, values in training.items() if name != "layers"}
         plots = [plot_lines(curves, "Loss", smooth=smoothing)]
-        if layers := training.get("layers"):
+        if isinstance(layers := training.get("layers"), dict):
             plots.append(plot_heat(list(layers.values()), list(layers), "Layers trained"))
         return io.NodeOutput(to_image(torch.cat(plots, dim=2)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -121,7 +122,7 @@ class Render(io.ComfyNode):
     @classmethod
     @normal_mode()
     def execute(cls, generator: Any, latents: Latents, batch: int = 4) -> Any:
-        return io.NodeOutput(to_image(_draw(generator, latents, batch)))
+        return io.NodeOutput(to_image(_draw(generator, latents, batch, watch(len(latents)))))
 
 
 class Compare(io.ComfyNode):
@@ -158,15 +159,17 @@ class Compare(io.ComfyNode):
         if len(names) != len(generators) or len(set(names)) != len(names):
             raise ValueError(f"Got the labels {names} for {len(generators)} generators; expected one line a generator, "
                              "each different.")
-        columns = {name: _draw(one, latents, 4) for name, one in zip(names, generators, strict=True)}
+        tick = watch(len(generators) * len(latents))
+        columns = {name: _draw(one, latents, 4, tick, index * len(latents))
+                   for index, (name, one) in enumerate(zip(names, generators, strict=True))}  # fmt: skip
         return io.NodeOutput(to_image(compare_grid(columns, title=title or None)))
 
 
-def _draw(generator: Any, latents: Latents, batch: int) -> Tensor:
-    tick = watch(len(latents))
+def _draw(generator: Any, latents: Latents, batch: int, tick: Callable[[int], None], before: int = 0) -> Tensor:
+    """before: how many pictures the progress bar has already."""
     with on_device(generator, need=batch * _PER_PIXEL * generator.resolution**2) as (lent,):
-        return render(lent, latents, batch, lambda done, total: tick(done))
+        return render(lent, latents, batch, lambda done, _: tick(before + done))
 
 
-#: Bytes a pixel that drawing takes beyond the weights: some feature maps of the widest layers at full size, in float32.
-_PER_PIXEL = 4 * 64 * 8
+#: Bytes a pixel that drawing may take beyond the weights, a guess: eight float32 maps of 32 channels at full size.
+_PER_PIXEL = 4 * 32 * 8

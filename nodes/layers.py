@@ -71,5 +71,6 @@ class InspectLayers(io.ComfyNode):
         found = {layer.name: far for layer, far in moves}
         names = tuple(sorted(found, key=lambda name: -found[name])[: choice.count])
         chart = plot_bars(found, "How far each layer's latents move towards the goal", "mean change of w", names)
-        rgb = tuple(layer.name for layer in generator.layers() if layer.kind == "rgb" and choice.rgb)
-        return io.NodeOutput(to_image(chart), replace(choice, mode="named", names=(*names, *rgb)))
+        rgb = (layer.name for layer in generator.layers() if layer.kind == "rgb" and choice.rgb)
+        fixed = replace(choice, mode="named", names=tuple(dict.fromkeys((*names, *rgb))))
+        return io.NodeOutput(to_image(chart), fixed)

@@ -100,11 +100,13 @@ class LoadGuide(io.ComfyNode):
     @normal_mode()
     def execute(cls, guide: str, architecture: str, antialias: bool = True) -> Any:
         if guide in built_in_guides() or guide in PUBLISHED:
-            return io.NodeOutput(((load_guide(guide, antialias=antialias), 1.0),))
-        path = find(GUIDES, guide)
-        config = path.with_suffix(".json")
-        made_as = str(config) if config.is_file() else architecture
-        return io.NodeOutput(((load_guide(path, made_as, antialias=antialias), 1.0),))
+            loaded = load_guide(guide, antialias=antialias)
+        else:
+            path = find(GUIDES, guide)
+            config = path.with_suffix(".json")
+            loaded = load_guide(path, config if config.is_file() else architecture, antialias=antialias)
+        loaded.fingerprint  # noqa: B018  kept from here on, or every training would read all weights again
+        return io.NodeOutput(((loaded, 1.0),))
 
 
 class CombineGuides(io.ComfyNode):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import sys
 from pathlib import Path
 
 import open_clip
@@ -266,6 +267,20 @@ def test_weights_of_another_architecture_are_refused(folder: Path, tmp_path: Pat
     (tmp_path / "nada-test-other.json").write_text(json.dumps(other))
     with pytest.raises(GuideError, match="does not hold weights of nada-test-other"):
         load_guide(folder / "tiny.safetensors", architecture=tmp_path / "nada-test-other.json")
+
+
+def test_a_config_does_not_take_the_place_of_open_clips_own(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "ViT-B-32.json").write_text(json.dumps(CONFIG))
+    own = open_clip.get_model_config("ViT-B-32")
+    with pytest.raises(GuideError, match="has a ViT-B-32 of its own.*another name"):
+        load_guide(folder / "tiny.safetensors", architecture=tmp_path / "ViT-B-32.json")
+    assert open_clip.get_model_config("ViT-B-32") == own
+
+
+def test_without_open_clip_one_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    with pytest.raises(GuideError, match="requirements.txt"):
+        load_guide("portraits")
 
 
 class Hostile:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -472,6 +473,26 @@ def test_a_missing_file_is_refused_with_what_to_do(either: World, name: str, wid
         assert part in error.details
 
 
+def test_workflows_come_from_machines_with_other_separators(world: World) -> None:
+    world.save(world.stranger, "models", "stylegan_nada", "of", "friends.safetensors")
+    for name in ("of/friends.safetensors", "of\\friends.safetensors"):
+        assert same(world.call("LoadGenerator", file=name)[0], world.stranger)
+
+
+def test_a_file_that_went_away_after_it_was_chosen(world: World) -> None:
+    with pytest.raises(ValueError, match="'gone.pkl' was not found.*press R"):
+        world.room.find("stylegan_nada", "gone.pkl")
+
+
+def test_a_config_beside_a_guide_counts_as_the_guide(world: World) -> None:
+    weights = world.host.models_dir / "stylegan_nada" / "guides" / "own.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"x")
+    first = world.room.file_stamp("stylegan_nada_guides", "own.safetensors")
+    weights.with_suffix(".json").write_text("{}")
+    assert world.room.file_stamp("stylegan_nada_guides", "own.safetensors") != first
+
+
 def test_a_rewritten_generator_is_read_again(either: World) -> None:
     path = either.save(either.stranger_from(0), "models", "stylegan_nada", "mine.safetensors")
     prompt = either.prompt(load=("LoadGenerator", {"file": "mine.safetensors"}),
@@ -683,6 +704,24 @@ def test_cancelling_a_training(either: World, checks: int) -> None:
     assert same(either.adapt()[0], expected), "the next run is as if nothing had happened"
 
 
+def test_a_step_is_stopped_in_its_midst(world: World) -> None:
+    world.adapt(steps=1)
+    assert world.host.checks > 50, "one step asks at every layer, not once"
+    world.reset()
+    world.host.interrupt_after(30)
+    with pytest.raises(world.host.InterruptProcessingException):
+        world.adapt(steps=1)
+    assert not torch.nn.modules.module._global_forward_pre_hooks, "nobody else's networks ask"
+
+
+def test_inspecting_can_be_stopped(world: World) -> None:
+    (layers,) = world.call("ChooseLayers", steps=100, batch=4)
+    world.host.interrupt_after(60)
+    given = {"generator": world.generator, "guide": world.guide, "shift": world.shift, "layers": layers}
+    with pytest.raises(world.host.InterruptProcessingException):
+        world.call("InspectLayers", **given)
+
+
 def test_cancelling_a_picture(world: World) -> None:
     world.host.interrupt_after(1)
     with pytest.raises(world.host.InterruptProcessingException):
@@ -780,6 +819,27 @@ def test_a_device_gets_copies_and_gives_them_back(world: World, fails: bool) -> 
         assert fails
     assert released == [(one, {"device": "meta"}) for one in lent] and world.host.emptied == 1
     assert not differences(before, snapshot([generator, guide])) and places(generator, guide) == {"cpu"}
+
+
+def test_an_error_keeps_nothing_of_the_work_alive(world: World) -> None:
+    made: list[weakref.ref[Tensor]] = []
+
+    def work() -> None:
+        activations = torch.ones(3)
+        made.append(weakref.ref(activations))
+        raise ZeroDivisionError
+
+    world.host.device = torch.device("meta")
+    with pytest.raises(ZeroDivisionError) as caught, world.room.on_device(world.stranger):
+        work()
+    assert caught.value.__traceback__ is not None and made[0]() is None
+
+
+def test_what_is_given_twice_is_copied_once(world: World) -> None:
+    world.host.device = torch.device("meta")
+    with world.room.on_device(world.stranger, world.stranger) as (one, other):
+        assert one is other and one is not world.stranger
+    assert world.host.freed[0][0] == weight(world.stranger)
 
 
 def test_on_the_cpu_nothing_is_copied(world: World) -> None:
@@ -975,13 +1035,27 @@ def test_saved_files_are_numbered_and_found_again(either: World, what: str) -> N
 
 
 @pytest.mark.parametrize("what", ["Generator", "Domain"])
-@pytest.mark.parametrize("prefix", ["../x", "a/../../x", "", "  ", "ABSOLUTE"])
+@pytest.mark.parametrize("prefix", ["../x", "a/../../x", "", "  ", ".", "a\nb", "a:b", "ABSOLUTE"])
 def test_files_stay_in_the_output_folder(either: World, what: str, prefix: str) -> None:
     prefix = str(either.host.root / "elsewhere" / "x") if prefix == "ABSOLUTE" else prefix
     before = tree(either.host.root)
-    with pytest.raises(Exception, match="outside the output folder|filename_prefix is empty; give"):
+    with pytest.raises(ValueError, match="filename_prefix is .*; give a name"):
         save(either, what, filename_prefix=prefix)
     assert tree(either.host.root) == before
+
+
+def test_a_generator_is_not_saved_where_nobody_looks_for_it(world: World) -> None:
+    with pytest.raises(ValueError, match="begins with domains, where generators are not looked for"):
+        save(world, "Generator", filename_prefix="domains/x")
+    assert save(world, "Domain", filename_prefix="domains/x").is_file()
+
+
+def test_nothing_that_is_saved_names_a_place_of_this_machine(world: World) -> None:
+    own = world.save(world.stranger, "models", "stylegan_nada", "own.safetensors")
+    assert str(world.host.root) not in world.node("LoadGenerator").fingerprint_inputs(file=own.name)
+    node = {"class_type": "X", "inputs": {"a": 1}, "is_changed": [str(own)], "_meta": {}}  # as ComfyUI hands it out
+    told = world.room.metadata(SimpleNamespace(prompt={"1": node}))
+    assert told == {"comfyui_prompt": {"1": {"class_type": "X", "inputs": {"a": 1}}}}
 
 
 def test_generators_come_back_from_their_files(either: World) -> None:
