@@ -447,6 +447,6 @@ def take_aim(
     aims = []
     for guide, weight in pairs:
         with torch.no_grad():
-            source = None if images is None else guide.encode_images(images)
+            source = None if images is None else torch.cat([guide.encode_images(part) for part in images.split(4)])
         aims.append(Aim(guide, weight / total, shift.direction(guide, source), shift.goal(guide)))
     return tuple(aims)

@@ -87,7 +87,7 @@ def first_look(generator: Generator, seed: int, label: int | None = None) -> Ten
     of their own: a run that looks draws the same ones afterwards as a run that does not."""
     z = torch.randn(16, generator.z_dim, generator=torch.Generator().manual_seed(seed)).to(generator.w_avg.device)
     ws = generator.map(z, generator.one_hot(label, 16))
-    return torch.cat([generator.synthesize(part) for part in ws.split(4)])
+    return Portion(4).fit(lambda size: torch.cat([generator.synthesize(part) for part in ws.split(size)]))
 
 
 def candidates(choice: LayerChoice, generator: Generator) -> tuple[Layer, ...]:

@@ -330,3 +330,16 @@ def test_inspection_refuses_what_adapt_refuses() -> None:
     with pytest.raises(ValueError, match="no guides"):
         inspect_layers(generator(), [], SHIFT)
     assert inspect_layers(generator(c_dim=3), guide(), SHIFT, label=2)
+
+
+def test_the_first_look_fits_into_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = generator()
+    whole, draw = first_look(made, 3), made.synthesize
+
+    def cramped(ws: Tensor, *rest: Any) -> Tensor:
+        if len(ws) > 1:
+            raise torch.cuda.OutOfMemoryError
+        return draw(ws, *rest)
+
+    monkeypatch.setattr(made, "synthesize", cramped)
+    torch.testing.assert_close(first_look(made, 3), whole)

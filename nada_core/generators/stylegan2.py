@@ -256,5 +256,7 @@ def _normalize(x: Tensor) -> Tensor:
 
 
 def _fill(tensor: Tensor, rng: torch.Generator | None, scale: float = 1.0) -> None:
+    if tensor.is_meta:  # without numbers to fill; drawing them all the same would take torch a second to find that out
+        return
     with torch.no_grad():
         tensor.normal_(generator=rng).mul_(scale)
