@@ -219,7 +219,7 @@ def test_unknown_layers_are_refused_with_the_known_ones() -> None:
 
 
 @pytest.mark.parametrize(("settings", "words"), [
-    ({"mode": "adaptiv"}, "Did you mean adaptive"), ({"mode": "named"}, "at least one layer"), ({"count": 0}, "count"),
+    ({"mode": "adaptiv"}, "Did you mean adaptive"), ({"mode": "named"}, "at least one of the generator"), ({"count": 0}, "count"),
     ({"count": 19}, "count"), ({"every": 0}, "every"), ({"rate": float("nan")}, "rate"), ({"mapping": "x"}, "mapping"),
 ])  # fmt: skip
 def test_bad_choices_are_refused(settings: dict[str, object], words: str) -> None:
@@ -336,10 +336,10 @@ def test_the_first_look_fits_into_little_memory(monkeypatch: pytest.MonkeyPatch)
     made = generator()
     whole, draw = first_look(made, 3), made.synthesize
 
-    def cramped(ws: Tensor, *rest: Any) -> Tensor:
+    def cramped(ws: Tensor) -> Tensor:
         if len(ws) > 1:
             raise torch.cuda.OutOfMemoryError
-        return draw(ws, *rest)
+        return draw(ws)
 
     monkeypatch.setattr(made, "synthesize", cramped)
     torch.testing.assert_close(first_look(made, 3), whole)
