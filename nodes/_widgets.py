@@ -34,14 +34,14 @@ def widgets(cls: type, names: Sequence[str], defaults: Any = None, advanced: Seq
 def settings(cls: type[T], names: Sequence[str], values: Mapping[str, Any], **more: Any) -> T:
     """The dataclass that the widgets' values stand for. Raises ValueError, from the class's own check."""
     known = {item.name: item for item in describe(cls)}
-    given: dict[str, Any] = {}
+    given: dict[str, Any] = {name.partition(".")[0]: {} for name in names if "." in name}
     for name in names:
         first, _, key = name.partition(".")
         if not key:
             given[name] = _value(known[name], values[name])
         elif weight := values[_term(key)]:  # what weighs nothing need not be computed
-            given.setdefault(first, {})[key] = weight
-    return cls(**{**{name.partition(".")[0]: {} for name in names if "." in name}, **given}, **more)
+            given[first][key] = weight
+    return cls(**given, **more)
 
 
 def _input(item: Setting, key: str, default: Any, advanced: bool | None) -> Any:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from environment import PREFIX, comfy_path, comfy_python, require
-from graph import chain, changed
+from environment import PREFIX, comfy_path, comfy_python, require, workflows
+from graph import chain, changed, short, to_api
 from inprocess import run_inside
 
 require()
@@ -50,6 +51,16 @@ def test_a_chain_runs(alone: dict[str, Any], pack: Path, tmp_path: Path) -> None
     images = told["outputs"]["4"]["images"]
     assert len(images) == 2
     assert all((tmp_path / "output" / image["filename"]).is_file() for image in images)
+
+
+@pytest.mark.parametrize("path", workflows(), ids=lambda path: path.stem)
+def test_every_workflow_runs(alone: dict[str, Any], pack: Path, tmp_path: Path, path: Path) -> None:
+    pytest.importorskip("comfy_cli", reason="workflow files are converted by comfy-cli")
+    prompt = short(to_api(json.loads(path.read_text(encoding="utf-8")), alone["info"]), steps=3)
+    told = run_inside(comfy_path(), comfy_python(), pack, tmp_path, prompt)
+    assert told["valid"], told["node_errors"]
+    assert told["success"], told["error"]
+    assert told["outputs"]
 
 
 def test_a_value_out_of_range_is_refused(alone: dict[str, Any], pack: Path, tmp_path: Path) -> None:
