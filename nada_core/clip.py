@@ -151,9 +151,10 @@ class ClipGuide(nn.Module):
 
 def built_in_guides() -> dict[str, Path]:
     """The guides that ship with the pack, name to open_clip config: guide.json is "portraits", guide-x.json
-    "portraits-x". The weights lie beside the config as .safetensors.
+    "portraits-x". The weights lie beside the config as .safetensors. "portraits" comes first.
     """
-    return {"portraits" + path.stem.removeprefix("guide"): path for path in sorted(BUILTIN.glob("guide*.json"))}
+    paths = sorted(BUILTIN.glob("guide*.json"), key=lambda path: path.stem)  # with .json "guide-x" would come first
+    return {"portraits" + path.stem.removeprefix("guide"): path for path in paths}
 
 
 def load_guide(

@@ -218,6 +218,10 @@ def test_built_in_guides_read_every_template(name: str) -> None:
     assert TextShift("photo", "pencil sketch").direction(guide).shape == (1, guide.dim)
 
 
+def test_the_first_built_in_guide_is_the_one_without_a_suffix() -> None:
+    assert list(built_in_guides())[:2] == ["portraits", "portraits-64"]
+
+
 def test_built_in_guides_are_found_by_their_files(
     guide: ClipGuide, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
