@@ -167,8 +167,10 @@ def on_device(*modules: Any, need: int = 0) -> Iterator[tuple[Any, ...]]:
     originals = {id(module): module for module in modules}  # one that is given twice is copied once
     weights = sum(tensor.nbytes for module in originals.values() for tensor in _tensors(module))
     comfy.model_management.free_memory(weights + need, device)
-    copies = {key: _copy(module, device) for key, module in originals.items()}
+    copies: dict[int, Any] = {}
     try:
+        for key, module in originals.items():
+            copies[key] = _copy(module, device)
         with _stoppable():
             yield tuple(copies[id(module)] for module in modules)
     except BaseException as error:
