@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,6 @@ from torch import Tensor
 from . import (
     Adaptation,
     AdaptConfig,
-    ClipGuide,
-    Generator,
     LayerChoice,
     Step,
     TextShift,
@@ -93,8 +91,7 @@ def _demo(args: argparse.Namespace) -> None:
         "the true picture": portraits.render(content(latents.ws), shift.target),
     }
     picture = compare_grid(columns, title=f"The same latents, from {shift.source} to {shift.target} by words alone")
-    told = _provenance("portraits", source, [(guide, 1.0)], shift, config)
-    files = _save_result(result, path, told, picture)
+    files = _save_result(result, path, _provenance("portraits", result), picture)
     verdict = portraits.examine(judge, content, source.cpu(), result.generator.cpu(), shift.target)
     _say(wording.verdict(verdict.as_row(), verdict.passed, shift.target), wording.listing(files))
 
@@ -117,7 +114,7 @@ def _adapt(args: argparse.Namespace) -> None:
         before, after = render(source, latents), render(result.generator, latents)
         columns = {f"before: {shift.source}": before, f"after: {shift.target}": after}
         picture = compare_grid(columns, [f"seed {seed}" for seed in range(8)])
-        files = _save_result(result, path, _provenance(args.generator, source, guides, shift, config), picture)
+        files = _save_result(result, path, _provenance(args.generator, result), picture)
         autosave.unlink(missing_ok=True)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(wording.how_to_go_on(autosave)) from None
@@ -224,17 +221,10 @@ def _save_result(result: Adaptation, path: Path, told: Mapping[str, Any], pictur
     return [*files, path]
 
 
-def _provenance(
-    name: str, source: Generator, guides: Sequence[tuple[ClipGuide, float]], shift: TextShift, config: AdaptConfig
-) -> dict[str, Any]:
-    """What it takes to make the same weights again."""
-    return {
-        "source": {"name": Path(name).name, "sha256": source.source},
-        "prompts": {"source": shift.source, "target": shift.target},
-        "guides": [{"name": g.name, "fingerprint": g.fingerprint, "weight": weight} for g, weight in guides],
-        "config": asdict(config),
-        "version": __version__,
-    }
+def _provenance(name: str, result: Adaptation) -> dict[str, Any]:
+    """What the run knows of itself, with the name of the file it started from."""
+    known = result.domain.provenance
+    return {**known, "source": {"name": Path(name).name, **known["source"]}, "version": __version__}
 
 
 def _tell_origin(path: Path, raw: RawCheckpoint) -> None:

@@ -37,6 +37,7 @@ from .layers import (
 )
 from .losses import TERMS, embed, objective, shared_views
 from .memory import Portion
+from .prompts import TEMPLATES
 from .runs import RunState, fingerprint, load_run, save_run
 from .settings import check, setting
 
@@ -318,10 +319,13 @@ def _provenance(
     shift: TextShift | ImageShift,
     config: AdaptConfig,
 ) -> dict[str, Any]:
-    """Where a domain comes from, JSON-ready."""
+    """What it takes to make the same weights again, JSON-ready. Templates are told where they are not the usual."""
+    told: dict[str, Any] = {"images": len(shift.images)} if isinstance(shift, ImageShift) else {
+        "prompts": {"source": shift.source, "target": shift.target}
+        | ({} if shift.templates == TEMPLATES else {"templates": shift.templates})
+    }  # fmt: skip
     named = [{"name": g.name, "fingerprint": g.fingerprint, "weight": weight} for g, weight in as_guides(guides)]
-    told = asdict(shift) if isinstance(shift, TextShift) else {"images": len(shift.images)}
-    return {"shift": told, "guides": named, "config": asdict(config), "source": teacher.source}
+    return {"source": {"sha256": teacher.source}, **told, "guides": named, "config": asdict(config)}
 
 
 def _identity(

@@ -24,14 +24,12 @@ class SaveGenerator(io.ComfyNode):
             hidden=[io.Hidden.prompt],
             inputs=[
                 GeneratorType.Input("generator", tooltip="The generator to write."),
-                io.String.Input("filename_prefix", default="adapted",
-                                tooltip="Name of the file before its number; may begin with folders, and hold tokens "
-                                        "such as %year%."),
+                _prefix("adapted"),
                 io.Combo.Input("format", options=["safetensors", "safetensors float16", "rosinality pt"],
                                tooltip="safetensors keeps every bit and says how the weights were made; float16 is "
                                        "half the size; rosinality pt is what many other tools read."),
             ],
-            outputs=[io.String.Output("path", display_name="path", tooltip="The file that was written.")],
+            outputs=[_path()],
         )  # fmt: skip
 
     @classmethod
@@ -60,13 +58,11 @@ class SaveDomain(io.ComfyNode):
             hidden=[io.Hidden.prompt],
             inputs=[
                 DomainType.Input("domain", tooltip="From Adapt Generator."),
-                io.String.Input("filename_prefix", default="domain",
-                                tooltip="Name of the file before its number; may begin with folders, and hold tokens "
-                                        "such as %year%."),
+                _prefix("domain"),
                 io.Combo.Input("precision", options=["float16", "float32"],
                                tooltip="float16 is half the size, and no eye sees the difference."),
             ],
-            outputs=[io.String.Output("path", display_name="path", tooltip="The file that was written.")],
+            outputs=[_path()],
         )  # fmt: skip
 
     @classmethod
@@ -140,6 +136,16 @@ class ApplyDomain(io.ComfyNode):
     @normal_mode()
     def execute(cls, generator: Any, domain: Domain, strength: float) -> Any:
         return io.NodeOutput(domain.apply(generator, strength))
+
+
+def _prefix(default: str) -> Any:
+    return io.String.Input("filename_prefix", default=default,
+                           tooltip="Name of the file before its number; may begin with folders, and hold tokens such "
+                                   "as %year%.")
+
+
+def _path() -> Any:
+    return io.String.Output("path", display_name="path", tooltip="The file that was written.")
 
 
 def _strength() -> Any:

@@ -21,6 +21,7 @@ from nada_core.clip import ImageShift, TextShift
 from nada_core.files import CheckpointError, read_metadata
 from nada_core.generators import Generator, StyleGAN2
 from nada_core.layers import LayerChoice
+from nada_core.prompts import TEMPLATES
 
 SHIFT = TextShift("photo", "sketch", ("a {} of a face", "the {}"))
 ADAPTIVE = LayerChoice(mode="adaptive", count=1, batch=2, every=3)
@@ -276,11 +277,12 @@ def test_the_domain_is_what_the_run_changed() -> None:
     for name, change in result.domain.changes.items():
         assert torch.equal(change, result.generator.state_dict()[name] - made.state_dict()[name])
     told = json.loads(json.dumps(result.domain.provenance))
-    assert told["shift"] == {"source": "photo", "target": "sketch", "templates": list(SHIFT.templates)}
+    own = {} if SHIFT.templates == TEMPLATES else {"templates": list(SHIFT.templates)}
+    assert told["prompts"] == {"source": "photo", "target": "sketch", **own}
     assert told["guides"] == [{"name": f"tiny-{seed}", "fingerprint": guide(seed).fingerprint, "weight": weight}
                               for seed, weight in ((0, 1.0), (5, 2.0))]  # fmt: skip
     assert told["config"]["lr"] == 0.02 and told["config"]["layers"]["names"] == ["b8.conv1"]
-    assert told["source"] == "0" * 64
+    assert told["source"] == {"sha256": "0" * 64}
     again = result.domain.apply(made).state_dict()
     for name, value in result.generator.state_dict().items():
         torch.testing.assert_close(again[name], value)
@@ -288,7 +290,13 @@ def test_the_domain_is_what_the_run_changed() -> None:
 
 def test_a_domain_of_style_images_tells_how_many() -> None:
     style = torch.rand(2, 3, 16, 16, generator=rng())
-    assert adapt(generator(), guide(), ImageShift(style), settings()).domain.provenance["shift"] == {"images": 2}
+    assert adapt(generator(), guide(), ImageShift(style), settings()).domain.provenance["images"] == 2
+
+
+def test_a_domain_tells_templates_that_are_not_the_usual_ones() -> None:
+    for templates, told in ((TEMPLATES, None), (("a {}",), ("a {}",))):
+        found = adapt(generator(), guide(), TextShift("photo", "sketch", templates), settings(steps=1)).domain
+        assert found.provenance["prompts"].get("templates") == told
 
 
 # ---- memory -------------------------------------------------------------------------------------------------------
