@@ -31,7 +31,7 @@ VERSION = 1
 # What other files can be told by, so that the refusal can say what the file is.
 _SIGNATURES = (
     ("synthesis.L0_", "a StyleGAN3 generator, which is not supported yet"),
-    ("encoder.", "an encoder (pSp, e4e, ReStyle); a generator is needed"),
+    ("state_dict.encoder.", "an encoder (pSp, e4e, ReStyle); load it with load_encoder"),
     ("visual.", "a CLIP model; load it as a guide instead"),
     ("text_model.", "a CLIP model; load it as a guide instead"),
     ("final_conv.", "a discriminator; a generator is needed"),

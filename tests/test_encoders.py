@@ -1,0 +1,325 @@
+"""Encoders from files: what each kind computes, ReStyle's loop, which generators a latent fits, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from fabricated_encoder import ROWS, W_DIM, content, decoder, encoder_state, face_state, write
+from test_identity import bent, by_hand, normed, pictures, trunk_by_hand
+from tiny import copied, rng
+from torch import Tensor
+
+from nada_core.checkpoints import load_generator, save_generator
+from nada_core.encoders import Encoder, load_encoder
+from nada_core.files import CheckpointError, DamagedCheckpointError, UnsupportedCheckpointError, write_torch
+from nada_core.latents import render
+
+KINDS = ("psp", "e4e", "restyle-psp", "restyle-e4e")
+
+
+def opened(folder: Path, kind: str, **settings: Any) -> Encoder:
+    return load_encoder(write(folder / "encoder.pt", kind, **settings))
+
+
+def head(state: dict[str, Tensor], row: int, x: Tensor) -> Tensor:
+    index = 0
+    while f"styles.{row}.convs.{index}.weight" in state:
+        conv = f"styles.{row}.convs.{index}"
+        x = F.leaky_relu(F.conv2d(x, state[f"{conv}.weight"], state[f"{conv}.bias"], stride=2, padding=1), 0.01)
+        index += 2
+    return x[:, :, 0, 0] @ (state[f"styles.{row}.linear.weight"].T / W_DIM**0.5) + state[f"styles.{row}.linear.bias"]
+
+
+def maps_by_hand(state: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The last maps of the last three stages: coarse, middle, fine."""
+    x = bent(normed(state, "input_layer.1", F.conv2d(x, state["input_layer.0.weight"], padding=1)),
+             state["input_layer.2.weight"])
+    found = []
+    for index in range(8):
+        x = by_hand(state, f"body.{index}", 2 if index in (0, 2, 4, 7) else 1, x)
+        found.append(x)
+    return found[7], found[6], found[3]
+
+
+# ---- one pass -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["psp", "e4e"])
+def test_a_pyramid_is_its_formula(tmp_path: Path, kind: str) -> None:
+    """Three rows from the coarse map, four from the middle, the rest from the fine one (pSp, section 3.1)."""
+    state, seen = encoder_state(kind), pictures(2, 32)
+    coarse, middle, fine = maps_by_hand(state, seen)
+
+    def add(x: Tensor, finer: Tensor, number: int) -> Tensor:
+        lateral = F.conv2d(finer, state[f"latlayer{number}.weight"], state[f"latlayer{number}.bias"])
+        return F.interpolate(x, size=finer.shape[-2:], mode="bilinear", align_corners=True) + lateral
+
+    second = add(coarse, middle, 1)
+    third = add(second, fine, 2)
+    rows = [head(state, row, coarse if row < 3 else second if row < 7 else third) for row in range(ROWS)]
+    if kind == "e4e":
+        rows = [rows[0], *(rows[0] + offset for offset in rows[1:])]
+    encoder = opened(tmp_path, kind)
+    expected = torch.stack(rows, 1) + decoder().w_avg
+    assert encoder.kind == kind and encoder.side == 32 and not encoder.iterative
+    torch.testing.assert_close(encoder.encode(seen).ws, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_offsets_of_zero_leave_the_first_row_everywhere(tmp_path: Path) -> None:
+    """e4e, section 4.1: w_i = w + offset_i."""
+    made = content("e4e")
+    for row in range(1, ROWS):
+        for part in ("weight", "bias"):
+            made["state_dict"][f"encoder.styles.{row}.linear.{part}"].zero_()
+    write_torch(tmp_path / "e.pt", made)
+    ws = load_encoder(tmp_path / "e.pt").encode(pictures(2, 32)).ws
+    assert torch.equal(ws, ws[:, :1].expand_as(ws)) and (ws[0] - ws[1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_latents_fit_the_decoder_and_do_not_depend_on_neighbours(tmp_path: Path, kind: str) -> None:
+    encoder, seen = opened(tmp_path, kind), pictures(5, 48)
+    kept = seen.clone()
+    found = encoder.encode(seen, iterations=2, batch=2)
+    assert found.ws.shape == (5, ROWS, W_DIM) and found.space == encoder.decoder.space()
+    assert not found.ws.requires_grad and torch.equal(seen, kept)
+    torch.testing.assert_close(encoder.encode(seen[3:4], iterations=2).ws, found.ws[3:4], rtol=1e-4, atol=1e-5)
+    assert render(encoder.decoder, found).shape == (5, 3, 32, 32)
+    assert not encoder.train().training and not any(p.requires_grad for p in encoder.parameters())
+    assert len(encoder.source or "") == 64
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_reach_the_picture(tmp_path: Path, kind: str) -> None:
+    encoder = opened(tmp_path, kind)
+    seen = torch.cat([pictures(2, 32)] * (2 if encoder.iterative else 1), 1).requires_grad_()
+    (gradient,) = torch.autograd.grad(encoder.net(seen).square().sum(), seen)
+    assert gradient.isfinite().all() and (gradient.abs().amax((2, 3)) > 0).all()
+
+
+@pytest.mark.parametrize("kind", ["psp", "restyle-e4e"])
+def test_a_namespace_says_the_same_as_a_dict(tmp_path: Path, kind: str) -> None:
+    first, second = (opened(tmp_path, kind, namespace=namespace).encode(pictures(1)) for namespace in (False, True))
+    assert torch.equal(first.ws, second.ws) and first.space == second.space
+
+
+def test_the_mean_is_added_where_the_options_say_so(tmp_path: Path) -> None:
+    plain = opened(tmp_path, "psp").encode(pictures(1)).ws
+    without = opened(tmp_path, "psp", start_from_latent_avg=False).encode(pictures(1)).ws
+    torch.testing.assert_close(plain - without, decoder().w_avg.expand(1, ROWS, -1), rtol=1e-4, atol=1e-5)
+    old = content("psp")
+    del old["opts"]["start_from_latent_avg"]
+    write_torch(tmp_path / "old.pt", old)
+    assert torch.equal(load_encoder(tmp_path / "old.pt").encode(pictures(1)).ws, plain)
+
+
+@pytest.mark.parametrize("shape", ["[C]", "[1, C]", "[L, C]", "none"])
+def test_the_mean_comes_in_every_shape(tmp_path: Path, shape: str) -> None:
+    made = content("restyle-psp")
+    mean = decoder().w_avg
+    made["latent_avg"] = {"[C]": mean, "[1, C]": mean[None], "[L, C]": mean.repeat(ROWS, 1), "none": None}[shape]
+    write_torch(tmp_path / "e.pt", made)
+    encoder = load_encoder(tmp_path / "e.pt")
+    if shape == "none":
+        assert torch.equal(encoder.start, encoder.decoder.w_avg.expand(ROWS, -1))
+        mean = encoder.decoder.mapping(torch.randn(10_000, W_DIM, generator=rng())).mean(0)
+        torch.testing.assert_close(encoder.decoder.w_avg, mean)
+    else:
+        assert torch.equal(encoder.start, mean.expand(ROWS, -1)) and encoder.decoder.space() == decoder().space()
+
+
+# ---- ReStyle ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["restyle-psp", "restyle-e4e"])
+def test_passes_add_up(tmp_path: Path, kind: str) -> None:
+    """ReStyle, section 3.2: w_(t+1) = w_t + E(x, G(w_t)), from the mean; every head reads the last map."""
+    encoder, seen, state = opened(tmp_path, kind), pictures(2, 64), encoder_state(kind)
+    small, made = F.avg_pool2d(seen, 2), decoder()
+    ws = made.w_avg.expand(2, ROWS, -1)
+    for count in (1, 2, 3):
+        with torch.no_grad():
+            last = trunk_by_hand(state, torch.cat([small, made.synthesize(ws, "const")], 1))
+        rows = torch.stack([head(state, row, last) for row in range(ROWS)], 1)
+        if kind == "restyle-e4e":
+            rows = torch.cat([rows[:, :1], rows[:, :1] + rows[:, 1:]], 1)
+        ws = ws + rows
+        found = encoder.encode(seen, iterations=count).ws
+        torch.testing.assert_close(found, ws, rtol=1e-3, atol=1e-3)
+    assert encoder.iterative and (found - encoder.encode(seen, iterations=2).ws).abs().max() > 1e-2
+
+
+def test_the_rendering_is_reduced_by_area(tmp_path: Path) -> None:
+    encoder = opened(tmp_path, "restyle-psp")
+    encoder.side = 16
+    shown = encoder._show(encoder.start[None], same=True)
+    torch.testing.assert_close(shown, F.avg_pool2d(encoder.decoder.synthesize(encoder.start[None]), 2))
+
+
+@pytest.mark.parametrize(("kind", "total"), [("psp", 5), ("restyle-psp", 15)])
+def test_passes_are_reported_and_can_be_stopped(tmp_path: Path, kind: str, total: int) -> None:
+    encoder, told = opened(tmp_path, kind), []
+    encoder.encode(pictures(5), iterations=3, batch=4, on_pass=lambda done, of: told.append((done, of)))
+    assert told == [(done, total) for done in ((4, 5) if kind == "psp" else (4, 8, 12, 13, 14, 15))]
+
+    def stop(done: int, of: int) -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        encoder.encode(pictures(1), on_pass=stop)
+
+
+def test_a_batch_that_does_not_fit_is_halved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, seen = opened(tmp_path, "restyle-psp"), pictures(4)
+    expected, forward, sizes = encoder.encode(seen, 2).ws, encoder.net.forward, []
+
+    def cramped(images: Tensor) -> Tensor:
+        sizes.append(len(images))
+        if len(images) > 1:
+            raise torch.cuda.OutOfMemoryError("full")
+        return forward(images)
+
+    monkeypatch.setattr(encoder.net, "forward", cramped)
+    torch.testing.assert_close(encoder.encode(seen, 2).ws, expected, rtol=1e-4, atol=1e-5)
+    assert sizes == [4, 2, *[1] * 8]
+
+
+@pytest.mark.parametrize("kind", ["psp", "restyle-psp", "restyle-e4e"])
+def test_the_resnet_variants_load(tmp_path: Path, kind: str) -> None:
+    encoder, state, seen = opened(tmp_path, kind, trunk="resnet"), encoder_state(kind, trunk="resnet"), pictures(2, 32)
+    x = torch.cat([seen, encoder._show(encoder.start.expand(2, -1, -1), same=True)], 1) if encoder.iterative else seen
+    x = bent(normed(state, "bn1", F.conv2d(x, state["conv1.weight"], None, 2, 3)), state["relu.weight"])
+    for index in range(8):
+        unit, stride = f"body.{index}", 2 if index in (2, 4, 7) else 1
+        y = normed(state, f"{unit}.bn1", F.conv2d(x, state[f"{unit}.conv1.weight"], None, stride, 1)).relu()
+        y = normed(state, f"{unit}.bn2", F.conv2d(y, state[f"{unit}.conv2.weight"], None, 1, 1))
+        if f"{unit}.downsample.0.weight" in state:
+            x = normed(state, f"{unit}.downsample.1", F.conv2d(x, state[f"{unit}.downsample.0.weight"], None, stride))
+        x = (x + y).relu()
+    torch.testing.assert_close(encoder.encode(seen, 1).ws[:, 0], decoder().w_avg + head(state, 0, x), rtol=1e-3,
+                               atol=1e-4)
+
+
+# ---- cars ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["e4e", "restyle-e4e"])
+def test_cars_are_seen_without_their_bands(tmp_path: Path, kind: str) -> None:
+    encoder, seen = opened(tmp_path, kind, dataset_type="cars_encode"), pictures(2, 64)
+    assert encoder.wide and encoder._look(seen).shape == (2, 3, 24, 32)
+    assert torch.equal(encoder._look(seen), F.avg_pool2d(seen, 2)[:, :, 4:28])
+    banded = encoder.encode(seen, 2).ws
+    torch.testing.assert_close(encoder.encode(seen[:, :, 8:56], 2).ws, banded, rtol=1e-4, atol=1e-5)
+    assert (opened(tmp_path, kind).encode(seen, 2).ws - banded).abs().max() > 1e-3
+
+
+# ---- which generators a latent fits -------------------------------------------------------------------------------
+
+
+def test_a_generator_with_the_same_mapping_lends_its_space(tmp_path: Path) -> None:
+    encoder, own = opened(tmp_path, "e4e"), decoder()
+    with torch.no_grad():
+        own.w_avg.add_(1e-3)  # as estimated from other samples
+        own.get_parameter("synthesis.b8.conv0.weight").mul_(1.1)  # and adapted
+    plain, lent = encoder.encode(pictures(1)), encoder.encode(pictures(1), generator=own)
+    assert plain.space == decoder().space() != own.space() == lent.space and torch.equal(plain.ws, lent.ws)
+    assert render(own, lent).shape == (1, 3, 32, 32)
+
+
+@pytest.mark.parametrize("other", [{"rng": rng(9)}, {"resolution": 16, "widths": [8, 7, 4]}, {"mapping_layers": 3}])
+def test_a_generator_with_another_mapping_is_refused(tmp_path: Path, other: dict[str, Any]) -> None:
+    encoder, stranger = opened(tmp_path, "e4e"), decoder(**other)
+    before = copied(stranger.state_dict())
+    with pytest.raises(ValueError, match="mapping network is not that of the encoder"):
+        encoder.encode(pictures(1), generator=stranger)
+    assert all(torch.equal(value, before[name]) for name, value in stranger.state_dict().items())
+
+
+# ---- refusals -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [{"iterations": 0}, {"batch": 0}])
+def test_settings_below_one_are_refused(tmp_path: Path, settings: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="expected at least 1 of each"):
+        opened(tmp_path, "psp").encode(pictures(1), **settings)
+
+
+@pytest.mark.parametrize("images", [torch.zeros(3, 32, 32), torch.full((1, 3, 32, 32), torch.nan)])
+def test_what_is_no_picture_is_refused(tmp_path: Path, images: Tensor) -> None:
+    with pytest.raises(ValueError, match="pictures"):
+        opened(tmp_path, "psp", dataset_type="cars_encode").encode(images)
+
+
+def changed(change: str) -> dict[str, Any]:
+    made = copy.deepcopy(content("psp"))
+    state, opts = made["state_dict"], made["opts"]
+    if change == "type":
+        opts["encoder_type"] = "BackboneEncoderUsingLastLayerIntoW"
+    elif change == "no type":
+        del made["opts"]
+    elif change in ("decoder", "encoder"):
+        made["state_dict"] = {name: value for name, value in state.items() if not name.startswith(f"{change}.")}
+    elif change == "StyleGAN3":
+        made["state_dict"] = {name: value for name, value in state.items() if name.startswith("encoder.")}
+        made["state_dict"]["decoder.synthesis.L0_36_16.weight"] = torch.zeros(2)
+    elif change == "rows":
+        made["state_dict"] = {name: value for name, value in state.items() if not name.startswith("encoder.styles.7.")}
+    elif change == "pyramid":
+        opts["encoder_type"] = "BackboneEncoder"
+    elif change == "labels":
+        state["encoder.input_layer.0.weight"] = torch.zeros(4, 19, 3, 3)
+    elif change == "mean":
+        made["latent_avg"] = torch.zeros(3, W_DIM)
+    elif change == "missing":
+        del state["encoder.latlayer1.bias"]
+    elif change == "heads":
+        made["state_dict"] = {name: value for name, value in state.items()
+                              if not (name.startswith("encoder.") and ".convs." in name)}
+    elif change == "half a decoder":
+        del state["decoder.style.1.bias"]
+    return made
+
+
+@pytest.mark.parametrize(("change", "kind", "told"), [
+    ("type", UnsupportedCheckpointError, "'BackboneEncoderUsingLastLayerIntoW'; known are GradualStyleEncoder"),
+    ("no type", UnsupportedCheckpointError, "encoder type None"), ("decoder", CheckpointError, "without its decoder"),
+    ("encoder", UnsupportedCheckpointError, "load it with load_generator"),
+    ("StyleGAN3", UnsupportedCheckpointError, "no StyleGAN2"), ("rows", CheckpointError, "7 rows"),
+    ("pyramid", CheckpointError, "does not fit its type"), ("labels", UnsupportedCheckpointError, "19 channels"),
+    ("mean", CheckpointError, r"latent_avg has shape \[3, 6\]"), ("missing", CheckpointError, r"latlayer1\.bias"),
+    ("heads", CheckpointError, "does not fit its type"), ("half a decoder", CheckpointError, r"its decoder.*style\.1\.bias"),
+])  # fmt: skip
+def test_other_and_damaged_encoders_say_what_is_wrong(tmp_path: Path, change: str, kind: type, told: str) -> None:
+    path = tmp_path / "encoder.pt"
+    write_torch(path, changed(change))
+    with pytest.raises(kind, match=told) as error:
+        load_encoder(path)
+    assert str(path) in str(error.value)
+
+
+def test_whole_files_of_other_kinds_are_refused(tmp_path: Path) -> None:
+    save_generator(decoder(), tmp_path / "g.safetensors", {})
+    with pytest.raises(UnsupportedCheckpointError, match="a generator; load it with load_generator"):
+        load_encoder(tmp_path / "g.safetensors")
+    write_torch(tmp_path / "face.pth", face_state())
+    with pytest.raises(UnsupportedCheckpointError, match="a face recogniser; load it with load_identity"):
+        load_encoder(tmp_path / "face.pth")
+    write_torch(tmp_path / "other.pth", {"layer.weight": torch.zeros(2)})
+    with pytest.raises(UnsupportedCheckpointError, match="none of the usual files"):
+        load_encoder(tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match="no such file"):
+        load_encoder(tmp_path / "nothing.pt")
+    whole = write(tmp_path / "encoder.pt", "psp").read_bytes()
+    (tmp_path / "encoder.pt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DamagedCheckpointError):
+        load_encoder(tmp_path / "encoder.pt")
+
+
+def test_a_generator_is_still_not_read_from_an_encoder(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedCheckpointError, match="an encoder .*load_encoder"):
+        load_generator(write(tmp_path / "encoder.pt", "psp"))
