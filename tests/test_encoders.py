@@ -292,7 +292,8 @@ def changed(change: str) -> dict[str, Any]:
     ("StyleGAN3", UnsupportedCheckpointError, "no StyleGAN2"), ("rows", CheckpointError, "7 rows"),
     ("pyramid", CheckpointError, "does not fit its type"), ("labels", UnsupportedCheckpointError, "19 channels"),
     ("mean", CheckpointError, r"latent_avg has shape \[3, 6\]"), ("missing", CheckpointError, r"latlayer1\.bias"),
-    ("heads", CheckpointError, "does not fit its type"), ("half a decoder", CheckpointError, r"its decoder.*style\.1\.bias"),
+    ("heads", CheckpointError, "does not fit its type"),
+    ("half a decoder", CheckpointError, r"its decoder.*style\.1\.bias"),
 ])  # fmt: skip
 def test_other_and_damaged_encoders_say_what_is_wrong(tmp_path: Path, change: str, kind: type, told: str) -> None:
     path = tmp_path / "encoder.pt"
