@@ -16,24 +16,23 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from .images import SMALLEST, expect_photos, from_pil, to_pil, to_uint8
 
 if TYPE_CHECKING:
     from PIL import Image
 
 Point = tuple[float, float]
 
-_SMALLEST = 16  # pixels a side of a photo, a face's square and a result; there is nothing to recognise in fewer
 _LARGEST = 4  # the face's square is at most this many times the photo, most of which would then be made up
 _FLAT = 0.1  # sine of the least angle between the line of the eyes and the way from there to the mouth
-_FARTHEST = 4.0  # a generator overshoots -1..1 a little; bytes taken for -1..1 are far beyond
 _WARPED = 4096  # pixels a side the square is sampled with for 1024, in proportion for less
 _SHARE = 100  # the detector looks for faces of 20 pixels or this part of the photo, whichever is more
 _SURE = [0.7, 0.7, 0.9]  # of the detector's three networks; with the usual .7 for the last, cloth passes for a face
 _FRAME = 0.25  # of each side, laid around the photo for the detector
 
-BY_HAND = "give the five points by hand, or take the middle of the picture with centre_crop"
+BY_HAND = "give the five points by hand, or take the middle of the picture as it is"
 
 
 class NoFaceError(ValueError):
@@ -120,8 +119,10 @@ def align(image: Tensor, points: FacePoints, size: int = 1024) -> Tensor:
     """
     from PIL import Image
 
-    photo = _to_pil(image)
-    _expect_size(size)
+    _expect_photo(image)
+    if size < SMALLEST:
+        raise ValueError(f"got size {size}, expected at least {SMALLEST} pixels, as a rule the generator's.")
+    photo = to_pil(image)
     centre, x = _square(points)
     _expect_fit(photo.size, centre, x)
 
@@ -148,23 +149,7 @@ def align(image: Tensor, points: FacePoints, size: int = 1024) -> Tensor:
     # Pillow counts from the corner of the first pixel, points from its middle.
     quad = [value + 0.5 for corner in corners for value in (corner.real, corner.imag)]
     face = photo.transform((warped, warped), Image.Transform.QUAD, quad, Image.Resampling.BILINEAR)
-    return _from_pil(face.resize((size, size), Image.Resampling.LANCZOS)).to(image.device)
-
-
-def centre_crop(image: Tensor, size: int) -> Tensor:
-    """The middle square of a picture without any face: [1, 3, H, W] -> float32 [1, 3, S, S], both in -1..1.
-
-    Reduced by area, enlarged bicubically. Raises ValueError for what is no photo, and for a size under 16.
-    """
-    _expect_photo(image)
-    _expect_size(size)
-    height, width = image.shape[-2:]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    square = image.detach().float()[:, :, top : top + side, left : left + side]
-    if side > size:
-        return F.interpolate(square, size=(size, size), mode="area")
-    return F.interpolate(square, size=(size, size), mode="bicubic", antialias=True).clamp(-1, 1)
+    return from_pil(face.resize((size, size), Image.Resampling.LANCZOS)).to(image.device)
 
 
 # ---- finding ------------------------------------------------------------------------------------------------------
@@ -181,7 +166,8 @@ def find_faces(image: Tensor) -> list[FacePoints]:
     """
     import numpy
 
-    pixels = _to_bytes(image)
+    _expect_photo(image)
+    pixels = to_uint8(image)[0].cpu().numpy()
     try:
         from mtcnnruntime import MTCNN
     except ImportError as error:
@@ -291,19 +277,9 @@ def _area(box: Any) -> float:
 
 
 def _expect_photo(image: Tensor) -> None:
-    if image.ndim != 4 or image.shape[:2] != (1, 3) or min(image.shape[-2:]) < _SMALLEST:
-        raise ValueError(f"got a picture of shape {list(image.shape)}, expected [1, 3, H, W]: one in colour, at least "
-                         f"{_SMALLEST} pixels on each side; take pictures one by one.")
-    if not image.isfinite().all():
-        raise ValueError("got a picture with NaN or infinity in it, expected -1..1; load it from a sound file.")
-    if (farthest := image.abs().max().item()) > _FARTHEST:
-        raise ValueError(f"got a picture that reaches {farthest:.4g}, expected -1..1; divide bytes by 127.5 and take 1 "
-                         "away, or use load_image.")
-
-
-def _expect_size(size: int) -> None:
-    if size < _SMALLEST:
-        raise ValueError(f"got size {size}, expected at least {_SMALLEST} pixels, as a rule the generator's.")
+    expect_photos(image, channels=(3,))
+    if len(image) != 1:
+        raise ValueError(f"got {len(image)} pictures, expected one; take pictures one by one.")
 
 
 def _expect_fit(extent: tuple[int, int], centre: complex, x: complex) -> None:
@@ -312,25 +288,7 @@ def _expect_fit(extent: tuple[int, int], centre: complex, x: complex) -> None:
     if not (0 <= centre.real <= width and 0 <= centre.imag <= height):
         raise ValueError(f"got a face around {centre.real:.0f}, {centre.imag:.0f}, expected it inside of the picture, "
                          f"which has {width} x {height} pixels; mark the points in this very picture.")
-    if not _SMALLEST <= side <= _LARGEST * max(width, height):
+    if not SMALLEST <= side <= _LARGEST * max(width, height):
         raise ValueError(f"got points whose face fills a square of {side:.3g} pixels in a picture of {width} x "
-                         f"{height}, expected {_SMALLEST} to {_LARGEST * max(width, height)}; points are in pixels, "
+                         f"{height}, expected {SMALLEST} to {_LARGEST * max(width, height)}; points are in pixels, "
                          "not in parts of the picture.")
-
-
-def _to_bytes(image: Tensor) -> Any:
-    """A photo as the array of bytes [H, W, 3] that Pillow and detectors take."""
-    _expect_photo(image)
-    return ((image[0].detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
-
-
-def _to_pil(image: Tensor) -> Image.Image:
-    from PIL import Image
-
-    return Image.fromarray(_to_bytes(image))
-
-
-def _from_pil(image: Image.Image) -> Tensor:
-    import numpy
-
-    return (torch.from_numpy(numpy.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1).contiguous()

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 _CELL = 192  # images smaller than this are enlarged by a whole factor in grids, so that pixels stay pixels
 _LARGEST = 512  # larger ones are reduced, so that a sheet can be taken in at a glance and its labels be read
 _GAP = 8
+SMALLEST = 16  # pixels a side of a picture from outside: there is nothing to recognise in fewer
+_KINDS = {1: "grey", 3: "RGB", 4: "RGBA"}
+_FARTHEST = 4.0  # a generator overshoots -1..1 a little; bytes taken for -1..1 are far beyond
 
 PAPER = (255, 255, 255)
 INK = (38, 38, 46)
@@ -126,6 +129,47 @@ def resize(images: Tensor, size: int | tuple[int, int]) -> Tensor:
     if images.shape[-2:] == (height, width):
         return images
     return F.interpolate(images, size=(height, width), mode="bicubic", antialias=True, align_corners=False)
+
+
+def square(images: Tensor, size: int) -> Tensor:
+    """Pictures of any size and kind as a generator of `size` pixels makes them: [N, C, H, W] -> [N, 3, size, size].
+
+    The middle square is cut out; larger ones are reduced by area, as projectors do (StyleGAN2, arXiv:1912.04958,
+    appendix D), smaller ones enlarged. C is 1 for grey, 3 for colour, 4 with transparency, which is laid on white; all
+    channels lie in -1..1. Raises ValueError for what `expect_photos` refuses, and for a size under 16.
+    """
+    expect_photos(images)
+    if size < SMALLEST:
+        raise ValueError(f"Got size {size}, expected at least {SMALLEST} pixels, as a rule the generator's.")
+    if images.shape[1] == 4:
+        cover = ((images[:, 3:] + 1) / 2).clamp(0, 1)
+        images = images[:, :3] * cover + (1 - cover)
+    height, width = images.shape[-2:]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    cut = images.float()[:, :, top : top + side, left : left + side].expand(-1, 3, -1, -1)
+    return F.interpolate(cut, size=(size, size), mode="area") if side > size else resize(cut, size).clamp(-1, 1)
+
+
+def expect_photos(images: Tensor, channels: Sequence[int] = (1, 3, 4)) -> None:
+    """Refuse what is no picture from outside: [N, C, H, W] in -1..1.
+
+    Raises:
+        ValueError: for other channels, sides under 16 pixels, NaN and infinity, and values that are far from -1..1.
+    """
+    if images.ndim != 4 or not len(images) or images.shape[1] not in channels:
+        kinds = " or ".join(f"{one} ({_KINDS[one]})" for one in channels)
+        raise ValueError(f"Got pictures of shape {list(images.shape)}, expected [N, C, H, W] with at least one picture "
+                         f"of {kinds} channels.")
+    height, width = images.shape[-2:]
+    if min(height, width) < SMALLEST:
+        raise ValueError(f"Got pictures of {width} x {height} pixels, expected at least {SMALLEST} on each side; "
+                         "there is nothing to recognise in fewer.")
+    if not images.isfinite().all():
+        raise ValueError("Got pictures with NaN or infinity in them, expected -1..1; load them from a sound file.")
+    if (farthest := images.abs().max().item()) > _FARTHEST:
+        raise ValueError(f"Got pictures that reach {farthest:.4g}, expected -1..1; divide bytes by 127.5 and take 1 "
+                         "away, or use load_image.")
 
 
 # ---- grids --------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import torch
 from tiny import rng
 from torch import Tensor
 
-from nada_core.faces import FacePoints, NoFaceError, align, centre_crop, find_face, find_faces
+from nada_core.faces import FacePoints, NoFaceError, align, find_face, find_faces
 
 SIZE = 256
 # Eyes 60 apart and a mouth 60 below them: the square is 240 wide, its centre 6 below the eyes (appendix A).
@@ -102,7 +102,6 @@ def test_what_comes_in_is_not_changed() -> None:
     given = photo()
     kept = given.clone()
     align(given, placed(40 + 40j), 64)
-    centre_crop(given, 64)
     assert torch.equal(given, kept)
 
 
@@ -174,17 +173,16 @@ def test_points_that_determine_no_square(changes: dict[str, Any], message: str) 
 # ---- what is refused ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("take", [lambda image: align(image, placed(), 64), lambda image: centre_crop(image, 64),
-                                  find_faces])  # fmt: skip
+@pytest.mark.parametrize("take", [lambda image: align(image, placed(), 64), find_faces])
 @pytest.mark.parametrize(
     ("image", "message"),
     [
         (torch.zeros(1, 4, 400, 400), r"\[1, 4, 400, 400\], expected"),
         (torch.zeros(2, 3, 400, 400), "one by one"),
         (torch.zeros(3, 400, 400), r"\[3, 400, 400\], expected"),
-        (torch.zeros(1, 3, 1, 1), "at least 16 pixels"),
+        (torch.zeros(1, 3, 1, 1), "1 x 1 pixels, expected at least 16"),
         (torch.full((1, 3, 400, 400), math.nan), "NaN"),
-        (torch.full((1, 3, 400, 400), 200.0), "reaches 200, expected -1..1"),
+        (torch.full((1, 3, 400, 400), 200.0), "reach 200, expected -1..1"),
     ],
 )
 def test_what_is_no_photo(take: Callable[[Tensor], object], image: Tensor, message: str) -> None:
@@ -205,23 +203,9 @@ def test_points_that_do_not_fit_the_photo(points: FacePoints, message: str) -> N
         align(photo(), points, 64)
 
 
-@pytest.mark.parametrize("take", [lambda size: align(photo(), placed(), size), lambda size: centre_crop(photo(), size)])
-def test_a_size_too_small(take: Callable[[int], Tensor]) -> None:
+def test_a_size_too_small() -> None:
     with pytest.raises(ValueError, match="got size 8, expected at least 16"):
-        take(8)
-
-
-# ---- without a face -----------------------------------------------------------------------------------------------
-
-
-def test_the_middle_square() -> None:
-    given = torch.zeros(1, 3, 32, 64)
-    given[..., 16:48] = torch.arange(32) / 32
-    half = centre_crop(given, 16)
-    assert torch.allclose(half[0, 0, 3], (torch.arange(16) * 2 + 0.5) / 32)
-    assert torch.equal(centre_crop(given, 32), given[..., 16:48])
-    larger = centre_crop(torch.where(given > 0.5, 1.0, -1.0), 64)
-    assert larger.shape == (1, 3, 64, 64) and larger.abs().max() <= 1
+        align(photo(), placed(), 8)
 
 
 # ---- the detector -------------------------------------------------------------------------------------------------
@@ -277,7 +261,7 @@ def test_the_detector_is_shown_bytes_with_blue_first(detector: SimpleNamespace) 
 
 
 def test_a_picture_without_a_face(detector: SimpleNamespace) -> None:
-    message = "no face in the picture of 400 x 420 pixels.*five points by hand.*centre_crop"
+    message = "no face in the picture of 400 x 420 pixels.*five points by hand.*middle of the picture"
     for answer in (([], []), ValueError("need at least one array to concatenate")):
         detector.answer = answer
         assert find_faces(photo()) == []
@@ -296,7 +280,7 @@ def test_points_that_no_face_shows_are_no_face(detector: SimpleNamespace) -> Non
 
 def test_without_the_detector_there_are_three_ways_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mtcnnruntime", None)
-    with pytest.raises(ValueError, match="pip install mtcnn-runtime.*five points by hand.*centre_crop"):
+    with pytest.raises(ValueError, match="pip install mtcnn-runtime.*five points by hand.*middle of the picture"):
         find_face(photo())
 
 

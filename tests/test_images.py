@@ -16,6 +16,7 @@ from nada_core.images import (
     load_image,
     resize,
     save_image,
+    square,
     to_pil,
     to_uint8,
 )
@@ -121,3 +122,57 @@ def test_compare_grid_puts_the_same_latent_in_one_row() -> None:
     for wrong in ({}, {"a": before, "b": before[:2]}):
         with pytest.raises(ValueError, match="equally many"):
             compare_grid(wrong)
+
+
+# ---- pictures from outside ----------------------------------------------------------------------------------------
+
+
+def test_the_middle_square_reduced_by_area() -> None:
+    given = torch.zeros(1, 3, 32, 64)
+    given[..., 16:48] = torch.arange(32) / 32
+    assert torch.allclose(square(given, 16)[0, 0, 3], (torch.arange(16) * 2 + 0.5) / 32)
+    assert torch.equal(square(given, 32), given[..., 16:48])
+    larger = square(torch.where(given > 0.5, 1.0, -1.0), 64)
+    assert larger.shape == (1, 3, 64, 64) and larger.abs().max() <= 1
+
+
+def test_grey_and_transparent_pictures_become_colour() -> None:
+    grey = noise()[:, :1]
+    assert torch.equal(square(grey, 16), grey.expand(-1, 3, -1, -1))
+    clear = torch.cat([noise(), torch.full((1, 1, 16, 16), -1.0)], 1)
+    solid = torch.cat([noise(), torch.ones(1, 1, 16, 16)], 1)
+    assert torch.equal(square(clear, 16), torch.ones(1, 3, 16, 16))
+    assert torch.allclose(square(solid, 16), noise(), atol=1e-6)
+
+
+def test_rotation_tags_and_modes_are_obeyed_on_the_way_in(tmp_path: Path) -> None:
+    pixels = Image.new("RGB", (40, 20), (255, 0, 0))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn clockwise by a quarter to see it upright
+    pixels.save(tmp_path / "turned.jpg", exif=exif)
+    Image.new("L", (20, 30), 128).save(tmp_path / "grey.png")
+    Image.new("RGBA", (20, 30), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert load_image(tmp_path / "turned.jpg").shape == (1, 3, 40, 20)
+    assert square(load_image(tmp_path / "grey.png"), 16).sub(128 / 127.5 - 1).abs().max() < 1e-6
+    assert torch.equal(square(load_image(tmp_path / "clear.png"), 16), torch.ones(1, 3, 16, 16))
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(1, 5, 64, 64), r"\[1, 5, 64, 64\], expected .* 1 \(grey\) or 3 \(RGB\) or 4 \(RGBA\)"),
+        (torch.zeros(3, 64, 64), r"\[3, 64, 64\], expected"),
+        (torch.zeros(0, 3, 64, 64), "at least one picture"),
+        (torch.zeros(1, 3, 1, 1), "1 x 1 pixels, expected at least 16"),
+        (torch.full((1, 3, 64, 64), float("nan")), "NaN or infinity"),
+        (torch.full((1, 3, 64, 64), 255.0), "reach 255, expected -1..1"),
+    ],
+)
+def test_what_is_no_picture_is_refused(images: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        square(images, 64)
+
+
+def test_a_square_too_small_is_refused() -> None:
+    with pytest.raises(ValueError, match="size 8, expected at least 16"):
+        square(noise(), 8)

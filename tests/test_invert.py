@@ -1,0 +1,302 @@
+"""Projection of pictures into W and W+."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import tiny
+import torch
+from torch import Tensor
+
+from nada_core import Latents, render, sample
+from nada_core.invert import PRESETS, InvertConfig, InvertStep, _normalise, _scatter, _structure, invert
+from nada_core.likeness import Likeness, psnr, refuse_blind
+from nada_core.ramps import ramp
+
+#: Pixels alone, without noise maps: quick, and enough for a generator of 16 pixels.
+PLAIN = InvertConfig(space="w", steps=60, lpips=0.0, id=0.0, maps=False, search=0.0)
+
+
+@pytest.fixture(scope="module")
+def generator() -> tiny.StyleGAN2:
+    return quiet(tiny.generator())
+
+
+def quiet(made: tiny.StyleGAN2) -> tiny.StyleGAN2:
+    """With colours within -1..1, as pictures from outside have."""
+    with torch.no_grad():
+        for name, value in made.named_parameters():
+            if ".torgb." in name and ".affine." not in name:
+                value.mul_(0.2)
+    return made.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def known(generator: tiny.StyleGAN2) -> Tensor:
+    """Pictures of latents that exist."""
+    return render(generator, sample(generator, range(3), psi=0.5))
+
+
+class Shades:
+    """Stands in for LPIPS: the picture in a few squares."""
+
+    def features(self, images: Tensor) -> Tensor:
+        return torch.nn.functional.avg_pool2d(images, 4).flatten(1)
+
+
+def face(images: Tensor) -> Tensor:
+    """Stands in for a recogniser."""
+    return torch.nn.functional.normalize(images.mean((2, 3)) + 2, dim=1)
+
+
+# ---- likeness -----------------------------------------------------------------------------------------------------
+
+
+def test_the_terms_are_what_their_names_say(known: Tensor) -> None:
+    there, here = known, known.flip(0)
+    rows = torch.arange(3)
+    terms = Likeness(there, {"mse": 1, "lpips": 1, "id": 1}, Shades(), face).terms(here, rows)
+    assert torch.allclose(terms["mse"], (here - there).square().mean((1, 2, 3)), atol=1e-6)
+    wanted = torch.nn.functional.avg_pool2d(here - there, 4).square().sum((1, 2, 3))
+    assert torch.allclose(terms["lpips"], wanted, rtol=1e-4)
+    assert torch.allclose(terms["id"], 1 - (face(here) * face(there)).sum(1), atol=1e-6)
+
+
+def test_the_loss_weighs_them_and_leaves_out_what_weighs_nothing(known: Tensor) -> None:
+    likeness = Likeness(known, {"mse": 0.8, "lpips": 0.5, "id": 0.0}, Shades(), None)
+    rows = torch.tensor([2, 0])
+    terms = likeness.terms(known[:2], rows)
+    assert set(terms) == {"mse", "lpips"}
+    assert torch.allclose(likeness(known[:2], rows), 0.8 * terms["mse"] + 0.5 * terms["lpips"])
+    assert likeness(known[1:2], torch.tensor([1])).abs().max() < 1e-9
+
+
+def test_gradients_reach_the_picture(known: Tensor) -> None:
+    images = known.flip(0).clone().requires_grad_()
+    likeness = Likeness(known, {"mse": 1.0, "coarse": 1.0, "lpips": 1.0, "id": 1.0}, Shades(), face)
+    likeness(images, torch.arange(3)).sum().backward()
+    assert images.grad is not None and images.grad.abs().sum() > 0
+    with torch.no_grad():
+        nearer = images - 0.05 * images.grad / images.grad.abs().max()
+    assert (likeness(nearer, torch.arange(3)).sum() < likeness(images, torch.arange(3)).sum()).item()
+
+
+@pytest.mark.parametrize(("weights", "message"), [
+    ({"mse": 0.0}, "None of the terms mse has a weight"),
+    ({"mse": 1.0, "lpips": 0.8}, "lpips term weighs 0.8, but there is no network.*load_perceptual"),
+    ({"id": 0.1}, "id term weighs 0.1, but there is no network.*load_identity"),
+])  # fmt: skip
+def test_a_term_that_cannot_see_is_refused(weights: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        refuse_blind(weights, None, None)
+
+
+def test_psnr_in_decibels() -> None:
+    flat = torch.zeros(2, 3, 16, 16)
+    assert torch.allclose(psnr(flat + 0.2, flat), torch.tensor(20.0))  # 0.1 of the whole range
+    assert psnr(flat + 9, flat + 1).min() > 100  # beyond the range there is nothing to see
+
+
+# ---- projection ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("space", ["w", "w+", "w then w+"])
+def test_known_latents_are_found_again(generator: tiny.StyleGAN2, known: Tensor, space: str) -> None:
+    found = invert(generator, known, replace(PLAIN, space=space, steps=150))
+    mean = render(generator, Latents(generator.w_avg.expand(3, generator.num_ws, -1)))
+    before = psnr(mean, known)
+    assert min(found.psnr) > 24 and min(p - b for p, b in zip(found.psnr, before.tolist(), strict=True)) > 6
+    assert torch.equal(found.images, render(generator, found.latents))
+    assert torch.allclose(psnr(found.images, found.targets), torch.tensor(found.psnr), atol=0.05)
+    same_rows = bool((found.latents.ws == found.latents.ws[:, :1]).all())
+    assert same_rows == (space == "w")
+
+
+def test_w_plus_comes_closer_than_w(generator: tiny.StyleGAN2, known: Tensor) -> None:
+    strange = known.roll(3, -1)  # no latent of this generator draws that
+    near = [sum(invert(generator, strange, replace(PLAIN, space=s, steps=120)).loss) for s in ("w", "w then w+")]
+    assert near[1] < near[0]
+
+
+def test_a_picture_alone_or_among_others(generator: tiny.StyleGAN2, known: Tensor) -> None:
+    config = replace(PLAIN, steps=12, search=0.05, maps=True, space="w then w+")
+    together = invert(generator, known, config)
+    for batch in (1, 2):
+        apart = invert(generator, known, replace(config, batch=batch))
+        assert torch.allclose(together.latents.ws, apart.latents.ws, atol=1e-4)
+    alone = invert(generator, known[1:2], config)
+    assert torch.allclose(together.latents.ws[1:2], alone.latents.ws, atol=1e-4)
+
+
+def test_the_same_seed_gives_the_same_latents_and_changes_nothing_else(generator: tiny.StyleGAN2,
+                                                                       known: Tensor) -> None:  # fmt: skip
+    config, before = replace(PLAIN, steps=5, search=0.05, maps=True), tiny.copied(generator.state_dict())
+    state, pictures = torch.get_rng_state(), known.clone()
+    first, second = invert(generator, known, config), invert(generator, known, config)
+    other = invert(generator, known, replace(config, seed=1))
+    assert torch.equal(first.latents.ws, second.latents.ws) and not torch.equal(first.latents.ws, other.latents.ws)
+    assert torch.equal(state, torch.get_rng_state()) and torch.equal(pictures, known)
+    assert not tiny.changed(before, tiny.copied(generator.state_dict()))
+
+
+def test_the_best_step_is_kept(generator: tiny.StyleGAN2, known: Tensor) -> None:
+    wild = invert(generator, known, replace(PLAIN, steps=40, lr=3.0, rise=0.0, fall=0.0))
+    seen = [step["loss"] for step in wild.history]
+    assert seen == sorted(seen, reverse=True)  # of the best so far, whatever the steps did
+    assert sum(wild.loss) / 3 == pytest.approx(seen[-1])
+    again = Likeness(wild.targets, {"mse": 1.0})(render(generator, wild.latents), torch.arange(3))
+    assert torch.allclose(again, torch.tensor(wild.loss), atol=1e-5)
+
+
+def test_every_picture_stops_for_itself(generator: tiny.StyleGAN2, known: Tensor) -> None:
+    mean = render(generator, Latents(generator.w_avg.expand(1, generator.num_ws, -1)))
+    mixed = torch.cat([mean, known[:1]])
+    found = invert(generator, mixed, replace(PLAIN, steps=30, stop_psnr=40.0))
+    assert found.steps[0] == 1 and found.steps[1] == 30  # the first is where the search begins
+    patient = invert(generator, mixed, replace(PLAIN, steps=200, lr=3.0, patience=4, rise=0.0, fall=0.0))
+    assert max(patient.steps) < 200 and len(patient.history) == max(patient.steps)
+
+
+def test_progress_counts_steps_of_pictures(generator: tiny.StyleGAN2, known: Tensor) -> None:
+    seen: list[InvertStep] = []
+    invert(generator, known, replace(PLAIN, steps=4, batch=2), on_step=seen.append)
+    assert [step.done for step in seen] == [2, 4, 6, 8, 9, 10, 11, 12] and seen[0].total == 12
+    assert seen[0].images().shape == (2, 3, 16, 16) and seen[-1].images().shape == (1, 3, 16, 16)
+    assert not seen[0].images().requires_grad
+
+    def stop(step: InvertStep) -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        invert(generator, known, PLAIN, on_step=stop)
+
+
+def test_it_goes_on_from_given_latents(generator: tiny.StyleGAN2, known: Tensor) -> None:
+    near = sample(generator, range(3), psi=0.45)
+    begun = invert(generator, known, replace(PLAIN, space="w+", steps=1), start=near)
+    assert torch.equal(begun.latents.ws, near.ws)  # the first step looks where it was told to begin
+    short = replace(PLAIN, space="w+", steps=25)
+    assert sum(invert(generator, known, short, start=near).loss) < sum(invert(generator, known, short).loss)
+
+
+def test_noise_maps_are_found_too_and_kept_with_the_latents(generator: tiny.StyleGAN2) -> None:
+    rng = tiny.rng(3)
+    hidden = Latents(sample(generator, [5]).ws, generator.draw_noise(1, rng), generator.space())
+    target = render(generator, hidden)
+    config = replace(PLAIN, steps=80, space="w+", maps_weight=0.0)
+    plain, noisy = (invert(generator, target, replace(config, maps=maps)) for maps in (False, True))
+    assert noisy.psnr[0] > plain.psnr[0] + 1
+    assert plain.latents.noise == "const" and len(noisy.latents.noise) == 5
+    for one in noisy.latents.noise:
+        assert isinstance(one, Tensor) and one.mean().abs() < 1e-4 and one.std() == pytest.approx(1, abs=0.1)
+
+
+def test_the_regulariser_keeps_noise_maps_noise(generator: tiny.StyleGAN2, known: Tensor) -> None:
+    config = replace(PLAIN, steps=60, space="w+", maps=True)
+    both = [invert(generator, known, replace(config, maps_weight=weight)).latents.noise for weight in (0.0, 1e5)]
+    free, held = (float(_structure(list(maps), torch.arange(3))) for maps in both)
+    assert held < free
+
+
+def test_networks_given_are_used(generator: tiny.StyleGAN2, known: Tensor) -> None:
+    config = replace(PLAIN, steps=30, mse=0.0, lpips=0.5, id=1.0)
+    found = invert(generator, known, config, Shades(), face)
+    assert found.loss[0] < found.history[0]["loss"]
+
+
+# ---- what a step is made of ---------------------------------------------------------------------------------------
+
+
+def test_the_learning_rate_rises_stays_and_falls() -> None:
+    assert ramp(0, 0.05, 0.25) == 0 and ramp(0.025, 0.05, 0.25) == pytest.approx(0.5)
+    assert ramp(0.05, 0.05, 0.25) == ramp(0.75, 0.05, 0.25) == 1
+    assert ramp(0.875, 0.05, 0.25) == pytest.approx(0.5) and ramp(1, 0.05, 0.25) == pytest.approx(0)
+    assert ramp(0, 0, 0) == ramp(0.99, 0, 0) == 1
+
+
+def test_the_structure_of_noise_by_hand() -> None:
+    noise = torch.randn(2, 1, 16, 16, generator=tiny.rng())
+    wanted = torch.zeros(2)
+    level = noise
+    for _ in range(2):  # 16 and 8 pixels
+        wanted += sum((level * level.roll(1, d)).mean((1, 2, 3)).square() for d in (2, 3))
+        level = (level[..., ::2, ::2] + level[..., 1::2, ::2] + level[..., ::2, 1::2] + level[..., 1::2, 1::2]) / 2
+    assert torch.allclose(torch.as_tensor(_structure([noise], torch.arange(2))), wanted.sum(), rtol=1e-4)
+    stripes = torch.ones(1, 1, 16, 16) * torch.tensor([1.0, -1.0]).repeat(8)
+    assert float(_structure([stripes], torch.arange(1))) > 100 * float(_structure([noise[:1]], torch.arange(1)))
+
+
+def test_scatter_and_normalise() -> None:
+    rows = torch.tensor([[[1.0, 0.0], [-1.0, 0.0]]])
+    assert float(_scatter(rows, 2.0)) == pytest.approx(0.25)
+    maps = [torch.randn(2, 1, 8, 8, generator=tiny.rng()) * 3 + 1]
+    _normalise(maps)
+    assert torch.allclose(maps[0].mean((2, 3)), torch.zeros(2, 1), atol=1e-6)
+    assert torch.allclose(maps[0].square().mean((2, 3)), torch.ones(2, 1), atol=1e-5)
+
+
+# ---- what is refused ----------------------------------------------------------------------------------------------
+
+
+def test_pictures_of_any_size_and_kind(generator: tiny.StyleGAN2) -> None:
+    for shape in ((1, 3, 40, 90), (1, 1, 16, 16), (2, 4, 33, 17)):
+        found = invert(generator, torch.zeros(shape), replace(PLAIN, steps=1))
+        assert found.images.shape == (shape[0], 3, 16, 16)
+
+
+@pytest.mark.parametrize(("images", "message"), [
+    (torch.zeros(1, 5, 16, 16), "channels"), (torch.zeros(1, 3, 1, 1), "1 x 1 pixels"),
+    (torch.full((1, 3, 16, 16), math.nan), "NaN"),
+])  # fmt: skip
+def test_what_is_no_picture(generator: tiny.StyleGAN2, images: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        invert(generator, images, PLAIN)
+
+
+def test_latents_that_do_not_fit_are_refused(generator: tiny.StyleGAN2, known: Tensor) -> None:
+    ws = sample(generator, range(3)).ws
+    for start, message in ((Latents(ws[:2]), "3 pictures and 2 latents"), (Latents(ws[:, :4]), r"\[4, 5\] rows"),
+                           (Latents(ws, space="elsewhere"), "another generator")):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            invert(generator, known, PLAIN, start=start)
+
+
+def test_a_conditional_generator_needs_a_start(known: Tensor) -> None:
+    conditional = quiet(tiny.generator(c_dim=2))
+    with pytest.raises(ValueError, match="conditional generator and nothing to start from"):
+        invert(conditional, known, PLAIN)
+    start = sample(conditional, range(3), psi=0.0, label=1)
+    assert len(invert(conditional, known, replace(PLAIN, steps=2), start=start).latents) == 3
+
+
+def test_settings_refuse_what_makes_no_sense() -> None:
+    for change in ({"space": "z"}, {"steps": 0}, {"rise": 1.5}, {"lr": math.nan}, {"mse": -1.0}):
+        with pytest.raises(ValueError, match=next(iter(change))):
+            InvertConfig(**change)
+    assert PRESETS["report"].weights == {"mse": 0.8, "coarse": 0.0, "lpips": 0.5, "id": 1.0}
+
+
+def test_a_loss_that_is_no_number_stops_the_work(generator: tiny.StyleGAN2, known: Tensor) -> None:
+    def blind(images: Tensor) -> Tensor:
+        return images.flatten(1)[:, :2] * math.nan
+
+    with pytest.raises(FloatingPointError, match="lower the learning rate"):
+        invert(generator, known, replace(PLAIN, id=1.0), identity=blind)
+
+
+def test_too_little_memory_halves_the_batch(generator: tiny.StyleGAN2, known: Tensor,
+                                            monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    sizes: list[int] = []
+    whole = type(generator).synthesize
+
+    def small(self: tiny.StyleGAN2, ws: Tensor, noise: object = "const", rng: object = None) -> Tensor:
+        sizes.append(len(ws))
+        if len(ws) > 1:
+            raise torch.cuda.OutOfMemoryError("out of memory")
+        return whole(self, ws, noise, rng)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(type(generator), "synthesize", small)
+    found = invert(generator, known, replace(PLAIN, steps=2, batch=3))
+    assert len(found.latents) == 3 and sizes[:3] == [3, 2, 1]
