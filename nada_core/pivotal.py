@@ -173,7 +173,7 @@ def _learn(source: Generator, tuned: Generator, targets: Tensor, latents: Latent
             close[row], unlike[row] = one, other
         history.append({"loss": loss, "locality": strayed, "psnr": sum(close) / len(close)})
         if on_step is not None:
-            on_step(TuneStep(index, config.steps, loss, strayed, history[-1]["psnr"], lambda: pictures))  # noqa: B023
+            on_step(TuneStep(index, config.steps, loss, strayed, history[-1]["psnr"], pictures.detach))
         if min(close) >= (config.stop_psnr or math.inf) or max(unlike) <= config.stop_lpips:
             break  # before the step: it is these weights that came so close
         optimizer.param_groups[0]["lr"] = config.lr * ramp(index / config.steps, 0.0, config.fall)

@@ -1,0 +1,168 @@
+"""Pivotal tuning: the pictures come closer, everything else stays, and what changed travels as a domain."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from test_invert import Shades, face, quiet
+from torch import Tensor
+
+from nada_core import Latents, load_domain, render, sample, save_domain
+from nada_core.likeness import psnr
+from nada_core.pivotal import TuneConfig, TuneStep, _neighbours, tune
+
+#: Pixels alone, and a rate that suits a generator of 16 pixels.
+PLAIN = TuneConfig(steps=60, lr=0.02, lpips=0.0, locality=0.0)
+
+
+@pytest.fixture(scope="module")
+def generator() -> tiny.StyleGAN2:
+    return quiet(tiny.generator())
+
+
+@pytest.fixture(scope="module")
+def pivots(generator: tiny.StyleGAN2) -> Latents:
+    return sample(generator, range(2), psi=0.5)
+
+
+@pytest.fixture(scope="module")
+def strange(generator: tiny.StyleGAN2, pivots: Latents) -> Tensor:
+    """The pivots' pictures with something in them that the generator never drew."""
+    pictures = render(generator, pivots).clamp(-1, 1)
+    pictures[:, :, 4:9, 6:12] = torch.tensor([1.0, -1.0, -1.0])[:, None, None]
+    return pictures
+
+
+def test_a_strange_thing_is_learnt(generator: tiny.StyleGAN2, pivots: Latents, strange: Tensor) -> None:
+    before = tiny.copied(generator.state_dict())
+    tuned = tune(generator, strange, pivots, replace(PLAIN, steps=150))
+    pivot_error = (render(generator, pivots) - strange).square().mean()
+    error = (render(tuned.generator, pivots) - strange).square().mean()
+    assert error < 0.25 * pivot_error
+    assert not tiny.changed(before, tiny.copied(generator.state_dict()))
+    assert torch.allclose(psnr(tuned.images, strange), torch.tensor(tuned.psnr))
+    assert tuned.generator.space() == generator.space() and not any(
+        p.requires_grad or p.grad is not None for p in tuned.generator.parameters()
+    )
+
+
+def test_the_regulariser_holds_the_others(generator: tiny.StyleGAN2, pivots: Latents, strange: Tensor) -> None:
+    fresh = sample(generator, range(100, 164), psi=1.0)
+    before = render(generator, fresh, 64)
+    free, held = (
+        (render(tune(generator, strange, pivots, replace(PLAIN, steps=80, **more)).generator, fresh, 64) - before)
+        .abs().mean().item()
+        for more in ({}, {"locality": 1.0, "reach": 0.0, "psi": 1.0, "others": 3})
+    )  # fmt: skip
+    assert held < 0.5 * free
+
+
+def test_what_changed_is_a_domain_that_goes_onto_other_generators(generator: tiny.StyleGAN2, pivots: Latents,
+                                                                  strange: Tensor, tmp_path: Path) -> None:  # fmt: skip
+    tuned = tune(generator, strange, pivots, PLAIN)
+    assert all(name.startswith("synthesis.") for name in tuned.domain.changes)
+    save_domain(tuned.domain, tmp_path / "face.safetensors")
+    again = load_domain(generator, tmp_path / "face.safetensors")
+    assert torch.allclose(render(again, pivots), tuned.images, atol=1e-5)
+    adapted = quiet(tiny.generator())
+    with torch.no_grad():
+        adapted.get_parameter("synthesis.b16.torgb.bias").add_(0.2)
+    both = render(load_domain(adapted, tmp_path / "face.safetensors"), pivots)
+    assert torch.allclose(both, tuned.images + 0.2, atol=1e-5)
+
+
+def test_it_stops_when_every_picture_is_close_enough(generator: tiny.StyleGAN2, pivots: Latents,
+                                                     strange: Tensor) -> None:  # fmt: skip
+    there = tune(generator, render(generator, pivots), pivots, replace(PLAIN, stop_psnr=40.0))
+    assert len(there.history) == 1 and not there.domain.changes
+    config = replace(PLAIN, steps=500, stop_psnr=24.0)
+    for batch in (2, 1):  # with batch 1 they come in turn
+        some = tune(generator, strange, pivots, replace(config, batch=batch))
+        assert len(some.history) < 500 and min(some.psnr) > 23.5
+    alike = tune(generator, render(generator, pivots), pivots, replace(PLAIN, lpips=1.0), Shades())
+    assert len(alike.history) == 1  # LPIPS is under the paper's threshold at once
+
+
+def test_every_term_takes_part(generator: tiny.StyleGAN2, pivots: Latents, strange: Tensor) -> None:
+    config = replace(PLAIN, steps=20, mse=0.0, lpips=1.0, id=1.0, stop_lpips=0.0, locality=0.1)
+    tuned = tune(generator, strange, pivots, config, Shades(), face)
+    assert tuned.history[-1]["loss"] < tuned.history[0]["loss"]
+    assert tuned.history[0]["locality"] == pytest.approx(0, abs=1e-6) and tuned.history[-1]["locality"] > 0
+
+
+def test_parts_of_a_batch_add_up(generator: tiny.StyleGAN2, pivots: Latents, strange: Tensor,
+                                 monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    config = replace(PLAIN, steps=3, locality=1.0, others=2, fall=0.0)
+    whole = tune(generator, strange, pivots, config)
+    draw = tiny.StyleGAN2.synthesize
+
+    def small(self: tiny.StyleGAN2, ws: Tensor, noise: object = "const", rng: object = None) -> Tensor:
+        if len(ws) > 1:
+            raise torch.cuda.OutOfMemoryError("out of memory")
+        return draw(self, ws, noise, rng)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(tiny.StyleGAN2, "synthesize", small)
+    parts = tune(generator, strange, pivots, config)
+    monkeypatch.undo()
+    for name, change in whole.domain.changes.items():
+        assert torch.allclose(change, parts.domain.changes[name], atol=2e-3)  # Adam's first steps follow the sign
+
+
+def test_noise_maps_of_the_latents_are_drawn_with(generator: tiny.StyleGAN2, pivots: Latents, strange: Tensor) -> None:
+    noisy = replace(pivots, noise=generator.draw_noise(2, tiny.rng(4)))
+    tuned = tune(generator, strange, noisy, replace(PLAIN, batch=1))
+    assert torch.allclose(tuned.images, render(tuned.generator, noisy), atol=1e-5)
+    assert sum(tuned.psnr) > psnr(render(generator, noisy), strange).sum().item() + 4
+
+
+def test_neighbours_lie_a_reach_from_their_pivot(generator: tiny.StyleGAN2, pivots: Latents) -> None:
+    config = replace(PLAIN, locality=1.0, others=6, reach=0.7)
+    near = _neighbours(generator, pivots, torch.tensor([1]), config, tiny.rng())
+    assert near is not None and near.shape == (6, 6, 5)
+    away = (near - pivots.ws[1]).norm(dim=(1, 2))
+    assert torch.allclose(away, torch.tensor(0.7), atol=1e-5)
+    assert _neighbours(generator, pivots, torch.arange(2), PLAIN, tiny.rng()) is None
+    conditional = quiet(tiny.generator(c_dim=3))
+    theirs = sample(conditional, range(2), label=1)
+    assert _neighbours(conditional, theirs, torch.arange(2), config, tiny.rng()) is not None
+
+
+def test_the_same_seed_gives_the_same_tuning(generator: tiny.StyleGAN2, pivots: Latents, strange: Tensor) -> None:
+    state = torch.get_rng_state()
+    first, second = (tune(generator, strange, pivots, replace(PLAIN, steps=4, locality=0.1)) for _ in range(2))
+    assert all(torch.equal(first.domain.changes[name], second.domain.changes[name]) for name in first.domain.changes)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_steps_are_told_and_can_be_stopped(generator: tiny.StyleGAN2, pivots: Latents, strange: Tensor) -> None:
+    seen: list[TuneStep] = []
+    tune(generator, strange, pivots, replace(PLAIN, steps=3), on_step=seen.append)
+    assert [step.index for step in seen] == [0, 1, 2] and seen[0].steps == 3
+    assert seen[0].images().shape == (2, 3, 16, 16) and seen[2].psnr > seen[0].psnr
+    assert not torch.equal(seen[0].images(), seen[2].images())
+
+    def stop(step: TuneStep) -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        tune(generator, strange, pivots, PLAIN, on_step=stop)
+
+
+def test_what_does_not_fit_is_refused(generator: tiny.StyleGAN2, pivots: Latents, strange: Tensor) -> None:
+    with pytest.raises(ValueError, match="2 pictures and 1 latents"):
+        tune(generator, strange, pivots[:1], PLAIN)
+    with pytest.raises(ValueError, match="another generator"):
+        tune(generator, strange, replace(pivots, space="elsewhere"), PLAIN)
+    with pytest.raises(ValueError, match="1 x 1 pixels"):
+        tune(generator, torch.zeros(2, 3, 1, 1), pivots, PLAIN)
+    with pytest.raises(ValueError, match="lpips term weighs 1, but there is no network"):
+        tune(generator, strange, pivots, TuneConfig())
+    with pytest.raises(ValueError, match="locality"):
+        TuneConfig(locality=-1.0)
+    with pytest.raises(FloatingPointError, match="lower the learning rate"):
+        tune(generator, strange, pivots, replace(PLAIN, id=1.0), identity=lambda x: x.flatten(1)[:, :2] * math.nan)
