@@ -7,7 +7,9 @@ every style, the result can be held against the truth. Re-create the weights wit
 from __future__ import annotations
 
 from ..adapt import AdaptConfig
+from ..invert import InvertConfig
 from ..layers import LayerChoice
+from ..pivotal import TuneConfig
 from .judge import Judge, Verdict, examine
 from .render import ATTRIBUTES, STYLES, render
 
@@ -22,4 +24,8 @@ RECIPE = AdaptConfig(
     layers=LayerChoice(mode="adaptive", count=5, batch=4, every=4, rgb=True),
 )  # fmt: skip
 
-__all__ = ["ATTRIBUTES", "RECIPE", "SOURCE", "STYLES", "TARGETS", "Judge", "Verdict", "examine", "render"]
+#: The same for real pictures: no noise maps, for this generator draws none, and LPIPS only if its backbone is trained.
+INVERT = InvertConfig(steps=300, lr=0.05, fall=0.75, search=0.0, lpips=0.0, maps=False)
+TUNE = TuneConfig(lr=6e-3, lpips=0.0)
+
+__all__ = ["ATTRIBUTES", "INVERT", "RECIPE", "SOURCE", "STYLES", "TARGETS", "TUNE", "Judge", "Verdict", "examine", "render"]
