@@ -1,14 +1,16 @@
 """The only opener of model files. A file is recognised by its content; nothing a file holds is ever run.
 
 Containers: safetensors; PyTorch archives, new (zip) and old, read with `weights_only=True`; pickles of
-NVlabs/stylegan2-ada-pytorch and NVlabs/stylegan3, read by an unpickler that knows a short list of harmless globals.
-Those pickles carry the source text of their own classes for their loader to execute: here it stays text.
+NVlabs/stylegan2-ada-pytorch and NVlabs/stylegan3, read by an unpickler that knows a short list of harmless globals;
+numpy's .npy and .npz, of numbers only. Those pickles carry the source text of their own classes for their loader to
+execute: here it stays text.
 """
 
 import argparse
 import codecs
 import hashlib
 import io
+import json
 import os
 import pickle
 import re
@@ -30,6 +32,7 @@ from torch import Tensor
 BUILTIN = Path(__file__).parent / "portraits" / "weights"
 
 _OLD_TORCH_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+_LARGEST_ARRAYS = 4 << 30  # bytes of a packed .npz; a small file may promise any number of them
 
 
 class CheckpointError(ValueError):
@@ -54,7 +57,7 @@ class RawCheckpoint:
 
     tensors: dict[str, Tensor]  # nested names joined by dots: "g_ema.conv1.conv.weight"; on the CPU, as stored
     hints: dict[str, Any]  # everything else: metadata, training arguments, constructor arguments
-    container: str  # "safetensors" | "torch" | "nvidia-pickle"
+    container: str  # "safetensors" | "torch" | "nvidia-pickle" | "numpy"
     sha256: str
 
 
@@ -67,7 +70,7 @@ def read_checkpoint(path: str | Path) -> RawCheckpoint:
         container = _recognise(file, path)
     try:
         tensors, hints = _READERS[container](path)
-        broken = _broken(path, tensors)
+        broken = _broken(path, tensors, container != "numpy")
     except CheckpointError:
         raise
     except Exception as error:  # a parser raises whatever the bytes lead it to; none of it is lost
@@ -89,6 +92,22 @@ def read_metadata(path: str | Path) -> dict[str, str]:
             return dict(file.metadata() or {})
     except safetensors.SafetensorError as error:
         raise DamagedCheckpointError(f"{path}: not a sound safetensors file ({error}).") from error
+
+
+def read_description(path: str | Path, raw: RawCheckpoint, newest: int) -> dict[str, Any]:
+    """What a file of ours says about itself, its `provenance` as a dict. newest: the latest version that is known.
+
+    Raises CheckpointError for a description that cannot be read and for a newer version.
+    """
+    try:
+        version, told = json.loads(raw.hints["version"]), dict(json.loads(raw.hints.get("provenance", "{}")))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamagedCheckpointError(f"{path}: its description cannot be read ({type(error).__name__}: {error}). The "
+                                     "file was changed; copy it again.") from error
+    if not isinstance(version, int) or version > newest:
+        raise UnsupportedCheckpointError(f"{path}: the file has format version {version}, known is {newest}. Update "
+                                         "this package.")
+    return {**raw.hints, "provenance": told}
 
 
 def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -140,24 +159,37 @@ def _recognise(file: BinaryIO, path: Path) -> str:
     if head.lstrip().startswith(b"<"):
         raise DamagedCheckpointError(f"{path}: a web page, not a model. The download answered with an error or a "
                                      "confirmation page; open the address in a browser and download again.")
+    if head.startswith(b"\x93NUMPY") or (head.startswith(b"PK\x03\x04") and _is_npz(path)):
+        return "numpy"
     if head.startswith((b"PK\x03\x04", _OLD_TORCH_MAGIC)):
         return "torch"
     if head.startswith(b"\x80"):
         return "nvidia-pickle"
-    raise UnsupportedCheckpointError(f"{path}: neither safetensors, nor a PyTorch archive, nor a pickle; it begins "
-                                     f"with {head[:8]!r}. Expected a .safetensors, .pt or .pkl file of weights.")
+    raise UnsupportedCheckpointError(f"{path}: neither safetensors, nor a PyTorch archive, nor a pickle, nor arrays "
+                                     f"of numpy; it begins with {head[:8]!r}. Expected a .safetensors, .pt, .pkl, "
+                                     ".npy or .npz file.")
 
 
-def _broken(path: Path, tensors: Mapping[str, Tensor]) -> list[str]:
+def _is_npz(path: Path) -> bool:
+    """Whether a zip archive holds arrays of numpy and nothing else."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    return bool(names) and all(name.endswith(".npy") for name in names)
+
+
+def _broken(path: Path, tensors: Mapping[str, Tensor], whole: bool) -> list[str]:
     """Names of tensors that hold NaN or infinity. Refuses those that are no plain numbers of this file: sparse,
-    quantised, without content, or one number spread over more memory than there is."""
+    quantised, without content, or one number spread over more memory than there is. whole: whether the file holds
+    every number as it is; in a packed one they may be fewer."""
     size = path.stat().st_size
     broken = []
     for name, value in tensors.items():
         if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_nested:
             raise UnsupportedCheckpointError(f"{path}: {name} is not a plain tensor (it is sparse, nested, quantised "
                                              "or without content). Save dense weights in float32 or float16.")
-        if value.numel() * value.itemsize > size:
+        if whole and value.numel() * value.itemsize > size:
             raise DamagedCheckpointError(f"{path}: {name} claims {list(value.shape)} numbers, more than the whole file "
                                          "holds; it was not read. Take the file from another place.")
         if value.is_floating_point():
@@ -213,6 +245,28 @@ def _flatten(name: str, value: object, tensors: dict[str, Tensor], hints: dict[s
                 _flatten(f"{name}.{key}" if name else str(key), child, tensors, hints)
     else:
         hints[name] = value
+
+
+def _read_numpy(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    import numpy
+
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if sum(item.file_size for item in archive.infolist()) > _LARGEST_ARRAYS:
+                raise UnsupportedCheckpointError(f"{path}: packed arrays of more than {_LARGEST_ARRAYS >> 30} GiB. "
+                                                 "Save only those that are needed.")
+    try:
+        with path.open("rb") as file:
+            content = numpy.load(file, allow_pickle=False)
+            arrays = dict(content) if isinstance(content, numpy.lib.npyio.NpzFile) else {"array": content}
+    except ValueError as error:
+        if "allow_pickle" not in str(error):
+            raise
+        raise UnsafeCheckpointError(f"{path}: holds pickled objects beside numbers, and those were not opened. Save "
+                                    "plain arrays: one a file (.npy), or several by name (.npz).") from error
+    plain = {name: value for name, value in arrays.items() if value.dtype.kind in "fiub"}
+    tensors = {name: torch.from_numpy(value.astype(value.dtype.newbyteorder("="))) for name, value in plain.items()}
+    return tensors, {name: value.tolist() for name, value in arrays.items() if name not in plain}
 
 
 class _Record:
@@ -346,4 +400,5 @@ def _blocked(path: Path, name: str) -> str:
 
 
 _READERS: dict[str, Callable[[Path], tuple[dict[str, Tensor], dict[str, Any]]]] = {
-    "safetensors": _read_safetensors, "torch": _read_torch, "nvidia-pickle": _read_pickle}
+    "safetensors": _read_safetensors, "torch": _read_torch, "nvidia-pickle": _read_pickle,
+    "numpy": _read_numpy}

@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from nvidia_pickle import Call, EasyDict, Global, dump, network, persistent
@@ -74,6 +75,57 @@ def test_nvidia_pickle_becomes_tensors_and_hints(tmp_path: Path) -> None:
     assert hints["attributes"]["synthesis.b8.conv0.conv_clamp"] == 256
     assert hints["attributes"]["mapping.fc0.weight_gain"] == 0.5
     assert raw.hints["training_set_kwargs"] == {"path": "x.zip"}
+
+
+def test_arrays_of_numpy_single_and_packed(tmp_path: Path) -> None:
+    numbers = numpy.arange(6.0).reshape(2, 3)
+    with (tmp_path / "x.bin").open("wb") as file:  # the content tells, not the name
+        numpy.save(file, numbers.astype(">f4"))
+    raw = read_checkpoint(tmp_path / "x.bin")
+    assert raw.container == "numpy" and set(raw.tensors) == {"array"} and raw.tensors["array"].dtype == torch.float32
+    assert torch.equal(raw.tensors["array"].double(), torch.from_numpy(numbers))
+    for save in (numpy.savez, numpy.savez_compressed):
+        save(tmp_path / "x.npz", w=numbers.T, count=numpy.int64(3), zeros=numpy.zeros((500, 500)), title="hello")
+        raw = read_checkpoint(tmp_path / "x.npz")
+        assert raw.container == "numpy" and set(raw.tensors) == {"w", "count", "zeros"}
+        assert torch.equal(raw.tensors["w"], torch.from_numpy(numbers).T) and raw.tensors["count"] == 3
+        assert raw.tensors["zeros"].shape == (500, 500) and raw.hints == {"title": "hello"}
+
+
+def test_arrays_of_objects_and_damaged_ones_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evil = numpy.array([_Evil(str(tmp_path / "marker"))], dtype=object)
+    numpy.save(tmp_path / "x.npy", evil)
+    numpy.savez(tmp_path / "x.npz", w=numpy.zeros(2), evil=evil)
+    for name in ("x.npy", "x.npz"):
+        with pytest.raises(UnsafeCheckpointError, match="were not opened"):
+            read_checkpoint(tmp_path / name)
+    assert not (tmp_path / "marker").exists()
+    numpy.save(tmp_path / "x.npy", numpy.array([1.0, numpy.nan]))
+    with pytest.raises(DamagedCheckpointError, match="the first is array"):
+        read_checkpoint(tmp_path / "x.npy")
+    numpy.save(tmp_path / "x.npy", numpy.zeros(100))
+    (tmp_path / "x.npy").write_bytes((tmp_path / "x.npy").read_bytes()[:-8])
+    numpy.savez(tmp_path / "x.npz", w=numpy.zeros(100))
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "x.npz").read_bytes()[:-30])
+    for name in ("x.npy", "cut.npz"):
+        with pytest.raises(DamagedCheckpointError, match="cut short"):
+            read_checkpoint(tmp_path / name)
+    monkeypatch.setattr(files, "_LARGEST_ARRAYS", 100)
+    with pytest.raises(UnsupportedCheckpointError, match="packed arrays"):
+        read_checkpoint(tmp_path / "x.npz")
+
+
+def test_the_description_of_a_file_of_ours(tmp_path: Path) -> None:
+    def described(**hints: str) -> dict[str, Any]:
+        write_safetensors(tmp_path / "x", {"a": torch.zeros(1)}, hints)
+        return files.read_description("x", read_checkpoint(tmp_path / "x"), 2)
+
+    told = described(version="2", provenance='{"seed": 3}', space="abc")
+    assert told["provenance"] == {"seed": 3} and told["space"] == "abc" and described(version="1")["provenance"] == {}
+    for hints, words in (({"version": "3"}, "version 3, known is 2"), ({"version": "new"}, "cannot be read"),
+                         ({}, "KeyError"), ({"version": "1", "provenance": "[1]"}, "cannot be read")):  # fmt: skip
+        with pytest.raises(CheckpointError, match=words):
+            described(**hints)
 
 
 def hostile(marker: Path) -> dict[str, object]:
