@@ -1,23 +1,40 @@
 """Latents as data, and pictures of them: `sample` draws, `mix` and `interpolate` combine, `render` shows.
 
-Sections are those of StyleGAN (Karras et al. 2019, arXiv 1812.04948).
+Sections are those of StyleGAN (Karras et al. 2019, arXiv 1812.04948). Our files are safetensors: `ws`, maps of noise
+where there are any, and as metadata `kind`, `version`, `space`, `noise` and, in JSON, a free `provenance`.
 
 Letters: N latents, L rows, C width of a row, T frames, R a layer's resolution, H = W = the picture's.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .files import (
+    DamagedCheckpointError,
+    RawCheckpoint,
+    UnsupportedCheckpointError,
+    read_checkpoint,
+    read_description,
+    write_safetensors,
+)
 from .generators import Generator
 from .memory import Portion
 
+KIND = "nada_latents"
+VERSION = 1
+
 _MOST_FRAMES = 10_000  # nearly seven minutes of film at 25 a second; more is a slip of the hand
+# What other programs call latents: "array" stands for a bare .npy, "" for a bare tensor in a .pt.
+_FOREIGN = ("latent", "latents", "w", "ws", "array", "")
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,6 +179,96 @@ def render(generator: Generator, latents: Latents, batch: int = 4,
         if on_batch is not None:
             on_batch(done, len(latents))
     return torch.cat(pictures)
+
+
+def save_latents(latents: Latents, path: str | Path, provenance: Mapping[str, Any] | None = None) -> None:
+    """Write latents; reading gives them back bit for bit, maps of noise included.
+
+    provenance: JSON-ready and free. Raises ValueError for NaN and infinity; nothing is written then.
+    """
+    noise = latents.noise
+    maps = {} if isinstance(noise, str) else {f"noise.{index}": given for index, given in enumerate(noise)}
+    tensors = {"ws": latents.ws, **maps}
+    if broken := [name for name, value in tensors.items() if not value.isfinite().all()]:
+        raise ValueError(f"{broken[0]} of the latents holds NaN or infinity; nothing was written. Make them anew.")
+    told = {"noise": noise if isinstance(noise, str) else "maps", "provenance": json.dumps(dict(provenance or {}))}
+    write_safetensors(path, tensors, {"kind": KIND, "version": json.dumps(VERSION), "space": latents.space, **told})
+
+
+def load_latents(path: str | Path, generator: Generator | None = None) -> Latents:
+    """What `save_latents` wrote, or latents of another program, for which the generator must be given.
+
+    Of others, .npz (NVIDIA's projector), .npy and .pt (encoders, rosinality's projector with its maps of noise) are
+    read: [N, L, C], a single [L, C], or w, [N, C] or [C], which is repeated over the rows. Such a file does not say
+    where its latents come from; they are taken to be the generator's own.
+
+    Raises:
+        CheckpointError: for files that are missing, damaged, hold NaN, hold no latents or more than one set of them,
+            or latents of a size that the generator does not have.
+        ValueError: for latents of another generator, and for a foreign file without a generator.
+    """
+    raw = read_checkpoint(path)
+    if raw.container != "safetensors" or raw.hints.get("kind") != KIND:
+        return _foreign(path, raw, generator)
+    told = read_description(path, raw, VERSION)
+    maps = [raw.tensors[name] for name in (f"noise.{i}" for i in range(len(raw.tensors))) if name in raw.tensors]
+    try:
+        noise = maps if told["noise"] == "maps" else told["noise"]
+        found = Latents(raw.tensors["ws"], noise, told["space"])
+    except (KeyError, ValueError) as error:
+        raise DamagedCheckpointError(f"{path}: latents that are not whole ({type(error).__name__}: {error}). The file "
+                                     "was changed; copy it again.") from error
+    if generator is not None:
+        if found.space and found.space != (own := generator.space()):
+            raise ValueError(f"{path}: latents of another generator (space {found.space[:12]}, this one is {own[:12]}); "
+                             "load the one they were made with, or one adapted from it.")
+        if found.ws.shape[1:] != (generator.num_ws, generator.w_dim):
+            raise ValueError(f"{path}: latents of {list(found.ws.shape[1:])} rows and columns, the generator's have "
+                             f"[{generator.num_ws}, {generator.w_dim}]; load the one they were made with.")
+    return found
+
+
+def _foreign(path: str | Path, raw: RawCheckpoint, generator: Generator | None) -> Latents:
+    if generator is None:
+        raise ValueError(f"{path}: not written by save_latents; if these are latents of another program, pass the "
+                         "generator they belong to, for the file does not say.")
+    named = {name: value for name, value in raw.tensors.items() if value.is_floating_point()}
+    if len(named) != 1:
+        named = {name: value for name, value in named.items() if name.rpartition(".")[2] in _FOREIGN}
+    # rosinality's projector writes one dict a picture; anything else with several is a choice we cannot make.
+    alike = {(name.rpartition(".")[2], value.shape) for name, value in named.items()}
+    if len(named) != 1 and (len(alike) != 1 or next(iter(alike))[0] != "latent"):
+        found = f"{len(named)} ({', '.join(named)})" if named else f"none among {sorted(raw.tensors)[:5]}"
+        raise UnsupportedCheckpointError(f"{path}: expected one set of latents, called latent, latents, w or ws, found "
+                                         f"{found}. Save the one that is meant by itself.")
+    ws = torch.cat([_as_rows(path, value.float(), generator) for value in named.values()])
+    maps = [raw.hints[key] for name in named if (key := name.removesuffix("latent") + "noise") in raw.hints]
+    if not maps:
+        return Latents(ws, "const", generator.space())
+    sizes = [(1, 1, layer.resolution, layer.resolution) for layer in generator.layers() if layer.kind == "conv"]
+    if len(maps) != len(named) or not all(_fits(own, sizes) for own in maps):
+        raise UnsupportedCheckpointError(f"{path}: the latents' maps of noise are not {len(sizes)} finite ones of this "
+                                         "generator's sizes. Save the latents without them.")
+    return Latents(ws, [torch.cat(layer).float() for layer in zip(*maps, strict=True)], generator.space())
+
+
+def _fits(maps: object, sizes: list[tuple[int, int, int, int]]) -> bool:
+    """Whether these are finite maps of noise [1, 1, R, R] of just these sizes."""
+    return (isinstance(maps, list) and all(isinstance(one, Tensor) and one.isfinite().all() for one in maps)
+            and [tuple(one.shape) for one in maps] == sizes)  # fmt: skip
+
+
+def _as_rows(path: str | Path, value: Tensor, generator: Generator) -> Tensor:
+    """One of the shapes that other programs use -> [N, L, C]."""
+    rows, width = generator.num_ws, generator.w_dim
+    w = value.reshape(1, 1, -1) if value.ndim == 1 else value
+    if w.ndim == 2:  # as many w as there are rows are one latent of W+: that is how encoders save a single one
+        w = w[None] if len(w) == rows else w[:, None]
+    if w.ndim != 3 or w.shape[1] not in (1, rows) or w.shape[2] != width or not len(w):
+        raise UnsupportedCheckpointError(f"{path}: latents of shape {list(value.shape)}, expected [N, {rows}, {width}],"
+                                         f" [{rows}, {width}] or [N, {width}] for this generator; load the one they "
+                                         "belong to.")  # fmt: skip
+    return w.expand(-1, rows, -1).clone()
 
 
 def _draw(generator: Generator, latents: Latents) -> Tensor:

@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from tiny import generator, rng
 
-from nada_core.latents import Latents, interpolate, mix, render, sample
+from nada_core.files import CheckpointError, read_checkpoint, write_safetensors
+from nada_core.latents import Latents, interpolate, load_latents, mix, render, sample, save_latents
 
 
 def test_a_seed_gives_the_same_latent_whatever_its_neighbours_are() -> None:
@@ -277,3 +280,90 @@ def test_when_not_even_one_picture_fits_the_error_says_what_to_do(monkeypatch: p
     monkeypatch.setattr(made, "synthesize", lambda *_: (_ for _ in ()).throw(RuntimeError("something else")))
     with pytest.raises(RuntimeError, match="^something else$"):
         render(made, latents)
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_gives_the_latents_back_bit_for_bit(tmp_path: Path) -> None:
+    made = generator()
+    path = tmp_path / "people.safetensors"
+    for noise in ("const", "none", made.draw_noise(3, rng(1)), [m[0, 0] for m in made.draw_noise(1, rng(1))]):
+        latents = replace(sample(made, range(3)), noise=noise)
+        save_latents(latents, path, {"photo": "anna.jpg"})
+        for back in (load_latents(path), load_latents(path, made)):
+            assert torch.equal(back.ws, latents.ws) and back.space == made.space()
+            if isinstance(noise, str):
+                assert back.noise == noise
+            else:
+                assert all(torch.equal(torch.as_tensor(a), b) for a, b in zip(back.noise, noise, strict=True))
+    assert read_checkpoint(path).hints["provenance"] == '{"photo": "anna.jpg"}'
+
+
+def test_files_of_latents_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    made, path = generator(), tmp_path / "x"
+    save_latents(sample(made, [1]), path)
+    with pytest.raises(ValueError, match="latents of another generator"):
+        load_latents(path, generator(rng=rng(5)))
+    save_latents(Latents(torch.zeros(1, 3, 5)), path)  # without a space it may be anybody's, but not of any size
+    with pytest.raises(ValueError, match=r"latents of \[3, 5\] rows and columns, the generator's have \[6, 5\]"):
+        load_latents(path, made)
+    path.unlink()
+    with pytest.raises(ValueError, match="nothing was written"):
+        save_latents(Latents(torch.full((1, 6, 5), torch.nan)), path)
+    assert not path.exists()
+    whole = {"kind": "nada_latents", "version": "1", "space": "", "noise": "const"}
+    for tensors, hints, words in (({"ws": torch.zeros(6, 5)}, whole, "not whole"),
+                                  ({"a": torch.zeros(1)}, whole, "not whole"),
+                                  ({"ws": torch.zeros(1, 6, 5)}, whole | {"version": "2"}, "version 2")):  # fmt: skip
+        write_safetensors(path, tensors, hints)
+        with pytest.raises(CheckpointError, match=words):
+            load_latents(path)
+
+
+def test_latents_of_other_programs(tmp_path: Path) -> None:
+    made = generator()
+    ws = sample(made, range(3)).ws
+    numpy.savez(tmp_path / "projected_w.npz", w=ws[:1].numpy())
+    numpy.save(tmp_path / "many.npy", ws.numpy())
+    torch.save(ws.half(), tmp_path / "encoded.pt")
+    torch.save({"latents": ws, "steps": torch.tensor(3)}, tmp_path / "named.pt")
+    torch.save(ws[0], tmp_path / "single.pt")
+    write_safetensors(tmp_path / "other.safetensors", {"anything": ws[:, 0]}, {})
+    torch.save({"w": ws[0, 0]}, tmp_path / "one_w.pt")
+    expected = {"projected_w.npz": ws[:1], "many.npy": ws, "encoded.pt": ws.half().float(), "named.pt": ws,
+                "single.pt": ws[:1], "other.safetensors": ws, "one_w.pt": ws[:1]}  # fmt: skip
+    for name, wanted in expected.items():
+        found = load_latents(tmp_path / name, made)
+        assert torch.equal(found.ws, wanted) and found.noise == "const" and found.space == made.space(), name
+        with pytest.raises(ValueError, match="pass the generator they belong to"):
+            load_latents(tmp_path / name)
+
+
+def test_what_rosinalitys_projector_writes(tmp_path: Path) -> None:
+    made = generator()
+    latents = replace(sample(made, range(2)), noise=made.draw_noise(2, rng(1)))
+    saved = {f"{index}.png": {"img": torch.zeros(3, 16, 16), "latent": one.ws[0], "noise": list(one.noise)}
+             for index, one in enumerate(latents)}  # fmt: skip
+    torch.save(saved, tmp_path / "x.pt")
+    torch.testing.assert_close(render(made, load_latents(tmp_path / "x.pt", made)), render(made, latents))
+    whole = saved["1.png"]["noise"]
+    for broken in ([torch.full((1, 1, 4, 4), torch.inf), *whole[1:]], whole[:-1], [whole[1], *whole[1:]], None):
+        saved["1.png"]["noise"] = broken
+        torch.save(saved, tmp_path / "x.pt")
+        with pytest.raises(CheckpointError, match="maps of noise are not 5 finite ones"):
+            load_latents(tmp_path / "x.pt", made)
+
+
+@pytest.mark.parametrize(("content", "words"), [
+    (torch.zeros(2, 4, 5), r"shape \[2, 4, 5\], expected \[N, 6, 5\]"), (torch.zeros(3, 8), r"\[N, 5\] for this"),
+    (torch.zeros(7), r"shape \[7\]"), (torch.zeros(0, 6, 5), r"shape \[0, 6, 5\]"), (torch.zeros(()), r"shape \[\]"),
+    ({"w": torch.zeros(1, 5), "ws": torch.zeros(1, 6, 5)}, r"found 2 \(w, ws\)"),
+    ({"a.latent": torch.zeros(6, 5), "b.latent": torch.zeros(5)}, "found 2"), ({"note": "none"}, "found none"),
+    ({"a": torch.zeros(5), "b": torch.zeros(5)}, r"none among \['a', 'b'\]"),
+    (torch.full((1, 5), torch.nan), "NaN"), (torch.zeros(1, 6, 5, dtype=torch.int64), "found none"),
+])  # fmt: skip
+def test_foreign_files_that_are_no_latents_of_this_generator(tmp_path: Path, content: Any, words: str) -> None:
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match=words):
+        load_latents(tmp_path / "x.pt", generator())
