@@ -220,8 +220,8 @@ def load_latents(path: str | Path, generator: Generator | None = None) -> Latent
                                      "was changed; copy it again.") from error
     if generator is not None:
         if found.space and found.space != (own := generator.space()):
-            raise ValueError(f"{path}: latents of another generator (space {found.space[:12]}, this one is {own[:12]}); "
-                             "load the one they were made with, or one adapted from it.")
+            raise ValueError(f"{path}: latents of another generator (space {found.space[:12]}, this one is {own[:12]});"
+                             " load the one they were made with, or one adapted from it.")
         if found.ws.shape[1:] != (generator.num_ws, generator.w_dim):
             raise ValueError(f"{path}: latents of {list(found.ws.shape[1:])} rows and columns, the generator's have "
                              f"[{generator.num_ws}, {generator.w_dim}]; load the one they were made with.")

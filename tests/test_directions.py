@@ -1,0 +1,252 @@
+"""Directions: known axes are found, in order; edits move what they say; files come back bit for bit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from tiny import generator, rng
+from torch import Tensor, nn
+
+from nada_core.directions import (
+    Directions,
+    between,
+    boundary,
+    edit,
+    load_directions,
+    principal,
+    save_directions,
+    sefa,
+)
+from nada_core.files import CheckpointError, read_checkpoint, write_safetensors
+from nada_core.generators import Generator
+from nada_core.latents import Latents, render, sample
+
+AXES = torch.linalg.qr(torch.randn(5, 5, generator=rng(7))).Q  # a row an axis
+SPREAD = torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0])
+
+
+class Stretch(nn.Module):
+    """A mapping whose w is a Gaussian with known axes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("w_avg", torch.arange(5.0))
+
+    def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
+        return z @ (AXES * SPREAD[:, None]) + torch.arange(5.0)
+
+
+def known() -> Generator:
+    """w has the axes AXES with the deviations SPREAD; the styles ask for the same axes, the last one most often."""
+    made = generator(z_dim=5)
+    made.mapping = Stretch()  # type: ignore[assignment]
+    state = dict(made.named_parameters())
+    used = [layer for layer in made.layers() if layer.kind == "conv" or layer.name == "b16.torgb"]
+    asks = torch.tensor([4] * 15 + [3] * 10 + [2] * 7 + [1] * 4 + [0] * 2)[torch.randperm(38, generator=rng(3))]
+    with torch.no_grad():
+        for layer in made.layers():
+            if layer.kind == "rgb":  # those that share a row with a convolution are not asked
+                state[f"synthesis.{layer.name}.affine.weight"].copy_(AXES[0].expand(len(state[
+                    f"synthesis.{layer.name}.affine.weight"]), -1))  # fmt: skip
+        for layer in used:
+            weight = state[f"synthesis.{layer.name}.affine.weight"]
+            mine, asks = asks[: len(weight)], asks[len(weight) :]
+            length = torch.rand(len(weight), 1, generator=rng(4)) * 9 + 1  # what lengths they have does not matter
+            weight.copy_(AXES[mine] * length)
+    return made
+
+
+def aligned(found: Directions, axes: Tensor) -> bool:
+    return bool(((found.vectors[:, 0] * axes).sum(1).abs() >= 0.99).all())
+
+
+def test_sefa_finds_the_axes_the_styles_ask_for() -> None:
+    found = sefa(known(), 5)
+    assert found.vectors.shape == (5, 1, 5) and aligned(found, AXES.flip(0))
+    torch.testing.assert_close(found.scale, SPREAD.flip(0), rtol=0.05, atol=0)
+    assert found.names == ("sefa 0", "sefa 1", "sefa 2", "sefa 3", "sefa 4") and found.space == known().space()
+    assert torch.equal(found.vectors, sefa(known(), 5).vectors)
+
+
+def test_sefa_is_the_eigenvectors_of_the_rows_that_are_asked() -> None:
+    made = generator()
+    parts = [made.get_parameter(f"synthesis.{name}.affine.weight") for name in ("b8.conv1", "b16.conv0")]
+    styles = torch.cat([part / part.norm(dim=1, keepdim=True) for part in parts]).detach()
+    found = sefa(made, 4, layers=(2, 4))
+    vectors = found.vectors[:, 2]
+    energy = (styles @ vectors.T).square().sum(0)
+    assert (energy.diff() < 0).all()
+    torch.testing.assert_close(styles.T @ styles @ vectors.T, vectors.T * energy, rtol=1e-3, atol=1e-4)
+    assert torch.equal(found.vectors[:, 3], vectors) and found.vectors.shape == (4, 6, 5)
+    assert not found.vectors[:, [0, 1, 4, 5]].any()
+
+
+def test_the_principal_directions_of_w() -> None:
+    found = principal(known(), 4)
+    assert found.vectors.shape == (4, 1, 5) and aligned(found, AXES[:4]) and found.names[0] == "pca 0"
+    torch.testing.assert_close(found.scale, SPREAD[:4], rtol=0.03, atol=0)
+    assert (found.scale.diff() < 0).all()
+    largest = found.vectors[:, 0].gather(1, found.vectors[:, 0].abs().argmax(1, keepdim=True))
+    assert (largest > 0).all() and torch.equal(found.vectors, principal(known(), 4).vectors)
+    assert not torch.equal(found.vectors, principal(known(), 4, seed=1).vectors)
+    part = principal(known(), 4, layers=(1, 3)).vectors
+    assert torch.equal(part[:, 1:3], found.vectors.expand(-1, 2, -1)) and not part[:, [0, 3, 4, 5]].any()
+
+
+def test_generators_with_classes_have_directions_too() -> None:
+    for found in (sefa(generator(c_dim=3), 2), principal(generator(c_dim=3), 2)):
+        assert found.vectors.shape == (2, 1, 5) and (found.scale > 0).all()
+
+
+@pytest.mark.parametrize("act", [sefa, principal])
+def test_directions_that_are_not_there_are_refused(act: Any) -> None:
+    for arguments, words in (({"count": 0}, "expected 1 to 5"), ({"count": 6}, "expected 1 to 5"),
+                             ({"layers": (2, 2)}, "got rows 2 to 2"), ({"layers": (0, 7)}, "last <= 6"),
+                             ({"layers": (-1, 2)}, "got rows -1 to 2")):  # fmt: skip
+        with pytest.raises(ValueError, match=words):
+            act(generator(), **({"count": 2} | arguments))
+    with pytest.raises(ValueError, match="at least 10"):
+        principal(generator(), 2, samples=9)
+
+
+def test_an_edit_moves_latents_by_strength_and_scale() -> None:
+    made = known()
+    latents = replace(sample(made, range(3)), noise=made.draw_noise(3, rng(1)))
+    before = latents.ws.clone()
+    smile = principal(made, 4)["pca 2"]
+    step = smile.vectors[0] * smile.scale
+    moved = edit(latents, smile, -2)
+    torch.testing.assert_close(moved.ws, before - 2 * step)
+    assert moved.space == made.space() and moved.noise is latents.noise and torch.equal(latents.ws, before)
+    assert torch.equal(edit(latents, smile, 0.0).ws, before)
+    part = edit(latents, smile, 1.5, layers=(2, 4)).ws
+    assert torch.equal(part[:, [0, 1, 4, 5]], before[:, [0, 1, 4, 5]])
+    torch.testing.assert_close(part[:, 2:4], before[:, 2:4] + 1.5 * step)
+    strengths = [0.0, 1.0, -1.0, 0.5, 2.0, 0.0]
+    torch.testing.assert_close(edit(latents, smile, strengths).ws, before + torch.tensor(strengths)[:, None] * step)
+    rows = sefa(made, 2, layers=(1, 3))[1]
+    torch.testing.assert_close(edit(latents, rows, 3).ws, before + 3 * rows.scale * rows.vectors[0])
+    assert (render(made, moved) - render(made, latents)).abs().max() > 0.01
+
+
+@pytest.mark.parametrize(("direction", "arguments", "words"), [
+    ({}, {"strength": float("nan")}, "got strength nan"), ({}, {"strength": [1.0, 2.0]}, "or 6 of them, one a row"),
+    ({}, {"layers": (3, 3)}, "got rows 3 to 3"), ({"space": "b"}, {}, r"space b\) than the latents \(a\)"),
+    ({"vectors": torch.ones(1, 3, 5)}, {}, r"direction of \[3, 5\]"),
+    ({"vectors": torch.ones(1, 1, 4)}, {}, r"expected \[1, 5\]"),
+    ({"vectors": torch.ones(2, 1, 5), "scale": torch.ones(2), "names": ("x", "y")}, {}, "got 2 directions"),
+])  # fmt: skip
+def test_edits_that_do_not_fit_are_refused(direction: dict[str, Any], arguments: dict[str, Any], words: str) -> None:
+    one: dict[str, Any] = {"vectors": torch.ones(1, 1, 5), "scale": torch.ones(1), "names": ("x",), "space": "a"}
+    latents, given = Latents(torch.zeros(2, 6, 5), space="a"), Directions(**(one | direction))
+    with pytest.raises(ValueError, match=words):
+        edit(latents, given, **({"strength": 1.0} | arguments))
+
+
+def test_directions_are_chosen_by_place_and_by_name() -> None:
+    found = principal(known(), 4)
+    assert len(found) == 4 and len(found[1:3]) == 2 and found[1:3].names == ("pca 1", "pca 2")
+    for one in (found[3], found[-1], found["pca 3"]):
+        assert torch.equal(one.vectors, found.vectors[3:]) and one.scale == found.scale[3] and one.space == found.space
+    with pytest.raises(IndexError):
+        found[4]
+    with pytest.raises(ValueError, match="'smile', expected one of pca 0, pca 1"):
+        found["smile"]
+    with pytest.raises(ValueError, match="which is empty"):
+        found[4:]
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"vectors": torch.ones(2, 5)}, r"shape \[2, 5\]"), ({"vectors": torch.ones(0, 1, 5)}, r"shape \[0, 1, 5\]"),
+    ({"scale": torch.ones(3)}, "2 vectors"), ({"names": ("x",)}, "2 vectors"), ({"names": ("x", "x")}, "x, x"),
+    ({"vectors": torch.full((2, 1, 5), torch.nan)}, "NaN"), ({"scale": torch.tensor([1.0, torch.inf])}, "NaN"),
+])  # fmt: skip
+def test_directions_that_are_none_are_refused(changes: dict[str, Any], words: str) -> None:
+    two: dict[str, Any] = {"vectors": torch.ones(2, 1, 5), "scale": torch.ones(2), "names": ("x", "y")}
+    with pytest.raises(ValueError, match=words):
+        Directions(**(two | changes))
+
+
+def test_from_one_group_to_another() -> None:
+    made = generator()
+    first, second = sample(made, [1, 2, 3]), sample(made, [4, 5])
+    found = between(first, second, "older")
+    torch.testing.assert_close(edit(first, found, 1.0).ws.mean(0), second.ws.mean(0))
+    assert found.names == ("older",) and found.space == made.space()
+    for other, words in ((first, "same mean"), (Latents(second.ws, space="b"), "two mapping networks"),
+                         (Latents(torch.zeros(1, 3, 5)), r"\[6, 5\] and \[3, 5\]")):  # fmt: skip
+        with pytest.raises(ValueError, match=words):
+            between(first, other, "older")
+
+
+def test_a_boundary_separates_high_scores_from_low_ones() -> None:
+    made = known()
+    latents = sample(made, range(300), psi=1.0)
+    scores = (latents.ws[:, 0] - torch.arange(5.0)) @ AXES[3]
+    for given in (scores, scores > 0.5):
+        found = boundary(latents, given, "smile")
+        assert (found.vectors[0, 0] @ AXES[3]) >= 0.97  # the sign is that of the scores
+    torch.testing.assert_close(found.scale, torch.tensor([2.0]), rtol=0.3, atol=0)
+    for few, given, words in ((latents[:19], scores[:19], "got 19"), (latents, scores[:9], "a finite score for each"),
+                              (latents, torch.ones(300), "not all the same"), (latents, scores * torch.nan, "finite")):
+        with pytest.raises(ValueError, match=words):
+            boundary(few, given, "smile")
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_gives_the_directions_back_bit_for_bit(tmp_path: Path) -> None:
+    made, path = known(), tmp_path / "x.safetensors"
+    for directions in (principal(made, 3), sefa(made, 2, layers=(0, 3)), between(sample(made, [1]), sample(made, [2]),
+                                                                                 "older")):  # fmt: skip
+        save_directions(directions, path, {"by": "me"})
+        for back in (load_directions(path), load_directions(path, made)):
+            assert torch.equal(back.vectors, directions.vectors) and torch.equal(back.scale, directions.scale)
+            assert back.names == directions.names and back.space == made.space()
+    assert read_checkpoint(path).hints["provenance"] == '{"by": "me"}'
+    with pytest.raises(ValueError, match="directions of another generator"):
+        load_directions(path, generator())
+    save_directions(Directions(torch.ones(1, 3, 5), torch.ones(1), ("x",)), path)
+    with pytest.raises(CheckpointError, match=r"\[3, 5\] rows and columns, expected \[1, 5\] or \[6, 5\]"):
+        load_directions(path, made)
+    write_safetensors(path, {"vectors": torch.ones(1, 1, 5)}, {"kind": "nada_directions", "version": "1", "space": ""})
+    with pytest.raises(CheckpointError, match="not whole"):
+        load_directions(path)
+
+
+def test_directions_of_other_programs(tmp_path: Path) -> None:
+    made = generator()
+    comp, std = torch.randn(7, 1, 5, generator=rng()), torch.rand(7, generator=rng()) + 0.5
+    numpy.save(tmp_path / "age.npy", comp[0].numpy())
+    torch.save(comp[0], tmp_path / "smile.pt")
+    torch.save(comp[:1].expand(1, 6, 5).clone(), tmp_path / "pose.pt")
+    torch.save({"mean": comp[0], "comp": comp, "std": std}, tmp_path / "pca.pt")
+    numpy.savez_compressed(tmp_path / "pca.npz", act_comp=comp, act_stdev=std, lat_comp=comp, lat_stdev=std,
+                           lat_mean=comp[0], var_ratio=std)  # fmt: skip
+    one = torch.ones(1)
+    for name, vectors, scale in (("age.npy", comp[:1], one), ("smile.pt", comp[:1], one), ("pca.pt", comp, std),
+                                 ("pose.pt", comp[:1].expand(1, 6, 5), one), ("pca.npz", comp, std)):  # fmt: skip
+        found = load_directions(tmp_path / name, made)
+        assert torch.equal(found.vectors, vectors) and torch.equal(found.scale, scale), name
+        assert found.space == made.space()
+        with pytest.raises(ValueError, match="pass the generator they belong to"):
+            load_directions(tmp_path / name)
+    assert load_directions(tmp_path / "age.npy", made).names == ("age",) and found.names[6] == "pca 6"
+
+
+@pytest.mark.parametrize(("content", "words"), [
+    (torch.zeros(1, 4), r"\[1, 4\] rows and columns, expected \[1, 5\]"), (torch.zeros(1, 3, 5), r"\[3, 5\] rows"),
+    (torch.zeros(0, 5), "vectors of shape"), (torch.zeros(1, 1, 1, 5), "no directions"),
+    ({"a": torch.zeros(5), "b": torch.zeros(5)}, r"holds \['a', 'b'\]"), ({"std": torch.zeros(5)}, "no directions"),
+    ({"comp": torch.zeros(3, 1, 5), "std": torch.zeros(2)}, "3 vectors"), (torch.full((1, 5), torch.nan), "NaN"),
+])  # fmt: skip
+def test_foreign_files_that_are_no_directions_of_this_generator(tmp_path: Path, content: Any, words: str) -> None:
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match=words):
+        load_directions(tmp_path / "x.pt", generator())
