@@ -1,0 +1,147 @@
+"""Edits by text: the guides' distance falls, the start holds, and a latent does not know its neighbours."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from tiny import changed, copied, generator, guide, rng
+from torch import Tensor
+
+from nada_core.clip import TextShift, take_aim
+from nada_core.latents import Latents, render, sample
+from nada_core.losses import embed, objective
+from nada_core.text_edit import EditStep, TextEditConfig, edit_by_text
+
+SHIFT = TextShift("photo", "photo with glasses", ("a {}",))
+QUICK = TextEditConfig(steps=12, l2=0.0)
+
+
+def face(images: Tensor) -> Tensor:
+    """Stands in for a recogniser."""
+    return torch.nn.functional.normalize(torch.nn.functional.avg_pool2d(images, 4).flatten(1), dim=1)
+
+
+def distance(goal: str, before: Tensor, after: Tensor) -> Tensor:
+    """What the guide says of every picture alone, [N]."""
+    aims = take_aim(guide(), SHIFT)
+    return torch.stack([objective(aims, {goal: 1.0}, embed(aims, a[None]), embed(aims, b[None]))[0]
+                        for a, b in zip(before, after, strict=True)])  # fmt: skip
+
+
+@pytest.mark.parametrize("goal", ["global", "direction"])
+@pytest.mark.parametrize("space", ["w", "w+"])
+def test_every_picture_comes_closer_to_the_text(goal: str, space: str) -> None:
+    made = generator()
+    latents = sample(made, range(3))
+    moved = edit_by_text(made, latents, guide(), SHIFT, replace(QUICK, goal=goal, space=space))
+    before, after = render(made, latents), render(made, moved)
+    assert (distance(goal, before, after) < distance(goal, before, before) - 0.02).all()
+    way = moved.ws - latents.ws
+    assert (way - way[:, :1]).abs().max() < 1e-5 if space == "w" else way.var(1).min() > 1e-6
+    assert moved.space == made.space() and moved.noise == "const" and moved.ws.dtype == torch.float32
+
+
+def test_nothing_that_is_handed_in_changes_and_the_result_is_certain() -> None:
+    made, seeing = generator().requires_grad_(), guide()
+    latents = sample(made, range(2))
+    state, ws, random = copied(made.state_dict()), latents.ws.clone(), torch.get_rng_state()
+    config = replace(QUICK, views=2)
+    first, second = (edit_by_text(made, latents, seeing, SHIFT, config) for _ in range(2))
+    assert torch.equal(first.ws, second.ws) and torch.equal(latents.ws, ws)
+    assert not changed(state, copied(made.state_dict())) and torch.equal(torch.get_rng_state(), random)
+    assert all(value.requires_grad and value.grad is None for value in made.parameters())
+    assert not torch.equal(edit_by_text(made, latents, seeing, SHIFT, replace(config, seed=1)).ws, first.ws)
+
+
+@pytest.mark.parametrize("changes", [{}, {"views": 2}, {"goal": "direction", "l2": 0.01, "id": 0.1}])
+def test_a_latent_does_not_know_its_neighbours(changes: dict[str, Any]) -> None:
+    made, config = generator(), replace(QUICK, steps=5, **changes)
+    latents = replace(sample(made, range(3)), noise=made.draw_noise(3, rng(1)))
+    together = edit_by_text(made, latents, guide(), SHIFT, config, face)
+    for batch in (1, 2):
+        parts = edit_by_text(made, latents, guide(), SHIFT, replace(config, batch=batch), face)
+        torch.testing.assert_close(parts.ws, together.ws, rtol=1e-3, atol=1e-4)
+    for index in range(3):
+        alone = edit_by_text(made, latents[index], guide(), SHIFT, config, face)
+        torch.testing.assert_close(alone.ws[0], together.ws[index], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(list(together.noise), list(latents.noise))
+
+
+def test_only_the_rows_that_may_move_do() -> None:
+    made = generator()
+    latents = sample(made, [1])
+    way = edit_by_text(made, latents, guide(), SHIFT, replace(QUICK, first=2, last=4)).ws - latents.ws
+    assert way[:, 2:4].abs().min() > 0 and not way[:, [0, 1, 4, 5]].any()
+    with pytest.raises(ValueError, match="got rows 4 to 4, expected first < last <= 6"):
+        edit_by_text(made, latents, guide(), SHIFT, replace(QUICK, first=4, last=4))
+    with pytest.raises(ValueError, match="got rows 0 to 7"):
+        edit_by_text(made, latents, guide(), SHIFT, replace(QUICK, last=7))
+
+
+def test_the_loss_is_the_weighted_sum_of_its_terms() -> None:
+    made = generator()
+    latents = sample(made, range(3))
+    config = TextEditConfig(steps=2, rise=0.0, fall=0.0, clip=0.7, l2=0.03, id=0.2, batch=2)
+    steps: list[EditStep] = []
+    edit_by_text(made, latents, guide(), SHIFT, config, face, steps.append)
+    once = edit_by_text(made, latents, guide(), SHIFT, replace(config, steps=1), face)
+    before, after = render(made, latents), render(made, once)
+    assert [step.index for step in steps] == [0, 1] and steps[0].steps == 2
+    assert steps[0].terms["l2"] == 0 and abs(steps[0].terms["id"]) < 1e-5
+    wanted = {"clip": distance("global", before, after).mean(), "id": (1 - (face(before) * face(after)).sum(1)).mean(),
+              "l2": (once.ws - latents.ws).square().sum((1, 2)).mean()}  # fmt: skip
+    for name, value in wanted.items():
+        assert steps[1].terms[name] == pytest.approx(value.item(), rel=1e-3)
+    assert steps[1].loss == pytest.approx(sum({"clip": 0.7, "l2": 0.03, "id": 0.2}[n] * v.item()
+                                              for n, v in wanted.items()), rel=1e-3)  # fmt: skip
+    torch.testing.assert_close(steps[1].images(), after, rtol=1e-3, atol=1e-4)
+
+
+def test_the_start_and_the_face_hold_an_edit_back() -> None:
+    made = generator()
+    latents = sample(made, [1, 2])
+    free = edit_by_text(made, latents, guide(), SHIFT, replace(QUICK, steps=30))
+    held = edit_by_text(made, latents, guide(), SHIFT, replace(QUICK, steps=30, l2=0.3))
+    assert (held.ws - latents.ws).norm() < 0.5 * (free.ws - latents.ws).norm()
+    same = edit_by_text(made, latents, guide(), SHIFT, replace(QUICK, steps=30, id=3.0), face)
+    start, unlike = face(render(made, latents)), face(render(made, free))
+    assert ((start * face(render(made, same))).sum(1) > (start * unlike).sum(1) + 0.01).all()
+
+
+def test_whatever_on_step_raises_ends_the_work() -> None:
+    seen = []
+
+    def stop(step: EditStep) -> None:
+        seen.append(step.index)
+        if step.index == 1:
+            raise InterruptedError
+
+    made = generator()
+    with pytest.raises(InterruptedError):
+        edit_by_text(made, sample(made, [1]), guide(), SHIFT, QUICK, on_step=stop)
+    assert seen == [0, 1]
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    made = generator()
+    latents = sample(made, [1])
+    for given, words in ((sample(generator(rng=rng(5)), [1]), "another generator"),
+                         (Latents(torch.zeros(1, 3, 5)), r"\[3, 5\] rows and columns")):  # fmt: skip
+        with pytest.raises(ValueError, match=words):
+            edit_by_text(made, given, guide(), SHIFT, QUICK)
+    with pytest.raises(ValueError, match="no network to compute it"):
+        edit_by_text(made, latents, guide(), SHIFT, replace(QUICK, id=0.1))
+    with pytest.raises(FloatingPointError, match="Step 0"):
+        edit_by_text(made, latents, guide(), SHIFT, replace(QUICK, id=0.1), lambda images: face(images) * torch.nan)
+    for changes in ({"goal": "sideways"}, {"steps": 0}, {"l2": -1.0}, {"space": "z"}, {"lr": float("nan")}):
+        with pytest.raises(ValueError, match="TextEditConfig"):
+            TextEditConfig(**changes)  # type: ignore[arg-type]
+
+
+def test_generators_with_classes_are_edited_too() -> None:
+    made = generator(c_dim=3)
+    latents = sample(made, [1], label=2)
+    assert not torch.equal(edit_by_text(made, latents, guide(), SHIFT, QUICK).ws, latents.ws)
