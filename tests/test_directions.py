@@ -198,6 +198,13 @@ def test_a_boundary_separates_high_scores_from_low_ones() -> None:
             boundary(few, given, "smile")
 
 
+def test_a_boundary_is_a_direction_of_w_whatever_the_spread_of_its_columns() -> None:
+    ws = torch.randn(400, 1, 5, generator=rng(9)) * torch.tensor([5.0, 3.0, 1.0, 0.5, 0.3])
+    normal = torch.tensor([0.1, -0.2, 0.5, 0.5, -0.7])
+    found = boundary(Latents(ws.expand(-1, 6, -1)), ws[:, 0] @ normal, "smile")
+    assert torch.cosine_similarity(found.vectors[0, 0], normal, 0) >= 0.98
+
+
 # ---- files ----------------------------------------------------------------------------------------------------------
 
 

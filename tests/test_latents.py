@@ -353,6 +353,10 @@ def test_what_rosinalitys_projector_writes(tmp_path: Path) -> None:
         torch.save(saved, tmp_path / "x.pt")
         with pytest.raises(CheckpointError, match="maps of noise are not 5 finite ones"):
             load_latents(tmp_path / "x.pt", made)
+    del saved["1.png"]["noise"]  # one has maps, the other has none
+    torch.save(saved, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match="maps of noise"):
+        load_latents(tmp_path / "x.pt", made)
 
 
 @pytest.mark.parametrize(("content", "words"), [

@@ -100,6 +100,31 @@ def test_the_loss_is_the_weighted_sum_of_its_terms() -> None:
     torch.testing.assert_close(steps[1].images(), after, rtol=1e-3, atol=1e-4)
 
 
+def test_the_learning_rate_rises_from_nothing() -> None:
+    made = generator()
+    latents = sample(made, [1])
+    config = TextEditConfig(steps=1, lr=0.05, rise=0.0, fall=0.0)
+    way = edit_by_text(made, latents, guide(), SHIFT, config).ws - latents.ws
+    torch.testing.assert_close(way.abs(), torch.full_like(way, 0.05), rtol=1e-2, atol=0)  # Adam's first step
+    assert torch.equal(edit_by_text(made, latents, guide(), SHIFT, replace(config, rise=0.5)).ws, latents.ws)
+
+
+def test_both_sides_of_a_direction_are_seen_alike() -> None:
+    made = generator()
+    steps: list[EditStep] = []
+    config = replace(QUICK, goal="direction", views=3, steps=1)
+    edit_by_text(made, sample(made, [1, 2]), guide(), SHIFT, config, on_step=steps.append)
+    assert steps[0].terms["clip"] == pytest.approx(1.0, abs=1e-4)  # nothing has moved, so there is no way yet
+
+
+def test_a_recogniser_that_weighs_nothing_is_not_asked() -> None:
+    def ask(images: Tensor) -> Tensor:
+        raise AssertionError
+
+    made = generator()
+    edit_by_text(made, sample(made, [1]), guide(), SHIFT, replace(QUICK, steps=1), ask)
+
+
 def test_the_start_and_the_face_hold_an_edit_back() -> None:
     made = generator()
     latents = sample(made, [1, 2])
@@ -136,6 +161,9 @@ def test_what_does_not_fit_is_refused() -> None:
         edit_by_text(made, latents, guide(), SHIFT, replace(QUICK, id=0.1))
     with pytest.raises(FloatingPointError, match="Step 0"):
         edit_by_text(made, latents, guide(), SHIFT, replace(QUICK, id=0.1), lambda images: face(images) * torch.nan)
+    with pytest.raises(FloatingPointError, match="Step 0 has a loss of 0"):  # the root's slope at 0 has no end
+        edit_by_text(made, latents, guide(), SHIFT, replace(QUICK, id=0.1),
+                     lambda images: face(images) + (images * 0).sum((2, 3)).sqrt().sum(1, keepdim=True))  # fmt: skip
     for changes in ({"goal": "sideways"}, {"steps": 0}, {"l2": -1.0}, {"space": "z"}, {"lr": float("nan")}):
         with pytest.raises(ValueError, match="TextEditConfig"):
             TextEditConfig(**changes)  # type: ignore[arg-type]
