@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .images import SMALLEST, expect_photos, from_pil, to_pil, to_uint8
+from .images import SMALLEST, expect_photos, from_pil, square, to_pil, to_uint8
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -207,6 +207,25 @@ def find_face(image: Tensor, index: int = 0) -> FacePoints:
         raise NoFaceError(f"Got face {index}, but the picture has {len(faces)}: expected 0 (the largest) to "
                           f"{len(faces) - 1}.")
     return faces[index]
+
+
+def cut_face(image: Tensor, size: int = 1024, points: FacePoints | None = None, face: int = 0,
+             middle: bool = False) -> Tensor:  # fmt: skip
+    """A photo [1, 3, H, W] as a generator of faces wants it, [1, 3, S, S]: aligned by the points, or by those of a face
+    that is found. middle: where there is no face, take the middle square as it is, instead of refusing.
+
+    Raises:
+        NoFaceError: when there is no face, or none of that index, and `middle` is not set.
+        ValueError: as align and find_face.
+    """
+    if points is None:
+        try:
+            points = find_face(image, face)
+        except NoFaceError:
+            if not middle:
+                raise
+            return square(image, size)
+    return align(image, points, size)
 
 
 # ---- geometry -----------------------------------------------------------------------------------------------------

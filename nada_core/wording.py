@@ -7,12 +7,15 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from .clip import ClipGuide, TextShift
 from .files import RawCheckpoint, read_metadata
 from .generators import Generator
+from .likeness import psnr
 from .metrics import direction, diversity, quality
+from .perceptual import Perceptual
 from .prompts import fill
 
 
@@ -56,6 +59,21 @@ def figures(guide: ClipGuide, shift: TextShift, seen: Mapping[str, Tensor]) -> s
         spread = diversity(after) / max(own, 1e-9)
         rows.append((label, f"{quality(after, phrases):.3f}", f"{direction(before, after, goal):.3f}", f"{spread:.2f}"))
     return f"as {guide.name} sees {len(before)} images, from {shift.source} to {shift.target}\n{table(rows)}"
+
+
+def closeness(images: Tensor, targets: Tensor, perceptual: Perceptual | None = None,
+              steps: Sequence[int] = ()) -> str:  # fmt: skip
+    """How close pictures [N, 3, R, R] came to their targets, a line a picture. steps: that each of them took."""
+    lines = [f"{value:.1f} dB" for value in psnr(images, targets).tolist()]
+    if perceptual is not None:
+        device = next(perceptual.parameters()).device
+        with torch.no_grad():
+            pairs = zip(images.split(1), targets.split(1), strict=True)
+            unlike = [perceptual.distance(one.to(device), other.to(device)).item() for one, other in pairs]
+        lines = [f"{line}, {perceptual.label} {value:.3f}" for line, value in zip(lines, unlike, strict=True)]
+    if steps:
+        lines = [f"{line}, after {count} steps" for line, count in zip(lines, steps, strict=True)]
+    return "\n".join(f"picture {index}: {line}" for index, line in enumerate(lines))
 
 
 def about_generator(generator: Generator, raw: RawCheckpoint) -> str:

@@ -2,16 +2,21 @@
 
 from ._host import ComfyExtension, io
 from .adapt import AdaptGenerator, PlotTraining
+from .editing import EditByText, EditLatents, FindDirections
+from .encode import EncodeImage, LoadEncoder
 from .latents import Compare, InterpolateLatents, MixLatents, Render, SampleLatents
 from .layers import ChooseLayers, InspectLayers
-from .load import CombineGuides, LoadGenerator, LoadGuide
+from .load import CombineGuides, LoadGenerator, LoadGuide, LoadLikeness
+from .photos import AlignFace, DrawPortrait, InvertImage, PivotalTuning
 from .save import ApplyDomain, LoadDomain, SaveDomain, SaveGenerator
+from .shelf import LoadDirections, LoadLatents, SaveDirections, SaveLatents
 from .shift import ShiftFromImages, ShiftFromText
 
 NODES: list[type[io.ComfyNode]] = [
     LoadGenerator, LoadGuide, CombineGuides, ShiftFromText, ShiftFromImages, ChooseLayers, InspectLayers,
     AdaptGenerator, PlotTraining, SampleLatents, MixLatents, InterpolateLatents, Render, Compare, SaveGenerator,
-    SaveDomain, LoadDomain, ApplyDomain,
+    SaveDomain, LoadDomain, ApplyDomain, AlignFace, DrawPortrait, LoadLikeness, InvertImage, PivotalTuning, LoadEncoder,
+    EncodeImage, FindDirections, EditLatents, EditByText, SaveLatents, LoadLatents, SaveDirections, LoadDirections,
 ]  # fmt: skip
 
 

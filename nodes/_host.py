@@ -31,14 +31,18 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from ..nada_core.images import to_pil
 
 __all__ = [
-    "DOMAINS", "GENERATORS", "GUIDES", "ComfyExtension", "file_stamp", "files", "find", "for_training", "from_image",
-    "io", "metadata", "missing", "normal_mode", "on_device", "save_path", "to_image", "watch",
+    "DIRECTIONS", "DOMAINS", "ENCODERS", "GENERATORS", "GUIDES", "IDENTITIES", "LATENTS", "ComfyExtension",
+    "file_stamp", "files", "find", "for_training", "from_image", "io", "metadata", "missing", "normal_mode",
+    "on_device", "save_path", "to_image", "watch",
 ]  # fmt: skip
 
 Weighed = tuple[tuple[Any, float], ...]  # guides with their weights
 
 GENERATORS, GUIDES, DOMAINS = "stylegan_nada", "stylegan_nada_guides", "stylegan_nada_domains"
-_APART = ("guides", "domains")  # folders in the generators' folder that hold no generators
+ENCODERS, IDENTITIES = "stylegan_nada_encoders", "stylegan_nada_identity"
+LATENTS, DIRECTIONS = "stylegan_nada_latents", "stylegan_nada_directions"
+# Folders in the generators' folder that hold no generators.
+_APART = ("guides", "domains", "encoders", "identity", "latents", "directions")
 
 
 # ---- files --------------------------------------------------------------------------------------------------------
@@ -58,6 +62,11 @@ def _register_all() -> None:
     _register(GENERATORS, weights, [*(models / name for name in ("stylegan_nada", "stylegan", "stylegan2")), own])
     _register(GUIDES, weights | {".bin"}, [models / "stylegan_nada" / "guides"])
     _register(DOMAINS, {".safetensors"}, [models / "stylegan_nada" / "domains", own / "domains"])
+    _register(ENCODERS, weights, [models / "stylegan_nada" / "encoders"])
+    _register(IDENTITIES, weights, [models / "stylegan_nada" / "identity"])
+    arrays = {".safetensors", ".pt", ".npy", ".npz"}
+    _register(LATENTS, arrays, [models / "stylegan_nada" / "latents", own / "latents"])
+    _register(DIRECTIONS, arrays, [models / "stylegan_nada" / "directions", own / "directions"])
 
 
 _register_all()  # at import, because define_schema asks for the lists
@@ -137,9 +146,10 @@ def to_image(images: Tensor) -> Tensor:
     return (images.detach().float() + 1).div_(2).clamp_(0, 1).permute(0, 2, 3, 1).contiguous().to(device)
 
 
-def from_image(image: Tensor) -> Tensor:
-    """ComfyUI's IMAGE -> [N, 3, H, W] in -1..1 on the CPU, a tensor of our own; transparency is dropped."""
-    return image[..., :3].detach().to("cpu", torch.float32, copy=True).permute(0, 3, 1, 2).contiguous() * 2 - 1
+def from_image(image: Tensor, channels: int = 3) -> Tensor:
+    """ComfyUI's IMAGE -> [N, C, H, W] in -1..1 on the CPU, a tensor of our own, with at most so many channels: of the
+    usual 3, transparency is dropped."""
+    return image[..., :channels].detach().to("cpu", torch.float32, copy=True).permute(0, 3, 1, 2).contiguous() * 2 - 1
 
 
 # ---- torch under ComfyUI ------------------------------------------------------------------------------------------

@@ -10,3 +10,6 @@ ShiftType = io.Custom("NADA_SHIFT")  # TextShift or ImageShift
 LayersType = io.Custom("NADA_LAYERS")  # LayerChoice
 LatentsType = io.Custom("NADA_LATENTS")  # Latents
 DomainType = io.Custom("NADA_DOMAIN")  # Domain: what an adaptation changed
+LikenessType = io.Custom("NADA_LIKENESS")  # tuple of Perceptual or None and Identity or None
+EncoderType = io.Custom("NADA_ENCODER")  # Encoder, its own generator with it
+DirectionsType = io.Custom("NADA_DIRECTIONS")  # Directions

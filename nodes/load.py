@@ -1,14 +1,16 @@
-"""Files into the graph: generators, and the CLIP models that guide them."""
+"""Files into the graph: generators, the CLIP models that guide them, and the networks that look at photos."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from ..nada_core import load_generator, load_guide
+from ..nada_core import load_generator, load_guide, load_identity, load_perceptual
 from ..nada_core.checkpoints import BUILTINS
 from ..nada_core.clip import built_in_guides
-from ._host import GENERATORS, GUIDES, file_stamp, files, find, io, missing, normal_mode
-from ._types import ROOT, GeneratorType, GuideType
+from ..nada_core.identity import BUILTINS as RECOGNISERS
+from ..nada_core.perceptual import TRUNKS
+from ._host import GENERATORS, GUIDES, IDENTITIES, file_stamp, files, find, io, missing, normal_mode
+from ._types import ROOT, GeneratorType, GuideType, LikenessType
 
 #: The published weights offered; the first two are the paper's (section 4.1). open_clip downloads them on first use.
 PUBLISHED = ("ViT-B-32:openai", "ViT-B-16:openai", "ViT-L-14:openai", "RN50:openai", "ViT-B-32:laion2b_s34b_b79k",
@@ -136,3 +138,47 @@ class CombineGuides(io.ComfyNode):
     def execute(cls, first: tuple, second: tuple, first_weight: float, second_weight: float) -> Any:
         weighed = ((first, first_weight), (second, second_weight))
         return io.NodeOutput(tuple((guide, own * weight) for guides, weight in weighed for guide, own in guides))
+
+
+class LoadLikeness(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> Any:
+        trunks = [f"{trunk}{place}" for trunk in TRUNKS for place in ("", ":imagenet", ":random")]
+        return io.Schema(
+            node_id="StyleGANNADA_LoadLikeness",
+            display_name="Load Likeness",
+            category=f"{ROOT}/load",
+            description="Reads the networks that tell how alike two pictures are: LPIPS, to the eye, and a face "
+                        "recogniser, whether it is the same person.",
+            search_aliases=["lpips", "arcface", "identity loss", "perceptual loss", "ir-se50"],
+            inputs=[
+                io.Combo.Input(
+                    "perceptual", options=["none", *trunks], default="none",
+                    tooltip="The network of LPIPS. A bare name reads torchvision's weights from torch's cache; "
+                            ":imagenet downloads them if they are not there; :random is untrained, and its numbers "
+                            "are relative only.",
+                ),
+                io.Combo.Input(
+                    "identity", options=["none", *RECOGNISERS, *files(IDENTITIES)], default="none",
+                    tooltip="The face recogniser: the built-in one knows the built-in faces only; for real ones put "
+                            "model_ir_se50.pth into models/stylegan_nada/identity and press R.",
+                ),
+            ],
+            outputs=[LikenessType.Output("likeness", display_name="likeness",
+                                         tooltip="Both, for Invert Image, Pivotal Tuning and Edit by Text.")],
+        )  # fmt: skip
+
+    @classmethod
+    def validate_inputs(cls, identity: str | None) -> bool | str:
+        return missing(IDENTITIES, identity, ("none", *RECOGNISERS)) or True
+
+    @classmethod
+    def fingerprint_inputs(cls, identity: str, **_: Any) -> Any:
+        return file_stamp(IDENTITIES, identity)
+
+    @classmethod
+    @normal_mode()
+    def execute(cls, perceptual: str, identity: str) -> Any:
+        place = identity if identity in RECOGNISERS or identity == "none" else find(IDENTITIES, identity)
+        eyes = None if perceptual == "none" else load_perceptual(perceptual)
+        return io.NodeOutput((eyes, None if identity == "none" else load_identity(place)))

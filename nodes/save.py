@@ -24,12 +24,12 @@ class SaveGenerator(io.ComfyNode):
             hidden=[io.Hidden.prompt],
             inputs=[
                 GeneratorType.Input("generator", tooltip="The generator to write."),
-                _prefix("adapted"),
+                prefix_input("adapted"),
                 io.Combo.Input("format", options=["safetensors", "safetensors float16", "rosinality pt"],
                                tooltip="safetensors keeps every bit and says how the weights were made; float16 is "
                                        "half the size; rosinality pt is what many other tools read."),
             ],
-            outputs=[_path()],
+            outputs=[path_output()],
         )  # fmt: skip
 
     @classmethod
@@ -58,11 +58,11 @@ class SaveDomain(io.ComfyNode):
             hidden=[io.Hidden.prompt],
             inputs=[
                 DomainType.Input("domain", tooltip="From Adapt Generator."),
-                _prefix("domain"),
+                prefix_input("domain"),
                 io.Combo.Input("precision", options=["float16", "float32"],
                                tooltip="float16 is half the size, and no eye sees the difference."),
             ],
-            outputs=[_path()],
+            outputs=[path_output()],
         )  # fmt: skip
 
     @classmethod
@@ -138,13 +138,15 @@ class ApplyDomain(io.ComfyNode):
         return io.NodeOutput(domain.apply(generator, strength))
 
 
-def _prefix(default: str) -> Any:
+def prefix_input(default: str) -> Any:
+    """The name that every saving node asks for."""
     return io.String.Input("filename_prefix", default=default,
                            tooltip="Name of the file before its number; may begin with folders, and hold tokens such "
                                    "as %year%.")
 
 
-def _path() -> Any:
+def path_output() -> Any:
+    """What every saving node gives."""
     return io.String.Output("path", display_name="path", tooltip="The file that was written.")
 
 

@@ -78,6 +78,44 @@ CONTRACT = {
         [("generator", "NADA_GENERATOR"), ("domain", "NADA_DOMAIN")],
     ),
     "ApplyDomain": ("train", ["generator", "domain", "strength"], [("generator", "NADA_GENERATOR")]),
+    "AlignFace": ("photos", ["image", "size", "face", "points", "without_face"], [("aligned", "IMAGE")]),
+    "DrawPortrait": ("photos", ["seed", "count", "style"], [("images", "IMAGE")]),
+    "LoadLikeness": ("load", ["perceptual", "identity"], [("likeness", "NADA_LIKENESS")]),
+    "InvertImage": (
+        "photos",
+        ["generator", "image", "likeness", "start", "space", "steps", "lr", "seed", "mse", "lpips", "id", "maps",
+         "stop_psnr", "batch", "coarse", "delta", "first", "rise", "fall", "search", "search_until", "maps_weight",
+         "patience"],
+        [("latents", "NADA_LATENTS"), ("inverted", "IMAGE"), ("report", "STRING")],
+    ),
+    "PivotalTuning": (
+        "photos",
+        ["generator", "image", "latents", "likeness", "steps", "lr", "seed", "mse", "lpips", "id", "locality",
+         "stop_psnr", "stop_lpips", "batch", "fall", "reach", "psi", "others"],
+        [("generator", "NADA_GENERATOR"), ("domain", "NADA_DOMAIN"), ("drawn", "IMAGE"), ("report", "STRING")],
+    ),
+    "LoadEncoder": ("load", ["file"], [("encoder", "NADA_ENCODER"), ("generator", "NADA_GENERATOR")]),
+    "EncodeImage": ("photos", ["encoder", "image", "generator", "iterations"], [("latents", "NADA_LATENTS")]),
+    "FindDirections": (
+        "editing",
+        ["generator", "method", "count", "from_row", "to_row"],
+        [("directions", "NADA_DIRECTIONS"), ("names", "STRING")],
+    ),
+    "EditLatents": (
+        "editing",
+        ["latents", "directions", "direction", "strength", "from_row", "to_row", "per_row"],
+        [("latents", "NADA_LATENTS")],
+    ),
+    "EditByText": (
+        "editing",
+        ["generator", "latents", "guide", "shift", "likeness", "goal", "space", "steps", "lr", "seed", "l2", "id",
+         "clip", "views", "first", "last", "batch", "rise", "fall"],
+        [("latents", "NADA_LATENTS")],
+    ),
+    "SaveLatents": ("save", ["latents", "filename_prefix"], [("path", "STRING")]),
+    "LoadLatents": ("load", ["generator", "file"], [("latents", "NADA_LATENTS")]),
+    "SaveDirections": ("save", ["directions", "filename_prefix"], [("path", "STRING")]),
+    "LoadDirections": ("load", ["generator", "file"], [("directions", "NADA_DIRECTIONS"), ("names", "STRING")]),
 }  # fmt: skip
 FROZEN = ("is not what was released. Node ids, input ids and their order, and outputs never change, because saved "
           "workflows keep widget values by position; new inputs and outputs go to the end, and then into this table.")

@@ -10,6 +10,7 @@ from ..adapt import AdaptConfig
 from ..invert import InvertConfig
 from ..layers import LayerChoice
 from ..pivotal import TuneConfig
+from .content import contents
 from .judge import Judge, Verdict, examine
 from .render import ATTRIBUTES, STYLES, render
 
@@ -29,5 +30,6 @@ INVERT = InvertConfig(steps=300, lr=0.05, fall=0.75, search=0.0, lpips=0.0, maps
 TUNE = TuneConfig(lr=6e-3, lpips=0.0)
 
 __all__ = [
-    "ATTRIBUTES", "INVERT", "RECIPE", "SOURCE", "STYLES", "TARGETS", "TUNE", "Judge", "Verdict", "examine", "render",
+    "ATTRIBUTES", "INVERT", "RECIPE", "SOURCE", "STYLES", "TARGETS", "TUNE", "Judge", "Verdict", "contents",
+    "examine", "render",
 ]  # fmt: skip

@@ -9,6 +9,7 @@ Letters: N batch, A attributes, C width of w, Q quantiles.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,6 +20,13 @@ from ..generators import Generator
 from .render import ATTRIBUTES
 
 _QUANTILES = 65
+
+
+def contents(seeds: Sequence[int]) -> Tensor:
+    """Attributes [N, A] in 0..1 of people that no fit has seen, one a seed, whatever its neighbours are."""
+    # Another seed of torch's is another sequence, so a prime keeps these apart from those of the fits.
+    rngs = (torch.Generator().manual_seed(seed * 7919 + 104_729) for seed in seeds)
+    return torch.stack([torch.rand(len(ATTRIBUTES), generator=rng) for rng in rngs])
 
 
 class Content:
