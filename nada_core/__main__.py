@@ -1,4 +1,5 @@
-"""The command line: `python -m nada_core demo | info | convert | sample | adapt | compare`.
+"""The command line: `python -m nada_core demo | info | convert | sample | adapt | compare | align |
+encode | invert | directions | edit`.
 
 Every sub-command is a thin call of the public functions, and its flags are read from the same dataclasses. What a
 person can cause ends in one line and exit code 2, an interrupt in exit code 130; a traceback is a bug of ours.
@@ -12,7 +13,6 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from torch import Tensor
 from . import (
     Adaptation,
     AdaptConfig,
+    Generator,
+    Latents,
     LayerChoice,
     Step,
     TextShift,
@@ -33,6 +35,8 @@ from . import (
     grid,
     load_generator,
     load_guide,
+    load_latents,
+    photos,
     plot_heat,
     plot_lines,
     portraits,
@@ -45,6 +49,7 @@ from . import (
 )
 from .checkpoints import BUILTINS
 from .clip import built_in_guides
+from .console import device_of, prepare, progress, say
 from .files import RawCheckpoint, read_checkpoint
 from .flags import CELLS, ROWS, parse
 from .metrics import embed
@@ -76,13 +81,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _demo(args: argparse.Namespace) -> None:
-    device, path = _device(args.device), Path(args.out) / f"{_slug(args.target)}.safetensors"
-    _prepare(path, force=True)
+    device, path = device_of(args.device), Path(args.out) / f"{_slug(args.target)}.safetensors"
+    prepare(path, force=True)
     config, shift = portraits.RECIPE, TextShift(portraits.SOURCE, args.target)
     source, guide = load_generator("portraits").to(device), load_guide("portraits", device=device)
     judge, content = portraits.Judge.load(), Content.load()
-    with _progress(config.steps) as on_step:
-        result = adapt(source, guide, shift, config, on_step)
+    with progress(config.steps) as tick:
+        result = adapt(source, guide, shift, config, _told(tick))
 
     latents = sample(source, range(6), psi=1.0)
     columns = {
@@ -93,14 +98,14 @@ def _demo(args: argparse.Namespace) -> None:
     picture = compare_grid(columns, title=f"The same latents, from {shift.source} to {shift.target} by words alone")
     files = _save_result(result, path, _provenance("portraits", result), picture)
     verdict = portraits.examine(judge, content, source.cpu(), result.generator.cpu(), shift.target)
-    _say(wording.verdict(verdict.as_row(), verdict.passed, shift.target), wording.listing(files))
+    say(wording.verdict(verdict.as_row(), verdict.passed, shift.target), wording.listing(files))
 
 
 def _adapt(args: argparse.Namespace) -> None:
     path = _result_path(args.out, args.target)
     autosave = Path(args.autosave) if args.autosave else path.with_suffix(".autosave.safetensors")
-    _prepare(path, args.force)
-    device = _device(args.device)
+    prepare(path, args.force)
+    device = device_of(args.device)
     config = replace(from_flags(AdaptConfig, args), layers=from_flags(LayerChoice, args, "layers"))
     shift = TextShift(args.source, args.target)
     source = load_generator(args.generator).to(device)
@@ -108,8 +113,8 @@ def _adapt(args: argparse.Namespace) -> None:
     if args.resume and not autosave.exists():
         sys.stderr.write(f"There is no autosave at {autosave}; starting at the first step.\n")
     try:
-        with _progress(config.steps) as on_step:
-            result = adapt(source, guides, shift, config, on_step, autosave, args.resume)
+        with progress(config.steps) as tick:
+            result = adapt(source, guides, shift, config, _told(tick), autosave, args.resume)
         latents = sample(source, range(8), label=config.label)
         before, after = render(source, latents), render(result.generator, latents)
         columns = {f"before: {shift.source}": before, f"after: {shift.target}": after}
@@ -118,22 +123,22 @@ def _adapt(args: argparse.Namespace) -> None:
         autosave.unlink(missing_ok=True)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(wording.how_to_go_on(autosave)) from None
-    _say(wording.listing(files))
+    say(wording.listing(files))
 
 
 def _info(args: argparse.Namespace) -> None:
     if args.file in built_in_guides() and args.file not in BUILTINS:
-        return _say(wording.about_guide(args.file, load_guide(args.file)))
+        return say(wording.about_guide(args.file, load_guide(args.file)))
     path = BUILTINS.get(args.file, Path(args.file))
     raw = read_checkpoint(path)
     if raw.hints.get("kind") == "nada_run":
-        return _say(wording.about_run(path, raw))
+        return say(wording.about_run(path, raw))
     if raw.hints.get("kind") == "nada_domain":
-        _say(wording.about_domain(path, raw))
+        say(wording.about_domain(path, raw))
         return _tell_origin(path, raw)
     if any(name.startswith("visual.") for name in raw.tensors):
-        return _say(wording.about_clip(path, raw))
-    _say(wording.about_generator(load_generator(path), raw))
+        return say(wording.about_clip(path, raw))
+    say(wording.about_generator(load_generator(path), raw))
     _tell_origin(path, raw)
 
 
@@ -143,7 +148,7 @@ def _convert(args: argparse.Namespace) -> None:
         raise ValueError(f"Got {path.name} to write, expected a name in .safetensors (ours) or .pt (rosinality's).")
     if path.suffix == ".pt" and args.half:
         raise ValueError("--half belongs to .safetensors; readers of rosinality's .pt expect float32.")
-    _prepare(path, args.force)
+    prepare(path, args.force)
     generator = load_generator(args.file)
     if path.suffix == ".pt":
         export_rosinality(generator, path)
@@ -151,39 +156,51 @@ def _convert(args: argparse.Namespace) -> None:
         origin = BUILTINS.get(args.file, Path(args.file))
         known = {"source": {"name": origin.name, "sha256": generator.source}, "version": __version__}
         save_generator(generator, path, _origin(origin, read_checkpoint(origin)) or known, half=args.half)
-    _say(wording.listing([path]))
+    say(wording.listing([path]))
 
 
 def _sample(args: argparse.Namespace) -> None:
-    generator = load_generator(args.generator).to(_device(args.device))
+    generator = load_generator(args.generator).to(device_of(args.device))
     files: list[Path] = []
-    for start in range(0, len(args.seeds), CELLS):  # a few at a time: thousands of large pictures fit in no memory
-        seeds = args.seeds[start : start + CELLS]
-        images = render(generator, sample(generator, seeds, args.psi, label=args.label))
-        if not start:
-            files.append(save_image(grid(images, labels=[f"seed {seed}" for seed in seeds]), args.out))
+    for word, numbers, latents in _portions(generator, args, CELLS):
+        images = render(generator, latents)
+        if not files:
+            files.append(save_image(grid(images, labels=[f"{word} {number}" for number in numbers]), args.out))
         if not args.separate:
             break
-        files += [save_image(image, Path(args.separate) / f"seed{seed:04d}.png")
-                  for seed, image in zip(seeds, images, strict=True)]  # fmt: skip
-    _say(wording.listing(files))
+        files += [save_image(image, Path(args.separate) / f"{word}{number:04d}.png")
+                  for number, image in zip(numbers, images, strict=True)]  # fmt: skip
+    say(wording.listing(files))
+
+
+def _portions(generator: Generator, args: argparse.Namespace,
+              most: int) -> Iterator[tuple[str, Sequence[int], Latents]]:  # fmt: skip
+    """The latents that were asked for, a few at a time, for thousands of large pictures fit in no memory; with them
+    what they are called: a word and a number each."""
+    given = load_latents(args.latents, generator) if args.latents else None
+    numbers = args.seeds if given is None else range(len(given))
+    for start in range(0, len(numbers), most):
+        some = numbers[start : start + most]
+        if given is None:
+            yield "seed", some, sample(generator, some, args.psi, label=args.label)
+        else:
+            yield "latent", some, given[start : start + most]
 
 
 def _compare(args: argparse.Namespace) -> None:
     if args.guide and args.target is None:
         raise ValueError("--guide needs --target, the text the images are held against.")
-    device, labels = _device(args.device), _labels([args.first, *args.others])
+    device, labels = device_of(args.device), _labels([args.first, *args.others])
     generators = [load_generator(name).to(device) for name in (args.first, *args.others)]
     guides = [load_guide(name, device=device) for name in args.guide or ()]
     shift = TextShift(args.source, args.target) if guides else None
 
     seen: list[dict[str, list[Tensor]]] = [{label: [] for label in labels} for _ in guides]
-    for start in range(0, len(args.seeds), ROWS):  # a few at a time, as above
-        seeds = args.seeds[start : start + ROWS]
-        latents = sample(generators[0], seeds, args.psi, label=args.label)
+    files: list[Path] = []
+    for word, numbers, latents in _portions(generators[0], args, ROWS):
         columns = {label: render(one, latents) for label, one in zip(labels, generators, strict=True)}
-        if not start:
-            picture = save_image(compare_grid(columns, [f"seed {seed}" for seed in seeds]), args.out)
+        if not files:
+            files.append(save_image(compare_grid(columns, [f"{word} {number}" for number in numbers]), args.out))
         if not guides:
             break
         for guide, found in zip(guides, seen, strict=True):
@@ -191,12 +208,8 @@ def _compare(args: argparse.Namespace) -> None:
                 found[label].append(embed(guide, images))
     for guide, found in zip(guides, seen, strict=True):
         assert shift is not None
-        _say(wording.figures(guide, shift, {label: torch.cat(parts) for label, parts in found.items()}), "")
-    _say(wording.listing([picture]))
-
-
-def _say(*lines: str) -> None:
-    sys.stdout.write("".join(f"{line}\n" for line in lines))
+        say(wording.figures(guide, shift, {label: torch.cat(parts) for label, parts in found.items()}), "")
+    say(wording.listing(files))
 
 
 # ---- results ------------------------------------------------------------------------------------------------------
@@ -229,7 +242,7 @@ def _provenance(name: str, result: Adaptation) -> dict[str, Any]:
 
 def _tell_origin(path: Path, raw: RawCheckpoint) -> None:
     if told := _origin(path, raw):
-        _say(f"\nprovenance\n{json.dumps(told, indent=2, ensure_ascii=False)}")
+        say(f"\nprovenance\n{json.dumps(told, indent=2, ensure_ascii=False)}")
 
 
 def _origin(path: Path, raw: RawCheckpoint) -> dict[str, Any]:
@@ -245,15 +258,6 @@ def _slug(text: str) -> str:
     return re.sub(r"\W+", "-", text.lower()).strip("-")[:60] or "adapted"
 
 
-def _prepare(path: Path, force: bool) -> None:
-    """Find out before the work, not after it, that the result has no place to go."""
-    if path.exists() and not force:
-        raise FileExistsError(f"{path} is already there; name another file, or overwrite it with --force.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not os.access(path.parent, os.W_OK):
-        raise PermissionError(f"{path.parent} cannot be written to; name another folder.")
-
-
 def _labels(names: Sequence[str]) -> list[str]:
     """Short column labels, which must tell the generators apart."""
     for labels in ([Path(name).stem for name in names], list(names)):
@@ -262,38 +266,20 @@ def _labels(names: Sequence[str]) -> list[str]:
     raise ValueError(f"Got {', '.join(names)}, expected generators that differ; one is named twice.")
 
 
-def _device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: torch sees no GPU here; use --device cpu.")
-    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
-
-
-@contextmanager
-def _progress(steps: int) -> Iterator[Callable[[Step], None]]:
-    """A progress bar on stderr as an on_step: loss and the first layers trained. It appears with the first step, so
-    that a refusal stays one line and a resumed run is timed from where it went on."""
-    from tqdm import tqdm
-
-    patience = 0.2 if sys.stderr.isatty() else 10.0  # a log file wants a line now and then, not a film
-    bar: tqdm[Any] | None = None
+def _told(tick: Callable[[int, str], None]) -> Callable[[Step], None]:
+    """A progress bar's tick as an on_step: loss and the first layers trained."""
 
     def on_step(step: Step) -> None:
-        nonlocal bar
-        if bar is None:
-            bar = tqdm(total=steps, initial=step.index, unit="step", dynamic_ncols=True, mininterval=patience)
         more = "…" if len(step.layers) > 3 else ""
-        bar.set_postfix_str(f"loss {step.loss:.3f}, {' '.join(step.layers[:3])}{more}", refresh=False)
-        bar.update()
+        tick(step.index + 1, f"loss {step.loss:.3f}, {' '.join(step.layers[:3])}{more}")
 
-    try:
-        yield on_step
-    finally:
-        if bar is not None:
-            bar.close()
+    return on_step
 
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "demo": _demo, "info": _info, "convert": _convert, "sample": _sample, "adapt": _adapt, "compare": _compare,
+    "align": photos.align_command, "encode": photos.encode_command, "invert": photos.invert_command,
+    "directions": photos.directions_command, "edit": photos.edit_command,
 }  # fmt: skip
 
 

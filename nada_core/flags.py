@@ -13,8 +13,11 @@ from typing import Any, NamedTuple
 from . import __version__, portraits
 from .adapt import AdaptConfig
 from .checkpoints import BUILTINS
+from .invert import PRESETS, InvertConfig
 from .layers import LayerChoice
+from .pivotal import TuneConfig
 from .settings import add_flags
+from .text_edit import TextEditConfig
 
 ROWS, CELLS = 16, 64  # a larger picture is no longer taken in at a glance
 MOST_SEEDS = 10_000
@@ -22,14 +25,16 @@ MOST_SEEDS = 10_000
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
     """Read a command line. Wrong usage leaves through argparse's SystemExit(2), help and version with code 0."""
-    return _parser(_adapt_defaults(words)).parse_args(words)
+    return _parser(_defaults_for(words)).parse_args(words)
 
 
 class _Defaults(NamedTuple):
-    """Which defaults `adapt` has: the built-in world's for its own generator, the paper's for every other."""
+    """Which defaults `adapt` and `invert` have: the built-in world's for its own generator, the papers' for others."""
 
     config: AdaptConfig
     builtin: bool
+    invert: InvertConfig = PRESETS["default"]
+    tune: TuneConfig = TuneConfig()
 
 
 def _parser(defaults: _Defaults) -> argparse.ArgumentParser:
@@ -80,7 +85,96 @@ def _parser(defaults: _Defaults) -> argparse.ArgumentParser:
     figures.add_argument("--guide", action="append", metavar="NAME", help="a guide to judge by; may be repeated")
     figures.add_argument("--source", default="photo", metavar="TEXT", help="what GEN_A makes (default photo)")
     figures.add_argument("--target", metavar="TEXT", help="what the others should make")
+    _photo_commands(commands, defaults)
     return parser
+
+
+def _photo_commands(commands: Any, defaults: _Defaults) -> None:
+    """What is done with pictures from outside, and with latents."""
+    align = _command(commands, "align", "cut a face out of a photo as FFHQ was cut",
+                     "align photo.jpg --out face.png --points '120,150 180,150 125,220 175,220'")  # fmt: skip
+    align.add_argument("photo", metavar="PHOTO", help="an image file")
+    align.add_argument("--size", type=_positive, default=1024, metavar="N", help="pixels a side (default 1024)")
+    align.add_argument("--points", metavar="TEXT", help="left eye, right eye, [nose,] left and right corner of the "
+                       "mouth, as x,y in pixels of the photo (default: found by mtcnn-runtime)")  # fmt: skip
+    align.add_argument("--face", type=int, default=0, metavar="N", help="which face: 0 the largest (default 0)")
+    align.add_argument("--middle", action="store_true", help="without a face take the middle square as it is")
+    _result(align, "PNG", "the face to write")
+
+    encode = _command(commands, "encode", "turn photos into latents by a trained encoder",
+                      "encode e4e_ffhq_encode.pt face.png --out face.safetensors")  # fmt: skip
+    encode.add_argument("encoder", metavar="ENCODER", help="a pSp, e4e or ReStyle checkpoint")
+    _photo_flags(encode)
+    encode.add_argument("--generator", metavar="FILE", help="whose latents they shall be (default: the encoder's own)")
+    encode.add_argument("--iterations", type=_positive, default=5, metavar="N",
+                        help="looks of a ReStyle encoder (default 5)")  # fmt: skip
+    _result(encode, "FILE", "the latents to write, .safetensors; a picture goes beside them")
+
+    invert = _command(commands, "invert", "find the latents of photos, and draw them with adapted generators",
+                      "invert portraits face.png --out out/face --tune",
+                      "invert ffhq.pkl face.png --perceptual vgg --identity model_ir_se50.pth --out out/face",
+                      "invert portraits face.png --adapted zombie.safetensors --out out/face")  # fmt: skip
+    invert.add_argument("generator", metavar="GENERATOR", help="a generator's file, or a built-in name")
+    _photo_flags(invert)
+    _eyes(invert, defaults.builtin)
+    invert.add_argument("--start", metavar="FILE", help="latents to begin with (default: the mean of w)")
+    invert.add_argument("--encoder", metavar="FILE", help="an encoder whose latents to begin with")
+    invert.add_argument("--adapted", action="append", metavar="FILE", help="also draw them with this generator, which "
+                        "was adapted from the first; may be repeated")  # fmt: skip
+    invert.add_argument("--preset", choices=tuple(PRESETS), default="default",
+                        help="where the flags below start: default, editable (in w), or the founding report's recipe")
+    _result(invert, "DIR", "folder of latents.safetensors, inverted.png and, when tuned, tuning.safetensors")
+    add_flags(invert.add_argument_group("inversion"), InvertConfig, defaults.invert)  # type: ignore[arg-type]
+    tuning = invert.add_argument_group("pivotal tuning", "A small change of the generator draws the photos exactly.")
+    tuning.add_argument("--tune", action="store_true", help="tune after the inversion")
+    add_flags(tuning, TuneConfig, defaults.tune, "tune")  # type: ignore[arg-type]
+
+    found = _command(commands, "directions", "find directions along which pictures change in one way",
+                     "directions portraits --method sefa --rows 0-3 --out out/sefa.safetensors")  # fmt: skip
+    found.add_argument("generator", metavar="GENERATOR", help="a generator's file, or a built-in name")
+    found.add_argument("--method", choices=("sefa", "pca"), default="sefa",
+                       help="sefa: from the weights; pca: where w varies most, GANSpace (default sefa)")  # fmt: skip
+    found.add_argument("--count", type=_positive, default=10, metavar="N", help="how many (default 10)")
+    found.add_argument("--rows", type=_rows, metavar="A-B", help="rows they move, both included (default: all)")
+    found.add_argument("--seed", type=int, default=0, metavar="N", help="of the picture that is shown (default 0)")
+    found.add_argument("--label", type=int, metavar="N", help="class of a conditional generator")
+    _result(found, "FILE", "the directions to write, .safetensors; a picture goes beside them")
+
+    edit = _command(commands, "edit", "move latents along a direction or by words",
+                    "edit portraits face.safetensors --direction sefa.safetensors --name 2 --out e.safetensors",
+                    "edit portraits face.safetensors --text 'photo with glasses' --out e.safetensors")  # fmt: skip
+    edit.add_argument("generator", metavar="GENERATOR", help="a generator's file, or a built-in name")
+    edit.add_argument("latents", metavar="LATENTS", help="a file of latents")
+    edit.add_argument("--direction", metavar="FILE", help="ours, InterFaceGAN's or GANSpace's")
+    edit.add_argument("--name", default="0", metavar="TEXT", help="its name, or its number from 0 (default 0)")
+    edit.add_argument("--strength", type=float, default=2.0, metavar="X", help="how far along it (default 2)")
+    edit.add_argument("--rows", type=_rows, metavar="A-B", help="rows that move, both included (default: all)")
+    edit.add_argument("--text", metavar="TEXT", help="what the pictures shall show")
+    edit.add_argument("--source", default="photo", metavar="TEXT", help="what they show now (default photo)")
+    edit.add_argument("--guide", type=_weighted, action="append", metavar="NAME[=WEIGHT]",
+                      help="who reads the text (default portraits)")  # fmt: skip
+    edit.add_argument("--identity", metavar="NAME", help="a face recogniser, for the id term")
+    _result(edit, "FILE", "the latents to write, .safetensors; a picture goes beside them")
+    add_flags(edit.add_argument_group("by words"), TextEditConfig)  # type: ignore[arg-type]
+
+
+def _photo_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("photos", metavar="PHOTO", nargs="+", help="image files")
+    parser.add_argument("--align", action="store_true", help="cut the largest face out of every photo first")
+
+
+def _eyes(parser: argparse.ArgumentParser, builtin: bool) -> None:
+    """The networks that tell how alike two pictures are."""
+    parser.add_argument("--perceptual", metavar="NAME", help="the network of the lpips term: vgg, alex or squeeze, "
+                        "alone or with :imagenet, :random or :FILE")  # fmt: skip
+    parser.add_argument("--identity", metavar="NAME", default="portraits" if builtin else None,
+                        help="the recogniser of the id term: a file such as model_ir_se50.pth, or portraits"
+                             + (" (default portraits)" if builtin else ""))  # fmt: skip
+
+
+def _result(parser: argparse.ArgumentParser, metavar: str, told: str) -> None:
+    parser.add_argument("--out", required=True, metavar=metavar, help=told)
+    parser.add_argument("--force", action="store_true", help="overwrite an earlier result")
 
 
 def _command(commands: Any, name: str, summary: str, *examples: str) -> argparse.ArgumentParser:
@@ -103,6 +197,7 @@ def _latent_flags(parser: argparse.ArgumentParser, seeds: str, note: str = "") -
     parser.add_argument("--psi", type=float, default=0.7, metavar="X",
                         help="truncation: 1 all variety, 0 the mean picture (default 0.7)")  # fmt: skip
     parser.add_argument("--label", type=int, metavar="N", help="class of a conditional generator")
+    parser.add_argument("--latents", metavar="FILE", help="latents of a file in place of seeds")
     parser.add_argument("--out", required=True, metavar="PNG", help="the grid to write")
 
 
@@ -130,18 +225,35 @@ def _adapt_flags(parser: argparse.ArgumentParser, defaults: _Defaults, required:
     add_flags(layers, LayerChoice, defaults.config.layers, "layers")  # type: ignore[arg-type]
 
 
-def _adapt_defaults(words: Sequence[str]) -> _Defaults:
+def _defaults_for(words: Sequence[str]) -> _Defaults:
     """The defaults depend on the generator, so the command line is first read for its name alone."""
     paper = _Defaults(AdaptConfig(), False)
-    if words[:1] != ["adapt"]:
-        return paper
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    _adapt_flags(first, paper, required=False)
+    if words[:1] == ["adapt"]:
+        _adapt_flags(first, paper, required=False)
+    elif words[:1] == ["invert"]:
+        first.add_argument("generator", nargs="?")
+        first.add_argument("--preset", choices=tuple(PRESETS), default="default")
+    else:
+        return paper
     try:
         known, _ = first.parse_known_args(words[1:])
     except argparse.ArgumentError:  # the whole parser finds it again and reports it with its own usage
         return paper
-    return _Defaults(portraits.RECIPE, True) if known.generator in BUILTINS else paper
+    builtin = known.generator in BUILTINS
+    if words[0] == "adapt":
+        return _Defaults(portraits.RECIPE, True) if builtin else paper
+    preset = portraits.INVERT if builtin and known.preset == "default" else PRESETS[known.preset]
+    return _Defaults(paper.config, builtin, preset, portraits.TUNE if builtin else TuneConfig())
+
+
+def _rows(text: str) -> tuple[int, int]:
+    """Rows as a person counts them, both ends included -> the first and the one after the last."""
+    match = re.fullmatch(r"(\d{1,3})(?:-(\d{1,3}))?", text.strip())
+    low, high = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+    if high < low:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a row or a range of them, as in 4 or 0-3.")
+    return low, high + 1
 
 
 def _seeds(text: str) -> list[int]:

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from nada_core import TextShift, adapt, load_generator, load_guide
+from nada_core.identity import load_identity
 from nada_core.portraits import RECIPE, SOURCE, Judge, examine
-from nada_core.portraits.check import generator_psnr, guide_accuracy, judge_figures
+from nada_core.portraits.check import generator_psnr, guide_accuracy, identity_figures, judge_figures
 from nada_core.portraits.content import Content
 
 
@@ -29,6 +30,13 @@ def test_the_judge_knows_styles_attributes_and_none_of_these() -> None:
     style, error, none = judge_figures(Judge.load(), count=60)
     assert style >= 0.98 and error <= 0.06
     assert all(none[kind] >= 0.95 for kind in ("noise", "blur", "speckle"))
+
+
+def test_the_recogniser_knows_people_in_other_styles_too() -> None:
+    identity = load_identity("portraits")
+    same, found = identity_figures(identity, count=60)
+    assert same >= 0.95 and found >= 0.8
+    assert identity_figures(identity, count=60, style="elf")[0] >= 0.95
 
 
 def test_a_short_run_moves_every_picture_towards_its_own_truth() -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from nada_core import load_generator, load_guide
+from nada_core.identity import load_identity
 from nada_core.portraits import SOURCE, STYLES, fit_generator, fit_guide, fit_judge, render
 from nada_core.portraits.content import Content
 from nada_core.portraits.judge import Judge
@@ -42,6 +43,30 @@ def test_a_judge_is_fitted(tmp_path: Path) -> None:
     fit_judge.fit(tmp_path, minutes=BRIEF, contents=8)
     styles, attributes = Judge.load(tmp_path / "judge.safetensors")(render(torch.rand(2, len(ATTRIBUTES))))
     assert styles.shape == (2, len(STYLES) + 1) and attributes.shape == (2, len(ATTRIBUTES))
+
+
+def test_a_face_recogniser_is_fitted(tmp_path: Path) -> None:
+    fit_identity.fit(tmp_path, minutes=BRIEF)
+    faces = load_identity(tmp_path / "identity.safetensors")(render(torch.rand(3, len(ATTRIBUTES))))
+    assert torch.allclose(faces.norm(dim=1), torch.ones(3))
+
+
+def test_people_keep_what_makes_them_and_nothing_else() -> None:
+    rng = torch.Generator().manual_seed(5)
+    persons = fit_identity.people(10, rng, relatives=True)
+    kept = [index for index, name in enumerate(ATTRIBUTES) if name in fit_identity.IDENTITY]
+    same = (fit_identity.meet(persons, rng) == persons).float().mean(0)
+    assert same[kept].min() == 1 and same.sum() == len(kept)
+    shared = (persons[:5] == persons[5:]).float().mean()
+    assert 0.3 < shared < 0.7, "relatives share about half"
+    assert (fit_identity.people(10, rng)[:5] == fit_identity.people(10, rng)[5:]).float().mean() == 0
+
+
+def test_the_contrast_falls_when_pictures_of_one_person_meet() -> None:
+    owners = torch.tensor([0, 1, 0, 1])
+    apart = torch.eye(4)
+    together = torch.eye(4)[owners]
+    assert fit_identity.contrast(together, owners) < 1e-3 < fit_identity.contrast(apart, owners)
 
 
 def test_half_way_pictures_know_how_far_they_went() -> None:

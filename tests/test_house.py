@@ -24,8 +24,8 @@ FLOORS = {
     "checkpoints": 2, "domains": 2, "identity": 2, "latents": 2, "layers": 2, "likeness": 2, "losses": 2, "metrics": 2,
     "runs": 2,
     "adapt": 3, "directions": 3, "encoders": 3, "invert": 3, "pivotal": 3, "text_edit": 3,
-    "portraits": 4, "wording": 4,
-    "__init__": 5, "flags": 5,
+    "console": 4, "portraits": 4, "wording": 4,
+    "__init__": 5, "flags": 5, "photos": 5,
     "__main__": 6,
 }  # fmt: skip
 

@@ -16,10 +16,12 @@ from torch import Tensor
 
 from ..checkpoints import load_generator
 from ..clip import ClipGuide, built_in_guides, load_guide
+from ..identity import Identity, load_identity
 from ..prompts import TEMPLATES, fill
 from .content import Content
 from .corrupt import KINDS, corrupt
 from .fit_generator import psnr
+from .fit_identity import ALIKE, meet, people
 from .judge import NONE, Judge
 from .render import ATTRIBUTES, STYLES, readable, render, visible
 
@@ -92,6 +94,19 @@ def judge_figures(judge: Judge, count: int = 100) -> tuple[float, float, dict[st
     return right / (count * len(STYLES)), errors / seen, none
 
 
+@torch.no_grad()
+def identity_figures(identity: Identity, count: int = 200, style: str = STYLES[0]) -> tuple[float, float]:
+    """Share of pairs, half of them of one person, told right at the best threshold; and share of people found among
+    all of them by a second picture, in `style`."""
+    rng = torch.Generator().manual_seed(_HELD_OUT)
+    persons = people(count, rng)
+    first, second = identity(render(meet(persons, rng))), identity(render(meet(persons, rng), style))
+    alike = first @ second.mT  # [N, N]
+    same, others = alike.diagonal(), alike[~torch.eye(count, dtype=torch.bool)]
+    told = [float((same > cut).float().mean() + (others <= cut).float().mean()) / 2 for cut in same]
+    return max(told), float((alike.argmax(1) == torch.arange(count)).float().mean())
+
+
 def report() -> Iterator[str]:
     """One line a figure, with the bar it is held to."""
     yield f"generator, held out: {generator_psnr():.2f} dB (at least 30)"
@@ -100,6 +115,10 @@ def report() -> Iterator[str]:
         yield f"guide {name}: style {clean:.1%} (at least 95 %), attacked {attacked:.1%} (at least 75 %)"
     style, error, none = judge_figures(Judge.load())
     yield f"judge: style {style:.1%} (at least 98 %), attribute error {error:.3f} (at most 0.06)"
+    identity = load_identity("portraits")
+    same, found = identity_figures(identity)
+    told = ", ".join(f"{style} {identity_figures(identity, style=style)[0]:.1%}" for style in ALIKE)
+    yield f"identity: same person or not {same:.1%} (at least 95 %), found among 200 {found:.1%}; {told}"
     yield "judge says none of these: " + ", ".join(f"{kind} {share:.0%}" for kind, share in none.items())
 
 

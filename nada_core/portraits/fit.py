@@ -20,7 +20,7 @@ from . import fit_generator, fit_guide, fit_identity, fit_judge
 PARTS: dict[str, tuple[Callable[..., None], float]] = {
     "guide": (fit_guide.fit, 64.0), "guide-64": (partial(fit_guide.fit, name="guide-64", seed=100), 64.0),
     "generator": (fit_generator.fit, 34.0), "judge": (fit_judge.fit, 20.0),
-    "identity": (fit_identity.fit, 12.0),
+    "identity": (fit_identity.fit, 16.0),
 }  # fmt: skip
 
 
