@@ -5,14 +5,14 @@
     python -m benchmarks.inversion --grid out/face.png   also a picture of the first table
 
 **held-out**: photos drawn by formula that no fit has seen. *dB*: mean and least PSNR. *read*: mean |attribute that the
-judge reads off the result - truth|, in brackets what it reads off the photo itself. *same face*: cosine, to the built-in
-recogniser. *CPU s*: of this process, a picture. The report's recipe (MSE 0.8, LPIPS 0.5, identity 1.0, in W+ from the
-mean) has as many steps; its LPIPS has an untrained trunk here, because no trained one ships.
+judge reads off the result - truth|, in brackets what it reads off the photo itself. *same face*: cosine, to the
+built-in recogniser. *CPU s*: of this process, a picture. The report's recipe (MSE 0.8, LPIPS 0.5, identity 1.0, in W+
+from the mean) has as many steps; its LPIPS has an untrained trunk here, because no trained one ships.
 **outside**: elves, sketches and a scribble, which the generator never draws; *moved*: mean |change| of 64 random
 latents' pictures by the tuning, 0..255, with the locality regulariser and without.
-**known**: pictures the generator made itself. **adapted**: photos, inverted, through adapted generators; the correlation
-of attributes over photos between what the judge reads off the result and off the photo, beside that of the same number
-of samples and their own sources.
+**known**: pictures the generator made itself. **adapted**: photos, inverted, through adapted generators; the
+correlation of attributes over photos between what the judge reads off the result and off the photo, beside that of the
+same number of samples and their own sources.
 """
 
 from __future__ import annotations

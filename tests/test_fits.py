@@ -7,7 +7,7 @@ import torch
 
 from nada_core import load_generator, load_guide
 from nada_core.identity import load_identity
-from nada_core.portraits import SOURCE, STYLES, fit_generator, fit_guide, fit_judge, render
+from nada_core.portraits import SOURCE, STYLES, fit_generator, fit_guide, fit_identity, fit_judge, render
 from nada_core.portraits.content import Content
 from nada_core.portraits.judge import Judge
 from nada_core.portraits.render import ATTRIBUTES

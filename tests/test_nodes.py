@@ -430,9 +430,9 @@ def test_loading_the_pack_is_quick_and_light(tmp_path: Path) -> None:
         "from pathlib import Path\n"
         "from host.double import install, load_pack\n"
         "host = install(sys.modules, Path(sys.argv[1]))\n"
-        "before, start = set(sys.modules), time.perf_counter()\n"
+        "before, start = set(sys.modules), time.process_time()\n"
         f"with load_pack(Path({str(ROOT)!r}), host) as pack:\n"
-        "    took = time.perf_counter() - start\n"
+        "    took = time.process_time() - start\n"
         "    first = {name.split('.')[0] for name in sys.modules}\n"
         "    sys.stdout.write(json.dumps([took, len(pack.nodes), sorted(first)]))\n"
     )
