@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from ..nada_core import (
     tune,
     wording,
 )
+from ..nada_core.images import square
 from ._host import from_image, io, normal_mode, on_device, to_image, watch
 from ._types import ROOT, DomainType, GeneratorType, LatentsType, LikenessType
 from ._widgets import seed_input, settings, widgets
@@ -29,6 +31,11 @@ INVERT = ("space", "steps", "lr", "seed", "mse", "lpips", "id", "maps", "stop_ps
           "first", "rise", "fall", "search", "search_until", "maps_weight", "patience")  # fmt: skip
 TUNE = ("steps", "lr", "seed", "mse", "lpips", "id", "locality", "stop_psnr", "stop_lpips", "batch", "fall", "reach",
         "psi", "others")  # fmt: skip
+#: What Align Face cuts out of a photo, size, points and index of the face given.
+CUTS: dict[str, Callable[..., Tensor]] = {
+    "the face": cut_face, "the face, else the middle": partial(cut_face, middle=True),
+    "the middle": lambda photo, size, *_: square(photo, size),
+}  # fmt: skip
 _CHANNELS = 4  # a picture with transparency is laid on white
 _LIKENESS = "From Load Likeness: what the lpips and id terms see with. Without it, set both to 0."
 
@@ -53,19 +60,20 @@ class AlignFace(io.ComfyNode):
                                 tooltip="The five points by hand, in pixels of the photo: left eye, right eye, nose, "
                                         "left and right corner of the mouth, as seen in the picture; the nose may be "
                                         "left out. Empty: they are found, which takes the package mtcnn-runtime."),
-                io.Combo.Input("without_face", options=["stop", "take the middle"], default="stop",
-                               tooltip="What to do with a photo in which no face is found: stop with a message, or "
-                                       "take the middle square as it is."),
+                io.Combo.Input("cut", options=list(CUTS), default=next(iter(CUTS)),
+                               tooltip="What to cut out: the face, and stop with a message where none is found; the "
+                                       "face, or the middle square as it is where none is found; or the middle square "
+                                       "without looking."),
             ],
             outputs=[io.Image.Output("aligned", display_name="aligned", tooltip="The faces, one a photo.")],
         )  # fmt: skip
 
     @classmethod
     @normal_mode()
-    def execute(cls, image: Tensor, size: int, face: int, points: str, without_face: str) -> Any:
-        marked = FacePoints.parse(points) if points.strip() else None
-        faces = [cut_face(one, size, marked, face, without_face != "stop") for one in from_image(image).split(1)]
-        return io.NodeOutput(to_image(torch.cat(faces)))
+    def execute(cls, image: Tensor, size: int, face: int, points: str, cut: str) -> Any:
+        marked, photos = FacePoints.parse(points) if points.strip() else None, from_image(image).split(1)
+        cuts = [CUTS[cut](photo, size, marked, face) for photo in photos]
+        return io.NodeOutput(to_image(torch.cat(cuts)))
 
 
 class DrawPortrait(io.ComfyNode):

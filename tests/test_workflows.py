@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "workflows"
 FILES = sorted(FOLDER.glob("*.json"))
 PREFIX = "StyleGANNADA_"
-CORE = {"PreviewImage", "SaveImage", "MarkdownNote"}
+CORE = {"PreviewImage", "SaveImage", "PreviewAny", "MarkdownNote"}
 TITLE_BAR = 30  # drawn above a node's position
 NEWEST, OLDEST = "0.33.0", "0.20.1"
 
@@ -237,8 +237,10 @@ def shortened(prompt: dict[str, Any]) -> dict[str, Any]:
             inputs |= {"batch": 1}
         if node["class_type"] == f"{PREFIX}ShiftFromText":
             inputs["wording"] = "bare"
-        if node["class_type"] == f"{PREFIX}SampleLatents":
+        if node["class_type"] in (f"{PREFIX}SampleLatents", f"{PREFIX}DrawPortrait"):
             inputs["count"] = 2
+        if node["class_type"] in (f"{PREFIX}InvertImage", f"{PREFIX}PivotalTuning"):
+            inputs["steps"] = 3
     return made
 
 
@@ -254,8 +256,9 @@ def test_the_template_runs_and_runs_again_from_the_cache(worlds: dict[str, World
     executor, short = Executor(world.host, world.nodes), shortened(prompt)
     result = executor.run(short, {"workflow": workflow}).check()
     assert set(result.executed) == wanted and not result.cached
-    shows = {id for id, node in prompt.items() if node["class_type"] in CORE}
-    assert shows and all(result.ui[id]["images"] for id in shows)
+    keys = {"PreviewImage": "images", "PreviewAny": "text"}
+    shows = {id: keys.get(node["class_type"]) for id, node in prompt.items()}
+    assert any(shows.values()) and all(result.ui[id][key] for id, key in shows.items() if key)
     again = executor.run(short, {"workflow": workflow}).check()
     assert not again.executed and again.ui.keys() == result.ui.keys()
 

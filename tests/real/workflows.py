@@ -28,6 +28,10 @@ RECIPE: dict[str, Any] = {
 }  # fmt: skip
 CHOICE: dict[str, Any] = {"mode": "adaptive", "count": 5, "batch": 4, "every": 4, "rgb": True}
 
+#: The same for photos (`nada_core.portraits.INVERT` and `TUNE`).
+INVERT: dict[str, Any] = {"steps": 300, "lr": 0.05, "fall": 0.75, "search": 0.0, "lpips": 0.0, "maps": False}
+TUNE: dict[str, Any] = {"lr": 0.006, "lpips": 0.0}
+
 READS, TRAINS, SHOWS = "#2a4858", "#4a3358", "#335842"  # title bars
 WIDTH, COLUMN, GAP = 340, 420, 100  # of a node, from one column to the next, between two nodes of a column
 
@@ -35,7 +39,9 @@ WIDTH, COLUMN, GAP = 340, 420, 100  # of a node, from one column to the next, be
 HEIGHTS = {
     "LoadGenerator": 82, "LoadGuide": 106, "CombineGuides": 106, "ShiftFromText": 106, "ChooseLayers": 294,
     "AdaptGenerator": 740, "InspectLayers": 150, "SampleLatents": 180, "MixLatents": 130, "InterpolateLatents": 82,
-    "Render": 82, "Compare": 220, "PlotTraining": 58, "SaveDomain": 82, "ApplyDomain": 82,
+    "Render": 82, "Compare": 220, "PlotTraining": 58, "SaveDomain": 82, "ApplyDomain": 82, "AlignFace": 180,
+    "DrawPortrait": 130, "LoadLikeness": 82, "InvertImage": 840, "PivotalTuning": 720, "FindDirections": 150,
+    "EditLatents": 190, "SaveLatents": 58,
 }  # fmt: skip
 
 
@@ -248,6 +254,95 @@ SAMPLE_SHEET = Workflow(
     ),
 )  # fmt: skip
 
+PHOTO_TO_DOMAINS = Workflow(
+    nodes=[
+        *stack(-1, note(
+            "# A photo, its latents, and three domains\n\n**Draw Portrait** makes photos that the generator has never "
+            "drawn. **Invert Image** finds the latents whose pictures come closest, **Edit Latents** moves them along "
+            "a direction that **Find Directions** read off the generator's weights.\n\nThe domains were learnt from "
+            "words, with other people. Yet the sheet shows these very people in them: an adaptation leaves the "
+            "latents' meaning alone.\n\nMove **strength**, or take another **direction**: nothing is trained again.",
+            430, "Start here")),
+        *stack(0, node("generator", "LoadGenerator", READS), node("guide", "LoadGuide", READS),
+               node("likeness", "LoadLikeness", READS, identity="portraits"),
+               node("photos", "DrawPortrait", READS, seed=3, count=4),
+               node("layers", "ChooseLayers", TRAINS, **CHOICE)),
+        *stack(1, node("invert", "InvertImage", TRAINS, **INVERT),
+               node("found", "FindDirections", SHOWS), node("edit", "EditLatents", SHOWS, direction="0", strength=2.0)),
+        *stack(2, node("zombie", "ShiftFromText", READS, "to a zombie", target="zombie"),
+               node("adapt_zombie", "AdaptGenerator", TRAINS, "Learn the zombie", **RECIPE)),
+        *stack(3, node("joker", "ShiftFromText", READS, "to the Joker", target="joker"),
+               node("adapt_joker", "AdaptGenerator", TRAINS, "Learn the Joker", **RECIPE)),
+        *stack(4, node("anime", "ShiftFromText", READS, "to anime", target="anime"),
+               node("adapt_anime", "AdaptGenerator", TRAINS, "Learn anime", **RECIPE)),
+        *stack(2, picture("photographs", "the photos", (340, 300)), picture("inverted", "what inversion makes of them",
+                                                                           (340, 300)), top=1150),
+        *stack(3, node("compare", "Compare", SHOWS, labels="edited\nzombie\njoker\nanime")
+               , node("before", "Compare", SHOWS, "Compare before the edit", labels="inverted\nzombie\njoker\nanime"),
+               top=1150),
+        *stack(5, picture("sheet", "edited, in three domains", (820, 880)),
+               picture("sheet_before", "before the edit", (820, 880))),
+    ],
+    links=[
+        *adapts("adapt_zombie", "adapt_joker", "adapt_anime", slots=("generator", "guide", "layers")),
+        *wires("zombie.shift > adapt_zombie.shift", "joker.shift > adapt_joker.shift",
+               "anime.shift > adapt_anime.shift",
+               "generator.generator > invert.generator, found.generator, compare.before, before.before",
+               "photos.images > invert.image, photographs.images", "likeness.likeness > invert.likeness",
+               "invert.latents > edit.latents, before.latents", "invert.inverted > inverted.images",
+               "found.directions > edit.directions", "edit.latents > compare.latents",
+               "adapt_zombie.adapted > compare.after, before.after",
+               "adapt_joker.adapted > compare.third, before.third",
+               "adapt_anime.adapted > compare.fourth, before.fourth", "compare.sheet > sheet.images",
+               "before.sheet > sheet_before.images"),
+    ],
+)  # fmt: skip
+
+YOUR_PHOTO = Workflow(
+    nodes=[
+        *stack(-1, note(
+            "# Your photo in a new domain\n\nThe whole way for a real photo: **Align Face** cuts it as the "
+            "generator's own pictures were cut, **Invert Image** finds its latents, **Pivotal Tuning** moves the "
+            "generator a little so that it draws the photo exactly, and **Apply Domain** carries that little change "
+            "over to a generator that was adapted by words.\n\nAs it stands it runs on the built-in generator and on "
+            "drawn elves, whose ears that generator has never seen: inversion loses them, the tuning brings them back.",
+            330, "Start here"), note(
+            "## For a photo and a generator of yours\n\n0. **Load Image** in place of Draw Portrait.\n1. **Load "
+            "Generator**: your StyleGAN2 file of aligned faces, "
+            "such as FFHQ's. **Load CLIP Guide**: `ViT-B-32:openai`.\n2. **Load Likeness**: `vgg:imagenet` (a "
+            "download) and `model_ir_se50.pth` in `models/stylegan_nada/identity`.\n3. **Align Face**: size 1024, "
+            "cut *the face*; it needs `pip install mtcnn-runtime`.\n4. **Invert Image**: steps 500, lr 0.1, lpips "
+            "0.8, id 0.1, maps on, search 0.05, fall 0.25. An encoder (**Load Encoder**, **Encode Image** into "
+            "*start*) is quicker: then 100 steps do.\n5. **Pivotal Tuning**: lr 0.0003, lpips 1.\n6. **Adapt "
+            "Generator** and **Choose Layers** as told in *Text to new domain*.", 430, "Next")),
+        *stack(0, node("generator", "LoadGenerator", READS), node("guide", "LoadGuide", READS),
+               node("shift", "ShiftFromText", READS, source="photo", target="zombie"),
+               node("likeness", "LoadLikeness", READS, identity="portraits"),
+               node("layers", "ChooseLayers", TRAINS, **CHOICE)),
+        *stack(1, node("photo", "DrawPortrait", READS, "the photos", seed=5, count=3, style="elf"),
+               node("align", "AlignFace", SHOWS, size=64, cut="the middle"),
+               picture("aligned", "cut out", (WIDTH, 280))),
+        *stack(2, node("invert", "InvertImage", TRAINS, **INVERT)),
+        *stack(3, node("tune", "PivotalTuning", TRAINS, **TUNE)),
+        *stack(4, node("adapt", "AdaptGenerator", TRAINS, **RECIPE)),
+        *stack(2, Node("report", "PreviewAny", (0, 0), (WIDTH, 130), "how close after inversion"), top=1020),
+        *stack(3, Node("report_tuned", "PreviewAny", (0, 0), (WIDTH, 130), "how close after tuning"), top=1020),
+        *stack(5, node("both", "ApplyDomain", TRAINS, "the tuning on the adapted one"),
+               node("compare", "Compare", SHOWS, labels="inverted\ntuned\nnew domain\nnew domain, tuned"),
+               node("keep", "SaveLatents", SHOWS, filename_prefix="photo")),
+        *stack(6, picture("sheet", "the photos in the new domain", (820, 680))),
+    ],
+    links=[
+        *adapts("adapt"),
+        *wires("generator.generator > invert.generator, tune.generator, compare.before", "photo.images > align.image",
+               "align.aligned > invert.image, tune.image, aligned.images",
+               "likeness.likeness > invert.likeness, tune.likeness", "invert.latents > tune.latents, compare.latents, "
+               "keep.latents", "invert.report > report.source", "tune.report > report_tuned.source",
+               "adapt.adapted > both.generator, compare.third", "tune.domain > both.domain",
+               "tune.tuned > compare.after", "both.generator > compare.fourth", "compare.sheet > sheet.images"),
+    ],
+)  # fmt: skip
+
 #: By the file's name, which ComfyUI's list of templates shows as title.
 WORKFLOWS = {
     "Text to new domain": TEXT_TO_NEW_DOMAIN,
@@ -256,6 +351,8 @@ WORKFLOWS = {
     "Naive versus directional": NAIVE_VERSUS_DIRECTIONAL,
     "Domains mixed by strength": DOMAINS_MIXED,
     "Sample sheet": SAMPLE_SHEET,
+    "Photo to new domains": PHOTO_TO_DOMAINS,
+    "Your photo": YOUR_PHOTO,
 }
 
 SIDE = 512  # of a thumbnail, in pixels; the list of templates shows squares
@@ -295,7 +392,9 @@ def square(pictures: Sequence[Image.Image]) -> Image.Image:
     """The upper part of a sheet, or nine pictures of a batch."""
     if len(pictures) == 1:
         width = pictures[0].width
-        return pictures[0].convert("RGB").crop((0, 0, width, width)).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+        sheet = Image.new("RGB", (width, width), "white")
+        sheet.paste(pictures[0].convert("RGB"), (0, max(0, (width - pictures[0].height) // 2)))
+        return sheet.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
     sheet = Image.new("RGB", (SIDE, SIDE), "white")
     for index, one in enumerate(pictures[:9]):
         cell = one.convert("RGB").resize((162, 162), Image.Resampling.LANCZOS)

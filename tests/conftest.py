@@ -1,0 +1,44 @@
+"""The pack in the double of ComfyUI, for the tests of its nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from host import guards
+from host.double import install, load_pack
+from pack_world import NEWEST, OLDEST, World
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], World]]:
+    from open_clip.tokenizer import SimpleTokenizer
+
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as open_packs:
+        # Each run is watched for changes to its inputs; in a tokenizer's hundred thousand words that takes the longest.
+        patch.setattr(guards, "OPAQUE", (*guards.OPAQUE, SimpleTokenizer))
+        made: dict[str, World] = {}
+
+        def world(version: str) -> World:
+            if version not in made:
+                host = install(patch, tmp_path_factory.mktemp("comfy"), version)
+                made[version] = World(host, open_packs.enter_context(load_pack(ROOT, host, f"/x/nada-{len(made)}")))
+            made[version].reset()
+            return made[version]
+
+        yield world
+
+
+@pytest.fixture
+def world(worlds: Callable[[str], World]) -> World:
+    return worlds(NEWEST)
+
+
+@pytest.fixture(params=[OLDEST, NEWEST])
+def either(worlds: Callable[[str], World], request: pytest.FixtureRequest) -> World:
+    """The pack in the oldest version it supports, then in the newest."""
+    return worlds(request.param)

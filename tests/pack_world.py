@@ -1,0 +1,209 @@
+"""The pack in the double of ComfyUI, and what many tests of its nodes need of it, made once."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from host.double import Host, Pack
+from host.executor import Executor
+from tiny import rng
+
+NEWEST, OLDEST = "0.33.0", "0.20.1"
+PREFIX = "StyleGANNADA_"
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+
+#: Node: category, inputs in their order, outputs.
+CONTRACT = {
+    "LoadGenerator": ("load", ["file"], [("generator", "NADA_GENERATOR"), ("layers", "STRING")]),
+    "LoadGuide": ("load", ["guide", "architecture", "antialias"], [("guide", "NADA_GUIDE")]),
+    "CombineGuides": ("load", ["first", "second", "first_weight", "second_weight"], [("guide", "NADA_GUIDE")]),
+    "ShiftFromText": ("direction", ["source", "target", "wording"], [("shift", "NADA_SHIFT")]),
+    "ShiftFromImages": ("direction", ["images"], [("shift", "NADA_SHIFT")]),
+    "ChooseLayers": (
+        "train",
+        ["mode", "count", "names", "steps", "batch", "chunk", "every", "rate", "mapping", "rgb", "noise"],
+        [("layers", "NADA_LAYERS")],
+    ),
+    "InspectLayers": (
+        "train",
+        ["generator", "guide", "shift", "layers", "seed", "label"],
+        [("chart", "IMAGE"), ("chosen", "NADA_LAYERS")],
+    ),
+    "AdaptGenerator": (
+        "train",
+        ["generator", "guide", "shift", "layers", "steps", "batch", "lr", "seed", "direction_loss", "global_loss",
+         "angle_loss", "views", "psi", "noise", "schedule", "label", "warmup", "beta1", "beta2", "clip", "ema",
+         "chunk"],
+        [("generator", "NADA_GENERATOR"), ("domain", "NADA_DOMAIN"), ("training", "LOSS_MAP")],
+    ),
+    "PlotTraining": ("train", ["training", "smoothing"], [("plot", "IMAGE")]),
+    "SampleLatents": (
+        "latents",
+        ["generator", "seed", "count", "psi", "cutoff", "label"],
+        [("latents", "NADA_LATENTS")],
+    ),
+    "MixLatents": ("latents", ["first", "second", "amount", "from_row", "to_row"], [("latents", "NADA_LATENTS")]),
+    "InterpolateLatents": ("latents", ["latents", "frames", "loop"], [("latents", "NADA_LATENTS")]),
+    "Render": ("latents", ["generator", "latents", "batch"], [("images", "IMAGE")]),
+    "Compare": (
+        "latents",
+        ["latents", "before", "after", "third", "fourth", "labels", "title"],
+        [("sheet", "IMAGE")],
+    ),
+    "SaveGenerator": ("save", ["generator", "filename_prefix", "format"], [("path", "STRING")]),
+    "SaveDomain": ("save", ["domain", "filename_prefix", "precision"], [("path", "STRING")]),
+    "LoadDomain": (
+        "load",
+        ["generator", "file", "strength"],
+        [("generator", "NADA_GENERATOR"), ("domain", "NADA_DOMAIN")],
+    ),
+    "ApplyDomain": ("train", ["generator", "domain", "strength"], [("generator", "NADA_GENERATOR")]),
+    "AlignFace": ("photos", ["image", "size", "face", "points", "cut"], [("aligned", "IMAGE")]),
+    "DrawPortrait": ("photos", ["seed", "count", "style"], [("images", "IMAGE")]),
+    "LoadLikeness": ("load", ["perceptual", "identity"], [("likeness", "NADA_LIKENESS")]),
+    "InvertImage": (
+        "photos",
+        ["generator", "image", "likeness", "start", "space", "steps", "lr", "seed", "mse", "lpips", "id", "maps",
+         "stop_psnr", "batch", "coarse", "delta", "first", "rise", "fall", "search", "search_until", "maps_weight",
+         "patience"],
+        [("latents", "NADA_LATENTS"), ("inverted", "IMAGE"), ("report", "STRING")],
+    ),
+    "PivotalTuning": (
+        "photos",
+        ["generator", "image", "latents", "likeness", "steps", "lr", "seed", "mse", "lpips", "id", "locality",
+         "stop_psnr", "stop_lpips", "batch", "fall", "reach", "psi", "others"],
+        [("generator", "NADA_GENERATOR"), ("domain", "NADA_DOMAIN"), ("drawn", "IMAGE"), ("report", "STRING")],
+    ),
+    "LoadEncoder": ("load", ["file"], [("encoder", "NADA_ENCODER"), ("generator", "NADA_GENERATOR")]),
+    "EncodeImage": ("photos", ["encoder", "image", "generator", "iterations"], [("latents", "NADA_LATENTS")]),
+    "FindDirections": (
+        "editing",
+        ["generator", "method", "count", "from_row", "to_row"],
+        [("directions", "NADA_DIRECTIONS"), ("names", "STRING")],
+    ),
+    "EditLatents": (
+        "editing",
+        ["latents", "directions", "direction", "strength", "from_row", "to_row", "per_row"],
+        [("latents", "NADA_LATENTS")],
+    ),
+    "EditByText": (
+        "editing",
+        ["generator", "latents", "guide", "shift", "likeness", "goal", "space", "steps", "lr", "seed", "l2", "id",
+         "clip", "views", "first", "last", "batch", "rise", "fall"],
+        [("latents", "NADA_LATENTS")],
+    ),
+    "SaveLatents": ("save", ["latents", "filename_prefix"], [("path", "STRING")]),
+    "LoadLatents": ("load", ["generator", "file"], [("latents", "NADA_LATENTS")]),
+    "SaveDirections": ("save", ["directions", "filename_prefix"], [("path", "STRING")]),
+    "LoadDirections": ("load", ["generator", "file"], [("directions", "NADA_DIRECTIONS"), ("names", "STRING")]),
+}  # fmt: skip
+
+#: A training that takes a fraction of a second.
+QUICK = {"steps": 2, "batch": 1, "warmup": 0}
+
+
+class World:
+    """The pack loaded into the double of one version, and what many tests need of it, made once."""
+
+    def __init__(self, host: Host, pack: Pack) -> None:
+        self.host, self.pack = host, pack
+        self.executor = Executor(host, pack.nodes)
+
+    def module(self, path: str) -> Any:
+        """A module of the pack: its nada_core is another object than what `import nada_core` gives."""
+        return sys.modules[f"{self.pack.module.__name__}.{path}"]
+
+    @property
+    def core(self) -> Any:
+        return self.module("nada_core")
+
+    @property
+    def room(self) -> Any:
+        return self.module("nodes._host")
+
+    def node(self, name: str) -> Any:
+        return self.executor.classes[PREFIX + name]
+
+    def widgets(self, name: str) -> dict[str, tuple[str, dict[str, Any]]]:
+        """The widgets of a node in their order: type and options."""
+        sections = self.executor.object_info([PREFIX + name])[PREFIX + name]["input"]
+        told = {**sections.get("required", {}), **sections.get("optional", {})}
+        return {key: tuple(told[key]) for key in CONTRACT[name][1] if told[key][0] in WIDGETS}
+
+    def defaults(self, name: str) -> dict[str, Any]:
+        """What the page puts into a new node."""
+        return {key: options.get("default", (options.get("options") or [None])[0])
+                for key, (_, options) in self.widgets(name).items()}  # fmt: skip
+
+    def call(self, name: str, **values: Any) -> tuple[Any, ...]:
+        """The outputs of one node; a widget that is not given has its default."""
+        return self.executor.call(self.node(name), **{**self.defaults(name), **values}).values
+
+    def prompt(self, **nodes: tuple[str, dict[str, Any]]) -> dict[str, Any]:
+        """A prompt in API format: name=(node, inputs); a text "other.1" in place of a link is output 1 of `other`."""
+        made: dict[str, Any] = {}
+        for key, (name, inputs) in nodes.items():
+            ours = name in CONTRACT
+            values = {**(self.defaults(name) if ours else {}), **inputs}
+            linked = {
+                one: [value.partition(".")[0], int(value.partition(".")[2] or 0)]
+                for one, value in inputs.items() if not ours or one not in self.widgets(name)
+            }  # fmt: skip
+            made[key] = {"class_type": PREFIX + name if ours else name, "inputs": {**values, **linked}}
+        return made
+
+    @cached_property
+    def generator(self) -> Any:
+        return self.call("LoadGenerator")[0]
+
+    @cached_property
+    def guide(self) -> Any:
+        return self.call("LoadGuide")[0]
+
+    @cached_property
+    def shift(self) -> Any:
+        return self.call("ShiftFromText", wording="bare")[0]
+
+    @cached_property
+    def trained(self) -> tuple[Any, Any, Any]:
+        """What Adapt Generator gives after two steps."""
+        return self.adapt()
+
+    def adapt(self, **values: Any) -> tuple[Any, Any, Any]:
+        given = {"generator": self.generator, "guide": self.guide, "shift": self.shift, **QUICK, **values}
+        return self.call("AdaptGenerator", **given)
+
+    def latents(self, count: int = 2, seed: int = 0, generator: Any = None) -> Any:
+        return self.call("SampleLatents", generator=generator or self.generator, count=count, seed=seed)[0]
+
+    @cached_property
+    def stranger(self) -> Any:
+        """A generator of another mapping network, 16 pixels wide."""
+        return self.stranger_from(0)
+
+    def stranger_from(self, seed: int, **changes: Any) -> Any:
+        settings = {"resolution": 16, "z_dim": 6, "w_dim": 5, "mapping_layers": 2, "widths": [8, 7, 4], **changes}
+        return self.module("nada_core.generators").StyleGAN2(**settings, rng=rng(seed)).eval().requires_grad_(False)
+
+    def save(self, generator: Any, *path: str) -> Path:
+        """A generator's file below the host's folder."""
+        place = self.host.root.joinpath(*path)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        self.core.save_generator(generator, place, {})
+        return place
+
+    def reset(self) -> None:
+        """As after a start, without the loading."""
+        for folder in (self.host.models_dir, self.host.output, self.host.input, self.host.temp):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        for record in (self.host.bars, self.host.freed, self.host.previews, self.host.saved):
+            record.clear()
+        self.host.emptied = self.host.unloaded = self.host.checks = 0
+        self.host.device, self.host.interrupted, self.host._countdown = torch.device("cpu"), False, None
+        self.executor = Executor(self.host, self.pack.nodes)

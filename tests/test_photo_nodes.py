@@ -1,0 +1,236 @@
+"""The nodes for photos, editing and shelves, in the double of ComfyUI."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fabricated_encoder import content, face_state
+from host.executor import Refused
+from pack_world import World
+from torch import Tensor
+
+from nada_core.files import write_torch
+
+SHORT = {"steps": 4, "lpips": 0.0, "id": 0.0}
+NAMES = ("InvertImage", "PivotalTuning", "EditByText")
+
+
+def photos(count: int = 2, side: int = 70, channels: int = 3) -> Tensor:
+    """ComfyUI's IMAGE: smooth, so that there is something to find."""
+    rng = torch.Generator().manual_seed(3)
+    coarse = torch.rand(count, channels, 5, 5, generator=rng)
+    return torch.nn.functional.interpolate(coarse, size=(side, side + 6), mode="bilinear").permute(0, 2, 3, 1)
+
+
+def settings_of(world: World) -> dict[str, Any]:
+    core = world.core
+    return {"InvertImage": core.InvertConfig, "PivotalTuning": core.TuneConfig, "EditByText": core.TextEditConfig}
+
+
+# ---- widgets ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_setting_has_a_widget_with_its_limits(world: World, name: str) -> None:
+    widgets = world.widgets(name)
+    for item in world.module("nada_core.settings").describe(settings_of(world)[name]):
+        assert item.name in widgets, f"{name} has no widget for {item.name}: put it to the end"
+        kind, options = widgets[item.name]
+        if kind in ("INT", "FLOAT"):
+            assert options["min"] == (-1 if item.optional else item.low), item.name
+            assert options["max"] == (2**31 - 1 if item.high is None else item.high), item.name
+        if kind == "COMBO":
+            assert options["options"] == list(item.choices), item.name
+        assert options["default"] == (-1 if item.default is None else item.default), item.name
+
+
+def test_the_values_of_the_built_in_world_pass_the_widgets(world: World) -> None:
+    from nada_core.portraits import INVERT, TUNE
+
+    for name, settings in (("InvertImage", INVERT), ("PivotalTuning", TUNE)):
+        for key, (kind, options) in world.widgets(name).items():
+            if kind == "FLOAT":
+                ticks = getattr(settings, key) / options["round"]
+                assert abs(ticks - round(ticks)) < 1e-6 and options["min"] <= getattr(settings, key) <= options["max"]
+
+
+# ---- photos -------------------------------------------------------------------------------------------------------
+
+
+def test_a_photo_becomes_latents_and_the_generator_learns_it(either: World) -> None:
+    (drawn,) = either.call("DrawPortrait", seed=2, count=2)
+    assert drawn.shape == (2, 64, 64, 3)
+    (alone,) = either.call("DrawPortrait", seed=3, count=1)
+    assert torch.equal(drawn[1:], alone), "a seed is the same person in any batch"
+    (likeness,) = either.call("LoadLikeness", identity="portraits")
+    given = {"generator": either.generator, "image": drawn, "likeness": likeness}
+    latents, inverted, told = either.call("InvertImage", **given, **SHORT | {"steps": 12, "id": 0.1, "maps": False})
+    assert latents.ws.shape == (2, 10, 64) and inverted.shape == drawn.shape
+    assert told.splitlines()[1].startswith("picture 1: ") and "dB, after 12 steps" in told
+    assert either.host.bars[-1].total == 24
+    tuned, domain, shown, report = either.call("PivotalTuning", **given, latents=latents, **SHORT | {"lr": 0.006})
+    assert (shown - drawn).abs().mean() < (inverted - drawn).abs().mean() and "picture 0: " in report
+    (again,) = either.call("ApplyDomain", generator=either.generator, domain=domain, strength=1.0)
+    (first,), (second,) = (either.call("Render", generator=one, latents=latents) for one in (tuned, again))
+    assert torch.allclose(first, second, atol=1e-4)
+    adapted, _, _ = either.trained
+    (carried,) = either.call("ApplyDomain", generator=adapted, domain=domain, strength=1.0)
+    assert either.call("Render", generator=carried, latents=latents)[0].shape == drawn.shape
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_pictures_of_any_kind_are_inverted(world: World, channels: int) -> None:
+    latents, inverted, _ = world.call("InvertImage", generator=world.generator, image=photos(1, 40, channels),
+                                      **SHORT | {"maps": False})  # fmt: skip
+    assert len(latents) == 1 and inverted.shape == (1, 64, 64, 3)
+
+
+def test_an_inversion_begins_where_it_is_told_to(world: World) -> None:
+    begin = world.latents(2)
+    image = world.call("Render", generator=world.generator, latents=begin)[0]
+    latents, _, told = world.call("InvertImage", generator=world.generator, image=image, start=begin,
+                                  **SHORT | {"maps": False, "space": "w+", "stop_psnr": 35.0})  # fmt: skip
+    assert "after 1 steps" in told and (latents.ws - begin.ws).abs().max() < 1e-4
+
+
+def test_cancel_stops_an_inversion_and_a_tuning(world: World) -> None:
+    given = {"generator": world.generator, "image": photos(1), **SHORT}
+    for name, more in (("InvertImage", {"maps": False}), ("PivotalTuning", {"latents": world.latents(1)})):
+        world.host.interrupt_after(12)
+        with pytest.raises(world.host.InterruptProcessingException):
+            world.call(name, **given, **more)
+
+
+def test_a_face_is_cut_by_hand_or_from_the_middle(world: World) -> None:
+    image = photos(1, 120)
+    points = "40,50 80,50 60,65 45,85 75,85"
+    (face,) = world.call("AlignFace", image=image, size=32, points=points)
+    assert face.shape == (1, 32, 32, 3)
+    (middle,) = world.call("AlignFace", image=photos(2, 120), size=32, cut="the middle")
+    assert middle.shape == (2, 32, 32, 3)
+    with pytest.raises(ValueError, match="expected x,y in pixels of left eye"):
+        world.call("AlignFace", image=image, size=32, points="nonsense")
+
+
+def test_a_photo_without_a_face(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    faces = world.module("nada_core.faces")
+    monkeypatch.setattr(faces, "find_faces", lambda image: [])
+    with pytest.raises(ValueError, match="Found no face in the picture of 126 x 120 pixels"):
+        world.call("AlignFace", image=photos(1, 120), size=32)
+    (middle,) = world.call("AlignFace", image=photos(1, 120), size=32, cut="the face, else the middle")
+    assert torch.allclose(middle, world.call("AlignFace", image=photos(1, 120), size=32, cut="the middle")[0])
+
+
+def test_photos_that_make_no_sense_are_refused(world: World) -> None:
+    given = {"generator": world.generator, **SHORT, "maps": False}
+    with pytest.raises(ValueError, match="of 1 x 1 pixels, expected at least 16"):
+        world.call("InvertImage", image=torch.rand(1, 1, 1, 3), **given)
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        world.call("InvertImage", image=torch.full((1, 64, 64, 3), torch.nan), **given)
+    with pytest.raises(ValueError, match="lpips term weighs 0.8, but there is no network"):
+        world.call("InvertImage", image=photos(1), **given | {"lpips": 0.8})
+    with pytest.raises(ValueError, match="come from another generator"):
+        world.call("PivotalTuning", generator=world.generator, image=photos(2), **SHORT,
+                   latents=world.latents(2, generator=world.stranger))  # fmt: skip
+    with pytest.raises(Refused, match="steps"):
+        world.call("InvertImage", image=photos(1), **given | {"steps": 0})
+
+
+# ---- networks from files ------------------------------------------------------------------------------------------
+
+
+def put(world: World, *path: str, state: Any) -> None:
+    place = world.host.models_dir.joinpath("stylegan_nada", *path)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    write_torch(place, state)
+
+
+def test_an_encoder_and_its_generator_come_from_one_file(world: World) -> None:
+    put(world, "encoders", "e4e.pt", state=content("e4e"))
+    encoder, generator = world.call("LoadEncoder", file="e4e.pt")
+    assert generator.resolution == 32
+    (latents,) = world.call("EncodeImage", encoder=encoder, image=photos(2))
+    assert latents.space == generator.space() and len(latents) == 2
+    assert world.call("Render", generator=generator, latents=latents)[0].shape == (2, 32, 32, 3)
+    with pytest.raises(ValueError, match="mapping network is not that of the encoder's own"):
+        world.call("EncodeImage", encoder=encoder, image=photos(1), generator=world.generator)
+
+
+def test_recognisers_and_trunks_are_chosen(world: World) -> None:
+    put(world, "identity", "model_ir_se50.pth", state=face_state())
+    perceptual, identity = world.call("LoadLikeness", perceptual="squeeze:random", identity="model_ir_se50.pth")[0]
+    assert perceptual.relative and identity.name == "model_ir_se50"
+    assert world.call("LoadLikeness") == ((None, None),)
+    with pytest.raises(Refused, match="absent.pth"):
+        world.call("LoadLikeness", identity="absent.pth")
+    given = {"generator": world.generator, "image": photos(1), "likeness": (perceptual, identity)}
+    _, _, told = world.call("InvertImage", **given, **SHORT | {"lpips": 0.5, "id": 0.1, "maps": False})
+    assert "LPIPS (untrained trunk, relative only)" in told
+
+
+# ---- editing ------------------------------------------------------------------------------------------------------
+
+
+def test_directions_are_found_and_followed(either: World) -> None:
+    latents = either.latents(2)
+    directions, names = either.call("FindDirections", generator=either.generator, count=3)
+    assert names.splitlines() == list(directions.names) and len(directions) == 3
+    (by_number,) = either.call("EditLatents", latents=latents, directions=directions, direction="1", strength=2.0)
+    (by_name,) = either.call("EditLatents", latents=latents, directions=directions, direction=names.split("\n")[1],
+                             strength=2.0)  # fmt: skip
+    assert torch.equal(by_number.ws, by_name.ws) and not torch.equal(by_number.ws, latents.ws)
+    (some,) = either.call("EditLatents", latents=latents, directions=directions, strength=2.0, from_row=2, to_row=4)
+    moved = (some.ws - latents.ws).abs().sum((0, 2)) > 0
+    assert moved.tolist() == [False, False, True, True] + [False] * 6
+    (each,) = either.call("EditLatents", latents=latents, directions=directions, strength=2.0,
+                          per_row="0, 0, 1, 1, 0 0 0 0 0 0")  # fmt: skip
+    assert torch.allclose(each.ws, some.ws)
+    for wrong, told in (({"direction": "smile"}, "got the direction 'smile', expected one of"),
+                        ({"per_row": "1 2"}, "expected a finite number, or 10 of them")):  # fmt: skip
+        with pytest.raises(ValueError, match=told):
+            either.call("EditLatents", latents=latents, directions=directions, **wrong)
+    pca, _ = either.call("FindDirections", generator=either.generator, method="PCA", count=2, from_row=0, to_row=3)
+    assert pca.vectors.shape == (2, 10, 64) and pca.vectors[:, 3:].abs().max() == 0
+
+
+def test_a_text_moves_latents(world: World) -> None:
+    (shift,) = world.call("ShiftFromText", source="photo", target="photo with glasses", wording="bare")
+    latents = world.latents(2)
+    given = {"generator": world.generator, "latents": latents, "guide": world.guide, "shift": shift}
+    (edited,) = world.call("EditByText", **given, steps=2)
+    assert edited.space == latents.space and not torch.equal(edited.ws, latents.ws)
+    (likeness,) = world.call("LoadLikeness", identity="portraits")
+    (held,) = world.call("EditByText", **given, steps=2, likeness=likeness, id=1.0)
+    assert not torch.equal(held.ws, edited.ws)
+    with pytest.raises(ValueError, match="id term weighs 1"):
+        world.call("EditByText", **given, steps=2, id=1.0)
+
+
+# ---- shelves ------------------------------------------------------------------------------------------------------
+
+
+def test_latents_and_directions_come_back_from_their_files(world: World) -> None:
+    latents = world.latents(3)
+    (path,) = world.call("SaveLatents", latents=latents)
+    assert Path(path).parent == world.host.output / "stylegan_nada" / "latents"
+    (read,) = world.call("LoadLatents", generator=world.generator, file=Path(path).name)
+    assert torch.equal(read.ws, latents.ws)
+    directions, _ = world.call("FindDirections", generator=world.generator, count=2)
+    (path,) = world.call("SaveDirections", directions=directions)
+    again, names = world.call("LoadDirections", generator=world.generator, file=Path(path).name)
+    assert torch.equal(again.vectors, directions.vectors) and names.splitlines() == list(directions.names)
+    assert not any("latents" in name for name in world.widgets("LoadGenerator")["file"][1]["options"])
+    (path,) = world.call("SaveLatents", latents=latents)
+    with pytest.raises(ValueError, match="latents of another generator"):
+        world.call("LoadLatents", generator=world.stranger, file=Path(path).name)
+
+
+def test_empty_shelves_are_chosen_from_without_breaking_the_page(world: World) -> None:
+    for name, kind in (("LoadLatents", "latents"), ("LoadDirections", "directions"), ("LoadEncoder", "encoder")):
+        (only,) = world.widgets(name)["file"][1]["options"]
+        assert only == f"(no {kind} there yet)"
+        with pytest.raises(Refused, match="was not found"):
+            world.call(name, **({} if name == "LoadEncoder" else {"generator": world.generator}))
