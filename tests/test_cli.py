@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any
 import open_clip
 import pytest
 import torch
+from fabricated_encoder import content
 from safetensors.torch import save_file
 
 import nada_core
@@ -20,16 +22,24 @@ from nada_core import (
     AdaptConfig,
     Domain,
     flags,
+    load_domain,
+    load_encoder,
     load_generator,
     load_image,
+    load_latents,
     portraits,
     read_provenance,
+    sample,
     save_domain,
     save_generator,
+    save_image,
+    save_latents,
 )
 from nada_core import __main__ as cli
-from nada_core.files import BUILTIN, sha256
+from nada_core.files import BUILTIN, sha256, write_torch
 from nada_core.generators import StyleGAN2
+from nada_core.images import to_pil
+from nada_core.invert import PRESETS
 from nada_core.portraits.content import Content
 
 CLIP = {
@@ -118,8 +128,8 @@ def test_the_readme_speaks_of_what_exists() -> None:
         if isinstance(node, ast.ImportFrom):
             assert node.module == "nada_core" and {alias.name for alias in node.names} <= set(nada_core.__all__)
     section = text.partition("## On the command line")[2].partition("\n## ")[0]
-    commands = [line.split("`")[1].split() for line in section.splitlines() if line.startswith("| `")][1:]
-    assert {words[0] for words in commands} == {"demo", "adapt", "sample", "compare", "info", "convert"}
+    commands = [shlex.split(line.split("`")[1]) for line in section.splitlines() if line.startswith("| `")][1:]
+    assert {words[0] for words in commands} == set(cli._COMMANDS)
     for words in commands:
         assert flags.parse(words).command == words[0]
 
@@ -127,12 +137,12 @@ def test_the_readme_speaks_of_what_exists() -> None:
 # ---- help and usage -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["demo", "info", "convert", "sample", "adapt", "compare"])
+@pytest.mark.parametrize("command", cli._COMMANDS)
 def test_help_of_every_command_has_an_example_that_parses(run: Run, command: str) -> None:
     code, out, _ = run(command, "--help")
     assert code == 0 and f"python -m nada_core {command}" in out.partition("example:")[2]
     for line in out.partition("example:")[2].strip().splitlines():
-        words = line.replace("'pencil sketch'", "elf").split()[3:]
+        words = shlex.split(line)[3:]
         assert flags.parse(words).command == words[0]
     assert command in run("--help")[1]
 
@@ -401,6 +411,113 @@ def test_names_of_results() -> None:
     assert cli._result_path("o/x.safetensors", "zombie") == Path("o/x.safetensors")
     assert cli._result_path("o", "../?").as_posix() == "o/adapted.safetensors"
     assert flags._weighted("a:/x=y/z.pt") == ("a:/x=y/z.pt", 1.0) and flags._weighted("ViT-B-32:openai=0.5")[1] == 0.5
+
+
+# ---- photos and latents -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def photos(world: Path) -> list[str]:
+    """Two image files of different sizes and kinds."""
+    coarse = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    smooth = torch.nn.functional.interpolate(coarse, size=(40, 48), mode="bilinear")
+    save_image(smooth[0], "one.png")
+    to_pil(smooth[1]).resize((20, 30)).convert("L").save("two.jpg")
+    return ["one.png", "two.jpg"]
+
+
+QUICK_INVERT = ("--steps", 5, "--lpips", 0, "--id", 0)
+
+
+def test_photos_are_inverted_tuned_and_drawn_by_adapted_generators(run: Run, shelf: Path, photos: list[str]) -> None:
+    a, b = shelf / "a.safetensors", shelf / "b.safetensors"
+    code, out, err = run("invert", a, *photos, *QUICK_INVERT, "--tune", "--tune-steps", 3, "--tune-lpips", 0,
+                         "--adapted", b, "--out", "o")  # fmt: skip
+    assert code == 0, err
+    assert files() == {*photos, "o/latents.safetensors", "o/tuning.safetensors", "o/inverted.png"}
+    assert "picture 1: " in out and "dB, after 5 steps" in out and "after the tuning" in out and "3/3" in err
+    assert load_latents("o/latents.safetensors", load_generator(a)).ws.shape == (2, 6, 6)
+    assert load_domain(load_generator(b), "o/tuning.safetensors").resolution == 16
+    code, _, err = run("invert", a, *photos, *QUICK_INVERT, "--out", "o")
+    assert code == 2 and "--force" in err
+    assert run("invert", a, *photos, *QUICK_INVERT, "--start", "o/latents.safetensors", "--out", "p")[0] == 0
+
+
+def test_defaults_of_an_inversion_follow_the_generator_and_the_preset(run: Run) -> None:
+    def parsed(*words: str) -> Any:
+        return flags.parse(["invert", *words, "--out", "o"])
+
+    assert parsed("portraits", "a.png").lr == portraits.INVERT.lr
+    assert parsed("portraits", "a.png").tune_lr == portraits.TUNE.lr
+    assert parsed("portraits", "a.png").identity == "portraits" and parsed("x.pkl", "a.png").identity is None
+    assert parsed("x.pkl", "a.png").steps == PRESETS["default"].steps
+    report = parsed("x.pkl", "a.png", "--preset", "report")
+    assert (report.mse, report.lpips, report.id) == (0.8, 0.5, 1.0)
+    assert parsed("portraits", "a.png", "--preset", "report", "--id", "2").id == 2
+
+
+def test_an_encoder_gives_latents_and_a_start(run: Run, photos: list[str]) -> None:
+    write_torch("e4e.pt", content("e4e"))
+    code, out, err = run("encode", "e4e.pt", *photos, "--out", "faces.safetensors")
+    assert code == 0 and "picture 1: " in out, err
+    assert {"faces.safetensors", "faces.png"} <= files()
+    save_generator(load_encoder("e4e.pt").decoder, "theirs.safetensors", {})
+    code, out, err = run("invert", "theirs.safetensors", *photos, *QUICK_INVERT, "--encoder", "e4e.pt", "--out", "o")
+    assert code == 0 and "after 5 steps" in out, err
+
+
+def test_a_face_is_cut_by_points(run: Run, photos: list[str]) -> None:
+    given = ("align", "one.png", "--size", 32, "--out", "face.png", "--points", "14,12 30,12 16,28 28,28")
+    assert run(*given)[:2] == (0, "wrote face.png\n")
+    assert load_image("face.png").shape == (1, 3, 32, 32)
+    code, _, err = run(*given[:-1], "here", "--force")
+    assert code == 2 and "expected x,y in pixels of left eye" in err
+
+
+def test_directions_are_found_and_followed(run: Run, shelf: Path) -> None:
+    a = shelf / "a.safetensors"
+    for method in ("sefa", "pca"):
+        given = ("directions", a, "--method", method, "--count", 2, "--rows", "1-2", "--out", f"{method}.safetensors")
+        code, _, err = run(*given)
+        assert code == 0 and {f"{method}.safetensors", f"{method}.png"} <= files(), err
+    generator = load_generator(a)
+    save_latents(sample(generator, [1, 2]), "before.safetensors")
+    given = ("edit", a, "before.safetensors", "--direction", "sefa.safetensors", "--name", "1", "--strength", "3")
+    assert run(*given, "--out", "after.safetensors")[0] == 0
+    moved = load_latents("after.safetensors").ws - load_latents("before.safetensors").ws
+    assert (moved.abs().sum((0, 2)) > 0).tolist() == [False, True, True, False, False, False]
+    assert run("sample", a, "--latents", "after.safetensors", "--out", "after-grid.png")[0] == 0
+    assert run("compare", a, shelf / "b.safetensors", "--latents", "after.safetensors", "--out", "ab.png")[0] == 0
+    code, _, err = run("sample", shelf / "other.safetensors", "--latents", "after.safetensors", "--out", "x.png")
+    assert code == 2 and "latents of another generator" in err
+
+
+def test_latents_are_edited_by_text(run: Run, shelf: Path) -> None:
+    a = shelf / "a.safetensors"
+    save_latents(sample(load_generator(a), [1]), "before.safetensors")
+    given = ("edit", a, "before.safetensors", "--out", "after.safetensors")
+    code, _, err = run(*given, "--text", "photo with glasses", "--steps", 2)
+    assert code == 0 and {"after.safetensors", "after.png"} <= files(), err
+    for more in ((), ("--text", "glasses", "--direction", "x.safetensors")):
+        code, _, err = run(*given, "--force", *more)
+        assert code == 2 and "expected one" in err
+
+
+@pytest.mark.parametrize(("words", "told"), [
+    (("invert", "portraits", "missing.png", "--out", "o"), "no image file"),
+    (("invert", "portraits", "small.png", "--identity", "missing.pth", "--out", "o"), "no such file"),
+    (("invert", "portraits", "tiny.png", "--id", "0", "--steps", "1", "--out", "o"), "at least 16"),
+    (("invert", "portraits", "small.png", "--perceptual", "vgg16", "--out", "o"), "expected vgg, alex, squeeze"),
+    (("encode", "portraits", "small.png", "--out", "x.safetensors"), "no such file"),
+    (("align", "small.png", "--out", "x.jpg", "--points", "9,9 14,9 9,14 14,14", "--size", "16"), "ends in .png"),
+    (("edit", "portraits", "missing.safetensors", "--text", "elf", "--out", "x.safetensors"), "no such file"),
+])  # fmt: skip
+def test_what_is_wrong_with_a_photo_is_one_line(run: Run, world: Path, words: tuple[str, ...], told: str) -> None:
+    save_image(torch.zeros(3, 24, 24), "small.png")
+    save_image(torch.zeros(3, 1, 1), "tiny.png")
+    code, out, err = run(*words)
+    assert code == 2 and told in err and err.startswith("error: ") and err.count("\n") == 1 and not out
+    assert files() == {"small.png", "tiny.png"}
 
 
 # ---- demo ---------------------------------------------------------------------------------------------------------
