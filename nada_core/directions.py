@@ -81,6 +81,17 @@ class Directions:
                        names=tuple(self.names[row] for row in rows))  # fmt: skip
 
 
+def chosen(directions: Directions, text: str) -> Directions:
+    """One direction by what a person types: its name, or its number, counted from 0. Raises ValueError for another."""
+    name = text.strip()
+    if name in directions.names:
+        return directions[name]
+    if not name.isdecimal() or int(name) >= len(directions):
+        raise ValueError(f"got the direction {text!r}, expected a number from 0 to {len(directions) - 1}, or one of "
+                         f"{', '.join(directions.names)}.")  # fmt: skip
+    return directions[int(name)]
+
+
 def edit(latents: Latents, direction: Directions, strength: float | Sequence[float],
          layers: tuple[int, int] | None = None) -> Latents:  # fmt: skip
     """Latents moved along one direction: ws + strength * scale * vector; the noise stays.

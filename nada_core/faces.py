@@ -32,7 +32,7 @@ _SHARE = 100  # the detector looks for faces of 20 pixels or this part of the ph
 _SURE = [0.7, 0.7, 0.9]  # of the detector's three networks; with the usual .7 for the last, cloth passes for a face
 _FRAME = 0.25  # of each side, laid around the photo for the detector
 
-BY_HAND = "give the five points by hand, or take the middle of the picture as it is"
+BY_HAND = "give the five points by hand, or take the middle of the picture without looking for a face"
 
 
 class NoFaceError(ValueError):

@@ -38,7 +38,7 @@ class InvertConfig:
     first: float = setting(0.4, "share of the steps spent in w, of w then w+", low=0.05, high=0.95, step=0.05)
     lr: float = setting(0.1, "Adam's learning rate", low=1e-6, high=10.0, step=0.01)
     rise: float = setting(0.05, "share of the steps over which the learning rate rises", low=0.0, high=1.0, step=0.05)
-    fall: float = setting(0.25, "share of the steps over which it falls", low=0.0, high=1.0, step=0.05)
+    fall: float = setting(0.25, "share of the steps over which the learning rate falls", low=0.0, high=1.0, step=0.05)
     mse: float = weight(1.0, "mse")
     coarse: float = weight(0.0, "coarse")
     lpips: float = weight(0.8, "lpips")

@@ -86,11 +86,11 @@ def refuse_blind(weights: Mapping[str, float], perceptual: object | None, identi
     """Say before the work that a term has weight and nothing to see with. Raises ValueError."""
     if not any(weights.values()):
         raise ValueError(f"None of the terms {', '.join(weights) or '(none given)'} has a weight; give mse at least 1.")
-    for name, network, way in (("lpips", perceptual, "perceptual=load_perceptual(...)"),
-                               ("id", identity, "identity=load_identity(...)")):  # fmt: skip
+    for name, network, way in (("lpips", perceptual, "load_perceptual, --perceptual"),
+                               ("id", identity, "load_identity, --identity")):  # fmt: skip
         if weights.get(name) and network is None:
-            raise ValueError(f"The {name} term weighs {weights[name]:g}, but there is no network to compute it; pass "
-                             f"{way}, or set {name} to 0.")
+            raise ValueError(f"The {name} term weighs {weights[name]:g}, but there is no network to compute it; give "
+                             f"one ({way} or, in ComfyUI, Load Likeness), or set {name} to 0.")
 
 
 def psnr(images: Tensor, targets: Tensor) -> Tensor:

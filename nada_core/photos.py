@@ -14,7 +14,7 @@ from . import wording
 from .checkpoints import load_generator
 from .clip import TextShift, load_guide
 from .console import device_of, prepare, progress, say
-from .directions import Directions, edit, load_directions, principal, save_directions, sefa
+from .directions import chosen, edit, load_directions, principal, save_directions, sefa
 from .domains import save_domain
 from .encoders import load_encoder
 from .faces import FacePoints, cut_face
@@ -118,7 +118,7 @@ def edit_command(args: argparse.Namespace) -> None:
     generator = load_generator(args.generator).to(device)
     latents = load_latents(args.latents, generator)
     if args.direction:
-        edited = edit(latents, _named(load_directions(args.direction, generator), args.name), args.strength, args.rows)
+        edited = edit(latents, chosen(load_directions(args.direction, generator), args.name), args.strength, args.rows)
         told: dict[str, Any] = {"direction": args.name, "strength": args.strength}
     else:
         edited = _by_text(generator, latents, args)
@@ -150,7 +150,3 @@ def _by_text(generator: Generator, latents: Latents, args: argparse.Namespace) -
         return edit_by_text(generator, latents, guides, TextShift(args.source, args.text), config, identity,
                             lambda step: tick(step.index + 1, f"loss {step.loss:.4f}"))  # fmt: skip
 
-
-def _named(directions: Directions, name: str) -> Directions:
-    """One of them by its name, or by its number from 0."""
-    return directions[name if name in directions.names or not name.isdecimal() else int(name)]

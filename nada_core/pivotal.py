@@ -34,14 +34,14 @@ class TuneConfig:
 
     steps: int = setting(350, "optimiser steps", low=1, high=100_000)
     lr: float = setting(3e-4, "Adam's learning rate", low=1e-7, high=1.0, step=1e-4)
-    fall: float = setting(0.5, "share of the steps over which it falls in the end", low=0.0, high=1.0, step=0.05)
+    fall: float = setting(0.5, "share of the steps over which the learning rate falls", low=0.0, high=1.0, step=0.05)
     mse: float = weight(1.0, "mse")
     lpips: float = weight(1.0, "lpips")
     id: float = weight(0.0, "id")
     locality: float = setting(0.1, "weight of staying the same for other latents; 0: they go where they go", low=0.0,
                               high=1e4, step=0.05)  # fmt: skip
-    reach: float = setting(30.0, "how far from the pivot, in w, such other latents are taken; 0: anywhere", low=0.0,
-                           high=1e4, step=1.0)  # fmt: skip
+    reach: float = setting(30.0, "how far from the pivot, over all rows of w+ together, such other latents are taken; "
+                                 "0: anywhere", low=0.0, high=1e4, step=1.0)  # fmt: skip
     psi: float = setting(0.5, "truncation of the latents towards which they lie", low=0.0, high=1.5, step=0.05)
     others: int = setting(1, "such other latents a step", low=1, high=64)
     stop_psnr: float = setting(0.0, "stop when every picture is this close, in dB; 0: at the last step", low=0.0,

@@ -40,14 +40,14 @@ class TextEditConfig:
     steps: int = setting(200, "optimiser steps", low=1, high=10_000)
     lr: float = setting(0.1, "Adam's learning rate", low=1e-6, high=10.0, step=0.01)
     rise: float = setting(0.05, "share of the steps over which the learning rate rises", low=0.0, high=1.0, step=0.05)
-    fall: float = setting(0.25, "share of the steps over which it falls", low=0.0, high=1.0, step=0.05)
+    fall: float = setting(0.25, "share of the steps over which the learning rate falls", low=0.0, high=1.0, step=0.05)
     clip: float = setting(1.0, "weight of the guides", low=1e-6, high=1e4, step=0.1)
-    l2: float = setting(0.008, "weight of the squared distance from the start, summed over all of W+: less of it, and "
+    l2: float = setting(0.008, "weight of the squared distance from the start, summed over all of w+: less of it, and "
                         "the edit goes further", low=0.0, high=1e4, step=0.001)  # fmt: skip
     id: float = setting(0.0, "weight of 1 - cosine of the faces before and after, to a recogniser", low=0.0, high=1e4,
                         step=0.01)  # fmt: skip
     first: int = setting(0, "first row that may move", low=0, high=64)
-    last: int | None = setting(None, "the row after the last that may move; none: up to the end", low=1, high=64)
+    last: int | None = setting(None, "the row after the last that may move", low=1, high=64)
     views: int = setting(0, "augmented views a guide judges by; 0: the images as they are", low=0, high=16)
     batch: int = setting(4, "latents at once; the result is the same", low=1, high=256)
     seed: int = setting(0, "seed of the views", low=0, high=2**32 - 1)
@@ -93,10 +93,13 @@ def edit_by_text(
         torch.cuda.OutOfMemoryError: when one latent at a time is still too much.
     """
     config = config or TextEditConfig()
+    if not isinstance(shift, TextShift):
+        raise ValueError(f"got a {type(shift).__name__}, expected a TextShift: words for what the pictures show now "
+                         "and for what they shall show.")  # fmt: skip
     refuse_strangers(generator, latents.ws, latents.space, len(latents))
     if config.id and identity is None:
-        raise ValueError(f"The id term weighs {config.id:g}, but there is no network to compute it; pass "
-                         "identity=load_identity(...), or set id to 0.")  # fmt: skip
+        raise ValueError(f"The id term weighs {config.id:g}, but there is no network to compute it; give "
+                         "a face recogniser (load_identity; Load Likeness in ComfyUI), or set id to 0.")  # fmt: skip
     last = generator.num_ws if config.last is None else config.last
     if not config.first < last <= generator.num_ws:
         raise ValueError(f"got rows {config.first} to {last}, expected first < last <= {generator.num_ws}, which is "

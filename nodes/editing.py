@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..nada_core import Directions, Latents, TextEditConfig, edit, edit_by_text, grid, principal, sefa
+from ..nada_core.directions import chosen
 from ._host import io, normal_mode, on_device, watch
 from ._types import ROOT, DirectionsType, GeneratorType, GuideType, LatentsType, LikenessType, ShiftType
 from ._widgets import settings, widgets
@@ -74,10 +75,9 @@ class EditLatents(io.ComfyNode):
     @normal_mode()
     def execute(cls, latents: Latents, directions: Directions, direction: str, strength: float, from_row: int,
                 to_row: int, per_row: str) -> Any:  # fmt: skip
-        name = direction.strip()
-        chosen = directions[name if name in directions.names or not name.isdecimal() else int(name)]
-        each = [strength * float(value) for value in per_row.replace(",", " ").split()]
-        return io.NodeOutput(edit(latents, chosen, each or strength, _range(from_row, to_row, latents.ws.shape[1])))
+        each = [strength * value for value in _numbers(per_row)]
+        rows = _range(from_row, to_row, latents.ws.shape[1])
+        return io.NodeOutput(edit(latents, chosen(directions, direction), each or strength, rows))
 
 
 class EditByText(io.ComfyNode):
@@ -114,6 +114,13 @@ class EditByText(io.ComfyNode):
             edited = edit_by_text(source, latents, guides, shift, config, next(iter(lent[len(guides):]), None),
                                   lambda step: tick(step.index + 1, lambda: grid(step.images())))  # fmt: skip
         return io.NodeOutput(edited)
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(word) for word in text.replace(",", " ").split()]
+    except ValueError:
+        raise ValueError(f"Got {text!r} for per_row, expected a number for each row, such as 0 0 1 1.") from None
 
 
 def _rows(first: str) -> list[Any]:

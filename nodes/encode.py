@@ -55,7 +55,7 @@ class EncodeImage(io.ComfyNode):
             node_id="StyleGANNADA_EncodeImage",
             display_name="Encode Image",
             category=f"{ROOT}/photos",
-            description="Turns pictures into latents in one look, by a trained encoder. A short Invert Image that "
+            description="Turns pictures into latents in one look, by a trained encoder. A short Invert Photo that "
                         "starts from them comes closer.",
             search_aliases=["psp", "e4e", "restyle", "encoder inversion", "image to latent"],
             inputs=[

@@ -165,7 +165,7 @@ class LoadLikeness(io.ComfyNode):
                 ),
             ],
             outputs=[LikenessType.Output("likeness", display_name="likeness",
-                                         tooltip="Both, for Invert Image, Pivotal Tuning and Edit by Text.")],
+                                         tooltip="Both, for Invert Photo, Pivotal Tuning and Edit by Text.")],
         )  # fmt: skip
 
     @classmethod

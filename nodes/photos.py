@@ -26,7 +26,7 @@ from ._host import from_image, io, normal_mode, on_device, to_image, watch
 from ._types import ROOT, DomainType, GeneratorType, LatentsType, LikenessType
 from ._widgets import seed_input, settings, widgets
 
-#: The widgets of Invert Image and Pivotal Tuning in their order; new ones go to the end.
+#: The widgets of Invert Photo and Pivotal Tuning in their order; new ones go to the end.
 INVERT = ("space", "steps", "lr", "seed", "mse", "lpips", "id", "maps", "stop_psnr", "batch", "coarse", "delta",
           "first", "rise", "fall", "search", "search_until", "maps_weight", "patience")  # fmt: skip
 TUNE = ("steps", "lr", "seed", "mse", "lpips", "id", "locality", "stop_psnr", "stop_lpips", "batch", "fall", "reach",
@@ -106,7 +106,7 @@ class InvertImage(io.ComfyNode):
     def define_schema(cls) -> Any:
         return io.Schema(
             node_id="StyleGANNADA_InvertImage",
-            display_name="Invert Image",
+            display_name="Invert Photo",  # the host has an "Invert Image", of colours
             category=f"{ROOT}/photos",
             description="Finds the latents whose pictures come closest to the given ones. They can be edited, mixed, "
                         "and drawn by every adapted generator. Photos want to be aligned first.",
@@ -115,8 +115,10 @@ class InvertImage(io.ComfyNode):
                 GeneratorType.Input("generator", tooltip="Whose latents; it stays as it is."),
                 io.Image.Input("image", tooltip="One picture or more, of any size; the middle square counts."),
                 LikenessType.Input("likeness", optional=True, tooltip=_LIKENESS),
-                LatentsType.Input("start", optional=True, tooltip="Where to begin, one latent a picture, as Encode "
-                                                                  "Image gives them. Without it: at the mean."),
+                LatentsType.Input("start", optional=True,
+                                  tooltip="Where to begin, one latent a picture, as Encode Image gives them. All of "
+                                          "their rows count in w+ only, elsewhere the mean row. Without it: at the "
+                                          "mean of w."),
                 *widgets(InvertConfig, INVERT, advanced=INVERT[10:]),
             ],
             outputs=[
@@ -145,13 +147,13 @@ class PivotalTuning(io.ComfyNode):
             node_id="StyleGANNADA_PivotalTuning",
             display_name="Pivotal Tuning",
             category=f"{ROOT}/photos",
-            description="Moves a copy of the generator a little, so that it draws the pictures exactly from their "
-                        "latents (PTI). The change is a domain, which an adapted generator takes too.",
+            description="Moves a copy of the generator a little, so that it draws the pictures far more closely from "
+                        "their latents (PTI). The change is a domain, which an adapted generator takes too.",
             search_aliases=["pti", "fine-tune on photo", "personalise", "pivotal"],
             inputs=[
                 GeneratorType.Input("generator", tooltip="The one the latents were found for; it stays as it is."),
                 io.Image.Input("image", tooltip="The pictures that were inverted."),
-                LatentsType.Input("latents", tooltip="Their latents, from Invert Image or Encode Image."),
+                LatentsType.Input("latents", tooltip="Their latents, from Invert Photo or Encode Image."),
                 LikenessType.Input("likeness", optional=True, tooltip=_LIKENESS),
                 *widgets(TuneConfig, TUNE, advanced=TUNE[10:]),
             ],

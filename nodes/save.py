@@ -57,7 +57,7 @@ class SaveDomain(io.ComfyNode):
             is_output_node=True,
             hidden=[io.Hidden.prompt],
             inputs=[
-                DomainType.Input("domain", tooltip="From Adapt Generator."),
+                DomainType.Input("domain", tooltip="From Adapt Generator or Pivotal Tuning."),
                 prefix_input("domain"),
                 io.Combo.Input("precision", options=["float16", "float32"],
                                tooltip="float16 is half the size, and no eye sees the difference."),
@@ -125,7 +125,7 @@ class ApplyDomain(io.ComfyNode):
             inputs=[
                 GeneratorType.Input("generator", tooltip="The generator the domain was made from, or one that other "
                                                          "domains were applied to."),
-                DomainType.Input("domain", tooltip="From Adapt Generator or Load Domain."),
+                DomainType.Input("domain", tooltip="From Adapt Generator, Pivotal Tuning or Load Domain."),
                 _strength(),
             ],
             outputs=[GeneratorType.Output("generator", display_name="generator",

@@ -34,7 +34,8 @@ class ShiftFromText(io.ComfyNode):
                                tooltip="templates: the mean over 79 sentences such as \"a photo of a ...\", as in the "
                                        "paper. bare: the texts as they are, for whole sentences of your own."),
             ],
-            outputs=[ShiftType.Output("shift", display_name="shift", tooltip="The direction, for Adapt Generator.")],
+            outputs=[ShiftType.Output("shift", display_name="shift",
+                                      tooltip="The direction, for Adapt Generator and Edit by Text.")],
         )  # fmt: skip
 
     @classmethod

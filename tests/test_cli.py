@@ -123,8 +123,9 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, index: int) -> None:
 
 def test_the_readme_speaks_of_what_exists() -> None:
     text = (Path(cli.__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    program = text.partition("```python\n")[2].partition("```")[0]
-    for node in ast.walk(ast.parse(program)):
+    programs = [part.partition("```")[0] for part in text.split("```python\n")[1:]]
+    assert len(programs) == 2
+    for node in ast.walk(ast.parse("\n".join(programs))):
         if isinstance(node, ast.ImportFrom):
             assert node.module == "nada_core" and {alias.name for alias in node.names} <= set(nada_core.__all__)
     section = text.partition("## On the command line")[2].partition("\n## ")[0]

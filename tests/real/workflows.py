@@ -258,7 +258,7 @@ PHOTO_TO_DOMAINS = Workflow(
     nodes=[
         *stack(-1, note(
             "# A photo, its latents, and three domains\n\n**Draw Portrait** makes photos that the generator has never "
-            "drawn. **Invert Image** finds the latents whose pictures come closest, **Edit Latents** moves them along "
+            "drawn. **Invert Photo** finds the latents whose pictures come closest, **Edit Latents** moves them along "
             "a direction that **Find Directions** read off the generator's weights.\n\nThe domains were learnt from "
             "words, with other people. Yet the sheet shows these very people in them: an adaptation leaves the "
             "latents' meaning alone.\n\nMove **strength**, or take another **direction**: nothing is trained again.",
@@ -302,7 +302,7 @@ YOUR_PHOTO = Workflow(
     nodes=[
         *stack(-1, note(
             "# Your photo in a new domain\n\nThe whole way for a real photo: **Align Face** cuts it as the "
-            "generator's own pictures were cut, **Invert Image** finds its latents, **Pivotal Tuning** moves the "
+            "generator's own pictures were cut, **Invert Photo** finds its latents, **Pivotal Tuning** moves the "
             "generator a little so that it draws the photo exactly, and **Apply Domain** carries that little change "
             "over to a generator that was adapted by words.\n\nAs it stands it runs on the built-in generator and on "
             "drawn elves, whose ears that generator has never seen: inversion loses them, the tuning brings them back.",
@@ -311,7 +311,7 @@ YOUR_PHOTO = Workflow(
             "Generator**: your StyleGAN2 file of aligned faces, "
             "such as FFHQ's. **Load CLIP Guide**: `ViT-B-32:openai`.\n2. **Load Likeness**: `vgg:imagenet` (a "
             "download) and `model_ir_se50.pth` in `models/stylegan_nada/identity`.\n3. **Align Face**: size 1024, "
-            "cut *the face*; it needs `pip install mtcnn-runtime`.\n4. **Invert Image**: steps 500, lr 0.1, lpips "
+            "cut *the face*; it needs `pip install mtcnn-runtime`.\n4. **Invert Photo**: steps 500, lr 0.1, lpips "
             "0.8, id 0.1, maps on, search 0.05, fall 0.25. An encoder (**Load Encoder**, **Encode Image** into "
             "*start*) is quicker: then 100 steps do.\n5. **Pivotal Tuning**: lr 0.0003, lpips 1.\n6. **Adapt "
             "Generator** and **Choose Layers** as told in *Text to new domain*.", 430, "Next")),
