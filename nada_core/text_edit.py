@@ -47,7 +47,7 @@ class TextEditConfig:
     id: float = setting(0.0, "weight of 1 - cosine of the faces before and after, to a recogniser", low=0.0, high=1e4,
                         step=0.01)  # fmt: skip
     first: int = setting(0, "first row that may move", low=0, high=64)
-    last: int | None = setting(None, "the row after the last that may move", low=1, high=64)
+    last: int | None = setting(None, "the row after the last that may move; without it, up to the end", low=1, high=64)
     views: int = setting(0, "augmented views a guide judges by; 0: the images as they are", low=0, high=16)
     batch: int = setting(4, "latents at once; the result is the same", low=1, high=256)
     seed: int = setting(0, "seed of the views", low=0, high=2**32 - 1)

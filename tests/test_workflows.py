@@ -17,7 +17,7 @@ from host.double import Host, install, load_pack
 from host.executor import Executor
 from PIL import Image
 
-from nada_core.portraits import RECIPE
+from nada_core.portraits import INVERT, RECIPE, TUNE
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "workflows"
@@ -217,6 +217,14 @@ def test_trainings_follow_the_recipe(world: World, path: Path) -> None:
             assert all(wanted[widget] != value for widget, value in exception.items()), "the recipe says so, too"
             assert world.values(node) == {**wanted, **exception}, node.get("title")
     assert not left, "exceptions without a node"
+
+
+@each
+def test_inversions_follow_the_settings_of_the_built_in_world(world: World, path: Path) -> None:
+    for node in read(path)["nodes"]:
+        settings = {"InvertImage": INVERT, "PivotalTuning": TUNE}.get(node["type"].removeprefix(PREFIX))
+        if settings is not None:
+            assert world.values(node) == vars(settings), node.get("title")
 
 
 def test_exceptions_are_about_templates_there_are() -> None:

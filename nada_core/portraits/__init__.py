@@ -25,8 +25,9 @@ RECIPE = AdaptConfig(
     layers=LayerChoice(mode="adaptive", count=5, batch=4, every=4, rgb=True),
 )  # fmt: skip
 
-#: The same for real pictures: no noise maps, for this generator draws none, and LPIPS only if its backbone is trained.
-INVERT = InvertConfig(steps=300, lr=0.05, fall=0.75, search=0.0, lpips=0.0, maps=False)
+#: The same for photos: no noise maps, for this generator draws none, and LPIPS only if its trunk is trained. With more
+#: identity the search for some photos ends at somebody alike in the wrong place.
+INVERT = InvertConfig(steps=300, lr=0.05, fall=0.75, search=0.0, lpips=0.0, id=0.02, maps=False)
 TUNE = TuneConfig(lr=6e-3, lpips=0.0)
 
 __all__ = [

@@ -29,7 +29,9 @@ RECIPE: dict[str, Any] = {
 CHOICE: dict[str, Any] = {"mode": "adaptive", "count": 5, "batch": 4, "every": 4, "rgb": True}
 
 #: The same for photos (`nada_core.portraits.INVERT` and `TUNE`).
-INVERT: dict[str, Any] = {"steps": 300, "lr": 0.05, "fall": 0.75, "search": 0.0, "lpips": 0.0, "maps": False}
+INVERT: dict[str, Any] = {
+    "steps": 300, "lr": 0.05, "fall": 0.75, "search": 0.0, "lpips": 0.0, "id": 0.02, "maps": False,
+}  # fmt: skip
 TUNE: dict[str, Any] = {"lr": 0.006, "lpips": 0.0}
 
 READS, TRAINS, SHOWS = "#2a4858", "#4a3358", "#335842"  # title bars
@@ -312,8 +314,8 @@ YOUR_PHOTO = Workflow(
             "such as FFHQ's. **Load CLIP Guide**: `ViT-B-32:openai`.\n2. **Load Likeness**: `vgg:imagenet` (a "
             "download) and `model_ir_se50.pth` in `models/stylegan_nada/identity`.\n3. **Align Face**: size 1024, "
             "cut *the face*; it needs `pip install mtcnn-runtime`.\n4. **Invert Photo**: steps 500, lr 0.1, lpips "
-            "0.8, id 0.1, maps on, search 0.05, fall 0.25. An encoder (**Load Encoder**, **Encode Image** into "
-            "*start*) is quicker: then 100 steps do.\n5. **Pivotal Tuning**: lr 0.0003, lpips 1.\n6. **Adapt "
+            "0.8, id 0.1, maps on, search 0.05, fall 0.25. An encoder (**Load Encoder**, **Encode Image** "
+            "into *start*) is quicker: then 100 steps do.\n5. **Pivotal Tuning**: lr 0.0003, lpips 1.\n6. **Adapt "
             "Generator** and **Choose Layers** as told in *Text to new domain*.", 430, "Next")),
         *stack(0, node("generator", "LoadGenerator", READS), node("guide", "LoadGuide", READS),
                node("shift", "ShiftFromText", READS, source="photo", target="zombie"),
