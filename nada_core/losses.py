@@ -53,11 +53,37 @@ def angle_loss(views: Views) -> Tensor:
     return change.triu(1).square().sum() * (2 / (count * (count - 1)))
 
 
+def relation_loss(views: Views) -> Tensor:
+    """Batch relations (SVL, arXiv:2308.10554, from Ojha et al., arXiv:2104.06820, eq. 1): KL divergence of how alike an
+    image is to its neighbours, before and after; 0 and up. Small: the paper weighs it 100. 0 for a single image."""
+    before, after = ((e @ e.mT).log_softmax(-1) for e in (views.before, views.after))
+    return F.kl_div(after, before, reduction="batchmean", log_target=True)
+
+
+def mean_offset_loss(views: Views) -> Tensor:
+    """1 - cosine between the mean edit of all images and the text's (SVL, arXiv:2308.10554, the first part of L_dm):
+    unlike direction it leaves every image its own way; 0..2."""
+    edit = (views.after - views.before).mean(0)
+    return 1 - (edit * views.direction[0]).sum() / edit.norm().clamp(min=SHORTEST_EDIT)
+
+
+def covariance_loss(views: Views) -> Tensor:
+    """How much the edits of the images differ (SVL, arXiv:2308.10554, the second part of L_dm): the Frobenius norm of
+    their covariance; 0 and up. The paper subtracts the covariance of learnt variations of the text; a single text has
+    none. Where all edits are equal, images keep their differences. Small: the paper weighs it 1000."""
+    edit = views.after - views.before
+    centred = edit - edit.mean(0)
+    return (centred @ centred.mT).norm() / len(edit)  # the N x N product has the norm of the D x D one
+
+
 #: Name to term; the names are what `AdaptConfig.terms` weighs.
 TERMS: dict[str, Callable[[Views], Tensor]] = {
     "direction": direction_loss,
     "global": global_loss,
     "angle": angle_loss,
+    "relation": relation_loss,
+    "mean_offset": mean_offset_loss,
+    "covariance": covariance_loss,
 }
 
 

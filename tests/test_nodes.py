@@ -317,6 +317,11 @@ def test_untouched_widgets_are_the_core_s_defaults(world: World, config_of: Call
     assert world.call("ChooseLayers") == (world.core.LayerChoice(mode="adaptive"),)
 
 
+#: Settings and terms of the core that no widget shows yet. This line only ever gets shorter.
+NO_WIDGET_YET = {"relation_loss", "mean_offset_loss", "covariance_loss", "anchor", "fisher", "train", "rank",
+                 "keep_every", "patience"}  # fmt: skip
+
+
 def test_every_setting_has_a_widget_with_its_limits(world: World) -> None:
     describe = world.module("nada_core.settings").describe
     nodes = {"AdaptGenerator": world.core.AdaptConfig, "ChooseLayers": world.core.LayerChoice}
@@ -327,6 +332,9 @@ def test_every_setting_has_a_widget_with_its_limits(world: World) -> None:
                 continue
             keys = [f"{term}_loss" for term in world.core.TERMS] if item.kind is dict else [item.name]
             for key in keys:
+                if key in NO_WIDGET_YET:
+                    assert key not in widgets, f"{key} has arrived: take it off the list"
+                    continue
                 assert key in widgets, f"{name} has no widget for {cls.__name__}.{item.name}: put it to the end"
                 kind, options = widgets[key]
                 if kind in ("INT", "FLOAT"):
