@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from .layers import (
     refuse_unfit,
 )
 from .losses import TERMS, embed, objective, shared_views
+from .low_rank import factors, fold, hand_on
 from .memory import Portion
 from .prompts import TEMPLATES
 from .runs import RunState, fingerprint, load_run, save_run
@@ -141,14 +142,14 @@ def adapt(
     student.source = None  # the file's weights are what it will no longer have
     start = first_look(teacher, config.seed, config.label) if isinstance(shift, ImageShift) else None
     aims = take_aim(guides, shift, start)
-    run = _Run(config, student, rng)
+    run = _Run(config, teacher, student, rng)
     identity = _identity(teacher, guides, shift, config) if autosave is not None else ""
     if autosave is not None and resume and Path(autosave).exists():
         run.restore(load_run(autosave, identity))
 
     def compare(drawn: _Drawn, chunk: int) -> tuple[Tensor, float, dict[str, float]]:
         """Where a step's memory goes, and so what is done again if there is too little. It leaves gradients only."""
-        run.optimizer.zero_grad(set_to_none=True)
+        run.forget()
         with torch.no_grad():  # the same latents, noise and views, before ...
             _, before = _see(teacher, aims, drawn, chunk)
         with only_trainable(student, parameter_names(config.layers, run.chosen.layers)), torch.enable_grad():
@@ -192,9 +193,13 @@ def _refuse_autosave(autosave: str | Path | None, resume: bool) -> None:
 class _Run:
     """What changes from step to step: weights, their average, the optimiser, the layers in force, the history."""
 
-    def __init__(self, config: AdaptConfig, student: Generator, rng: torch.Generator) -> None:
+    def __init__(self, config: AdaptConfig, teacher: Generator, student: Generator, rng: torch.Generator) -> None:
         self.config, self.student, self.rng = config, student, rng
-        self.trainable = trainable = _trainable(student, config)
+        self.weights = _trainable(student, config)  # of the network
+        self.start = {name: teacher.get_parameter(name).detach() for name in self.weights}
+        self.folded = config.layers.train == "low-rank"
+        trainable = factors(self.weights, config.layers.rank, config.seed) if self.folded else self.weights
+        self.trainable = trainable  # what the optimiser moves: the same, or what they are made of
         self.optimizer = torch.optim.Adam(trainable.values(), lr=config.lr, betas=(config.beta1, config.beta2))
         self.average = {n: p.detach().clone() for n, p in trainable.items()} if config.ema else {}
         self.portion = Portion(min(config.chunk or config.batch, config.batch))
@@ -203,15 +208,24 @@ class _Run:
         self.history: list[dict[str, Any]] = []
         self.index = 0
 
+    def forget(self) -> None:
+        """Gradients become None, not zero."""
+        for weight in (*self.weights.values(), *self.trainable.values()):
+            weight.grad = None
+
     def learn(self, index: int, loss: float) -> None:
         """One optimiser step. Gradients start as None, not zero: Adam then leaves unchosen layers and moments alone."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * _rate(self.config, index)
+        if self.folded:
+            hand_on(self.weights, self.trainable)
         norm = torch.nn.utils.clip_grad_norm_(self.trainable.values(), self.config.clip).item()
         if not math.isfinite(loss + norm):  # said before the weights take it in
             raise FloatingPointError(f"step {index} has loss {loss} and a gradient of norm {norm}; lower the learning "
                                      "rate or the weights of the terms.")  # fmt: skip
         self.optimizer.step()
+        if self.folded:
+            fold(self.weights, self.start, self.trainable)
         keep = min(self.config.ema, (1 + index) / (10 + index))  # a short memory first, or the source would linger
         for name, mean in self.average.items():
             mean.lerp_(self.trainable[name].detach(), 1 - keep)
@@ -226,10 +240,15 @@ class _Run:
 
     def settle(self) -> None:
         """Put the averaged weights in place, where an average was asked for."""
-        with torch.no_grad():
-            for name, mean in self.average.items():
-                self.trainable[name].copy_(mean)
-        self.optimizer.zero_grad(set_to_none=True)
+        self._put(self.average)
+        self.forget()
+
+    @torch.no_grad()
+    def _put(self, values: Mapping[str, Tensor]) -> None:
+        for name, value in values.items():
+            self.trainable[name].copy_(value)
+        if self.folded:
+            fold(self.weights, self.start, self.trainable)
 
     def state(self) -> RunState:
         moments = {
@@ -241,15 +260,14 @@ class _Run:
         return RunState(self.index, weights, self.average, moments, rng, names, self.history)
 
     def restore(self, state: RunState) -> None:
-        with torch.no_grad():
-            for name, p in self.trainable.items():
-                p.copy_(state.weights[name])
-                if name in state.average:
-                    self.average[name].copy_(state.average[name])
-                if name in state.moments:
-                    # Adam counts its steps on the CPU and keeps its moments beside the weights.
-                    moments = state.moments[name].items()
-                    self.optimizer.state[p] = {k: v.clone() if k == "step" else v.to(p) for k, v in moments}
+        self._put({name: state.weights[name] for name in self.trainable})
+        for name, p in self.trainable.items():
+            if name in state.average:
+                self.average[name].copy_(state.average[name])
+            if name in state.moments:
+                # Adam counts its steps on the CPU and keeps its moments beside the weights.
+                moments = state.moments[name].items()
+                self.optimizer.state[p] = {k: v.clone() if k == "step" else v.to(p) for k, v in moments}
         self.rng.set_state(state.rng)
         self.index = state.index
         self.history = [{**r, "layers": tuple(r["layers"]), "movement": tuple(r["movement"])} for r in state.history]
@@ -259,7 +277,12 @@ class _Run:
 
 def _trainable(student: Generator, config: AdaptConfig) -> dict[str, Tensor]:
     """Every parameter the run may ever train, by name."""
-    names = parameter_names(config.layers, candidates(config.layers, student))
+    layers = candidates(config.layers, student)
+    names = parameter_names(config.layers, layers)
+    if not names:
+        told = ", ".join(layer.name for layer in layers)
+        raise ValueError(f"LayerChoice.train is {config.layers.train!r}, of which {told} has nothing; name other "
+                         "layers, or train their weights.")  # fmt: skip
     return {name: p for name, p in student.named_parameters() if name in names}
 
 

@@ -216,7 +216,8 @@ def test_trainings_follow_the_recipe(world: World, path: Path) -> None:
             exception = left.pop(node.get("title", ""), {})
             assert all(wanted[widget] != value for widget, value in exception.items()), "the recipe says so, too"
             shown = world.values(node)  # what has no widget yet has its default
-            assert shown == {**{name: v for name, v in wanted.items() if name in shown}, **exception}, node.get("title")
+            wanted = {name: value for name, value in wanted.items() if name in shown}
+            assert shown == {**wanted, **exception}, node.get("title")
     assert not left, "exceptions without a node"
 
 
