@@ -10,7 +10,7 @@
 
 from .adapt import Adaptation, AdaptConfig, Step, adapt
 from .checkpoints import export_rosinality, load_generator, read_provenance, save_generator
-from .clip import ClipGuide, GuideError, ImageShift, TextShift, load_guide
+from .clip import ClipGuide, GuideError, ImageShift, MixedShift, TextShift, load_guide
 from .domains import Domain, load_domain, read_domain, save_domain
 from .files import CheckpointError, RawCheckpoint
 from .generators import Generator, Layer, build
@@ -24,8 +24,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AdaptConfig", "Adaptation", "CheckpointError", "ClipGuide", "Domain", "Generator", "GuideError", "ImageShift",
-    "Latents", "Layer", "LayerChoice", "RawCheckpoint", "Step", "TERMS", "TextShift", "Views", "adapt", "build",
-    "compare_grid", "export_rosinality", "grid", "inspect_layers", "interpolate", "load_domain", "load_generator",
-    "load_guide", "load_image", "mix", "plot_bars", "plot_heat", "plot_lines", "read_domain", "read_provenance",
-    "render", "sample", "save_domain", "save_generator", "save_image",
+    "Latents", "Layer", "LayerChoice", "MixedShift", "RawCheckpoint", "Step", "TERMS", "TextShift", "Views", "adapt",
+    "build", "compare_grid", "export_rosinality", "grid", "inspect_layers", "interpolate", "load_domain",
+    "load_generator", "load_guide", "load_image", "mix", "plot_bars", "plot_heat", "plot_lines", "read_domain",
+    "read_provenance", "render", "sample", "save_domain", "save_generator", "save_image",
 ]  # fmt: skip

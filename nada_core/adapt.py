@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .clip import Aim, ClipGuide, ImageShift, TextShift, as_guides, take_aim
+from .clip import Aim, ClipGuide, ImageShift, Shift, TextShift, as_guides, parts_of, starts_at_images, take_aim
 from .domains import Domain
 from .generators import Generator, Noise
 from .layers import (
@@ -111,7 +111,7 @@ class Adaptation:
 def adapt(
     generator: Generator,
     guides: ClipGuide | Sequence[ClipGuide | tuple[ClipGuide, float]],
-    shift: TextShift | ImageShift,
+    shift: Shift,
     config: AdaptConfig | None = None,
     on_step: Callable[[Step], None] | None = None,
     autosave: str | Path | None = None,
@@ -140,7 +140,7 @@ def adapt(
     rng = torch.Generator().manual_seed(config.seed)
     teacher, student = generator, copy.deepcopy(generator).requires_grad_(False).eval()
     student.source = None  # the file's weights are what it will no longer have
-    start = first_look(teacher, config.seed, config.label) if isinstance(shift, ImageShift) else None
+    start = first_look(teacher, config.seed, config.label) if starts_at_images(shift) else None
     aims = take_aim(guides, shift, start)
     run = _Run(config, teacher, student, rng)
     identity = _identity(teacher, guides, shift, config) if autosave is not None else ""
@@ -339,29 +339,35 @@ def _see(generator: Generator, aims: Sequence[Aim], drawn: _Drawn, chunk: int) -
 def _provenance(
     teacher: Generator,
     guides: ClipGuide | Sequence[ClipGuide | tuple[ClipGuide, float]],
-    shift: TextShift | ImageShift,
+    shift: Shift,
     config: AdaptConfig,
 ) -> dict[str, Any]:
     """What it takes to make the same weights again, JSON-ready. Templates are told where they are not the usual."""
-    told: dict[str, Any] = {"images": len(shift.images)} if isinstance(shift, ImageShift) else {
-        "prompts": {"source": shift.source, "target": shift.target}
-        | ({} if shift.templates == TEMPLATES else {"templates": shift.templates})
-    }  # fmt: skip
+    mixed = [{**_told(part), "weight": weight} for part, weight in parts_of(shift)]
+    told = {"mixed": mixed} if len(mixed) > 1 else _told(parts_of(shift)[0][0])
     named = [{"name": g.name, "fingerprint": g.fingerprint, "weight": weight} for g, weight in as_guides(guides)]
     return {"source": {"sha256": teacher.source}, **told, "guides": named, "config": asdict(config)}
+
+
+def _told(shift: TextShift | ImageShift) -> dict[str, Any]:
+    if isinstance(shift, ImageShift):
+        return {"images": len(shift.images)}
+    own = {} if shift.templates == TEMPLATES else {"templates": shift.templates}
+    return {"prompts": {"source": shift.source, "target": shift.target, **own}}
 
 
 def _identity(
     teacher: Generator,
     guides: ClipGuide | Sequence[ClipGuide | tuple[ClipGuide, float]],
-    shift: TextShift | ImageShift,
+    shift: Shift,
     config: AdaptConfig,
 ) -> str:
+    parts = parts_of(shift)
     told = {
         "generator": teacher.spec(),
         "config": {k: v for k, v in asdict(config).items() if k not in ("autosave_every", "chunk")},
         "guides": [(guide.fingerprint, weight) for guide, weight in as_guides(guides)],
-        "shift": asdict(shift) if isinstance(shift, TextShift) else "images",
+        "shift": [(asdict(part) if isinstance(part, TextShift) else "images", weight) for part, weight in parts],
     }
-    images = {"shift.images": shift.images} if isinstance(shift, ImageShift) else {}
+    images = {f"shift.{i}": part.images for i, (part, _) in enumerate(parts) if isinstance(part, ImageShift)}
     return fingerprint({**teacher.state_dict(), **images}, told)

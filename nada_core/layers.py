@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .clip import Aim, ClipGuide, ImageShift, TextShift, as_guides, take_aim
+from .clip import Aim, ClipGuide, Shift, as_guides, starts_at_images, take_aim
 from .generators import Generator, Layer
 from .low_rank import factors
 from .memory import Portion
@@ -147,7 +147,7 @@ def choose(
 def inspect_layers(
     generator: Generator,
     guides: ClipGuide | Sequence[ClipGuide | tuple[ClipGuide, float]],
-    shift: TextShift | ImageShift,
+    shift: Shift,
     choice: LayerChoice | None = None,
     seed: int = 0,
     label: int | None = None,
@@ -165,7 +165,7 @@ def inspect_layers(
     """
     refuse_unfit(generator, guides, label)
     choice = replace(choice or LayerChoice(), mode="adaptive")  # where all layers are trained, no row table is asked
-    start = first_look(generator, seed, label) if isinstance(shift, ImageShift) else None
+    start = first_look(generator, seed, label) if starts_at_images(shift) else None
     aims = take_aim(guides, shift, start)
     z = torch.randn(choice.batch, generator.z_dim, generator=torch.Generator().manual_seed(seed))
     moved = row_movement(choice, generator, aims, z, label).tolist()

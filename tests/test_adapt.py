@@ -17,7 +17,7 @@ from tiny import Encoder, changed, copied, generator, guide, rng
 from torch import Tensor
 
 from nada_core.adapt import Adaptation, AdaptConfig, Step, adapt
-from nada_core.clip import ImageShift, TextShift
+from nada_core.clip import ImageShift, MixedShift, TextShift
 from nada_core.files import CheckpointError, read_metadata
 from nada_core.generators import Generator, StyleGAN2
 from nada_core.layers import LayerChoice
@@ -357,6 +357,20 @@ def test_the_domain_is_what_the_run_changed() -> None:
 def test_a_domain_of_style_images_tells_how_many() -> None:
     style = torch.rand(2, 3, 16, 16, generator=rng())
     assert adapt(generator(), guide(), ImageShift(style), settings()).domain.provenance["images"] == 2
+
+
+def test_words_and_images_are_mixed(tmp_path: Path) -> None:
+    style = torch.rand(2, 3, 16, 16, generator=rng())
+    mixed, path = MixedShift((SHIFT, ImageShift(style)), (3.0, 1.0)), tmp_path / "run.safetensors"
+    result = adapt(generator(), guide(), mixed, settings(), autosave=path)
+    told = json.loads(json.dumps(result.domain.provenance))["mixed"]
+    assert told[0]["prompts"]["target"] == "sketch" and told[1] == {"images": 2, "weight": 0.25}
+    for shift in (SHIFT, ImageShift(style)):
+        assert changed(adapt(generator(), guide(), shift, settings()).generator.state_dict(),
+                       result.generator.state_dict())  # fmt: skip
+    with pytest.raises(CheckpointError, match="belongs to another run"):
+        adapt(generator(), guide(), replace(mixed, weights=(1.0, 1.0)), settings(), autosave=path, resume=True)
+    assert adapt(generator(), guide(), replace(mixed, weights=(6.0, 2.0)), settings(), autosave=path, resume=True)
 
 
 def test_a_domain_tells_templates_that_are_not_the_usual_ones() -> None:
