@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from . import anchor
 from .clip import Aim, ClipGuide, ImageShift, Shift, TextShift, as_guides, parts_of, starts_at_images, take_aim
 from .domains import Domain
 from .generators import Generator, Noise
@@ -70,11 +71,17 @@ class AdaptConfig:
     chunk: int = setting(0, "latents that pass through the networks at once, with the same result for less memory; 0: "
                             "the whole batch", low=0, high=256)  # fmt: skip
     layers: LayerChoice = field(default_factory=LayerChoice)
+    anchor: float = setting(0.0, "weight of the distance of the trained weights from where they started, as a share "
+                            "of their length; it needs more steps", low=0.0, high=1e6, step=0.5)  # fmt: skip
+    fisher: int = setting(0, "latents that tell how much each weight matters to the anchor; 0: all alike",
+                          low=0, high=1000)  # fmt: skip
 
     def __post_init__(self) -> None:
         check(self)
         if not isinstance(self.layers, LayerChoice):
             raise ValueError(f"AdaptConfig.layers is {self.layers!r}, expected a LayerChoice, such as LayerChoice().")
+        if self.fisher and not self.anchor:
+            raise ValueError("AdaptConfig.fisher has no anchor to weigh; give the anchor a weight, such as 10.")
         if not any(self.terms.values()):
             raise ValueError("AdaptConfig.terms weighs nothing; give at least one term a weight, as direction 1.")
 
@@ -143,6 +150,8 @@ def adapt(
     start = first_look(teacher, config.seed, config.label) if starts_at_images(shift) else None
     aims = take_aim(guides, shift, start)
     run = _Run(config, teacher, student, rng)
+    importance = anchor.fisher(student, aims, run.weights, config.fisher, config.seed, config.label) if (
+        config.anchor and config.fisher) else {}  # fmt: skip
     identity = _identity(teacher, guides, shift, config) if autosave is not None else ""
     if autosave is not None and resume and Path(autosave).exists():
         run.restore(load_run(autosave, identity))
@@ -155,6 +164,9 @@ def adapt(
         with only_trainable(student, parameter_names(config.layers, run.chosen.layers)), torch.enable_grad():
             images, after = _see(student, aims, drawn, chunk)  # ... and after
             loss, terms = objective(aims, config.terms, before, after)
+            if config.anchor:
+                held = anchor.distance(run.weights, run.start, importance)
+                loss, terms = loss + config.anchor * held, {**terms, "anchor": float(held.detach())}
             loss.backward()
         return images, loss.item(), terms
 
