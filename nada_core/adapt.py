@@ -22,8 +22,18 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from . import anchor
-from .clip import Aim, ClipGuide, ImageShift, Shift, TextShift, as_guides, parts_of, starts_at_images, take_aim
+from . import anchor, metrics
+from .clip import (
+    Aim,
+    ClipGuide,
+    ImageShift,
+    Shift,
+    TextShift,
+    as_guides,
+    parts_of,
+    starts_at_images,
+    take_aim,
+)
 from .domains import Domain
 from .generators import Generator, Noise
 from .layers import (
@@ -39,9 +49,12 @@ from .layers import (
 from .losses import TERMS, embed, objective, shared_views
 from .low_rank import factors, fold, hand_on
 from .memory import Portion
+from .overshoot import Candidate, best, is_over, why
 from .prompts import TEMPLATES
 from .runs import RunState, fingerprint, load_run, save_run
 from .settings import check, setting
+
+_LOOKED_AT = 64  # latents that a judge looks at
 
 
 @dataclass(frozen=True)
@@ -75,6 +88,10 @@ class AdaptConfig:
                             "of their length; it needs more steps", low=0.0, high=1e6, step=0.5)  # fmt: skip
     fisher: int = setting(0, "latents that tell how much each weight matters to the anchor; 0: all alike",
                           low=0, high=1000)  # fmt: skip
+    keep_every: int = setting(0, "let a held-out guide look every so many steps, and return what it liked best; 0: "
+                                 "return the last state", low=0, high=100_000)  # fmt: skip
+    patience: int = setting(0, "looks in a row without a better state after which the run ends; 0: never", low=0,
+                            high=1000)  # fmt: skip
 
     def __post_init__(self) -> None:
         check(self)
@@ -82,6 +99,8 @@ class AdaptConfig:
             raise ValueError(f"AdaptConfig.layers is {self.layers!r}, expected a LayerChoice, such as LayerChoice().")
         if self.fisher and not self.anchor:
             raise ValueError("AdaptConfig.fisher has no anchor to weigh; give the anchor a weight, such as 10.")
+        if self.patience and not self.keep_every:
+            raise ValueError("AdaptConfig.patience has no looks to count; set keep_every, such as 25.")
         if not any(self.terms.values()):
             raise ValueError("AdaptConfig.terms weighs nothing; give at least one term a weight, as direction 1.")
 
@@ -107,12 +126,14 @@ class Step:
 @dataclass(frozen=True)
 class Adaptation:
     """A finished run: the adapted generator, one record a step (index, loss, terms, layers, movement), the settings,
-    and what the run changed, on the CPU, to be saved with `save_domain` or applied in another strength."""
+    and what the run changed, on the CPU, to be saved with `save_domain` or applied in another strength. Where a judge
+    chose among candidates, their figures are in the history and `chosen_because` says why it is this one."""
 
     generator: Generator
     history: list[dict[str, Any]]
     config: AdaptConfig
     domain: Domain
+    chosen_because: str = ""
 
 
 def adapt(
@@ -123,6 +144,7 @@ def adapt(
     on_step: Callable[[Step], None] | None = None,
     autosave: str | Path | None = None,
     resume: bool = False,
+    judge: ClipGuide | None = None,
 ) -> Adaptation:
     """Train a copy of `generator` along `shift`; the one given stays bit-identical.
 
@@ -132,6 +154,7 @@ def adapt(
     on_step is called after every step, and whatever it raises ends the run. autosave names a file that is rewritten
     every `config.autosave_every` steps and at the end; with `resume` a run goes on from that file, if it is there, to
     exactly the weights it would have reached uninterrupted (up to rounding, where the chunks differ).
+    judge: a guide that is not among `guides`; with `config.keep_every` it chooses which step's weights are returned.
 
     Raises:
         ValueError: for layers, labels, guides, texts or devices that do not fit, and for broken weights.
@@ -142,8 +165,9 @@ def adapt(
         torch.cuda.OutOfMemoryError: when one latent at a time is still too many; the message says what to do.
     """
     config = config or AdaptConfig()
-    refuse_unfit(generator, guides, config.label)
+    refuse_unfit(generator, [*as_guides(guides), *([judge] if judge else [])], config.label)
     _refuse_autosave(autosave, resume)
+    _refuse_judge(judge, guides, config)
     rng = torch.Generator().manual_seed(config.seed)
     teacher, student = generator, copy.deepcopy(generator).requires_grad_(False).eval()
     student.source = None  # the file's weights are what it will no longer have
@@ -152,7 +176,8 @@ def adapt(
     run = _Run(config, teacher, student, rng)
     importance = anchor.fisher(student, aims, run.weights, config.fisher, config.seed, config.label) if (
         config.anchor and config.fisher) else {}  # fmt: skip
-    identity = _identity(teacher, guides, shift, config) if autosave is not None else ""
+    look = _witness(judge, teacher, shift, start, config) if judge else None
+    identity = _identity(teacher, guides, shift, config, judge) if autosave is not None else ""
     if autosave is not None and resume and Path(autosave).exists():
         run.restore(load_run(autosave, identity))
 
@@ -171,19 +196,25 @@ def adapt(
         return images, loss.item(), terms
 
     for index in range(run.index, config.steps):
+        if run.is_over:
+            break
         if config.layers.mode != "adaptive" or index % config.layers.every == 0:
             run.chosen = choose(config.layers, student, aims, rng, config.label, run.voters)
         images, loss, terms = run.portion.fit(compare, _draw(teacher, config, rng))
         run.learn(index, loss)
         run.record(index, loss, terms)
-        if autosave is not None and ((index + 1) % config.autosave_every == 0 or index + 1 == config.steps):
+        ending = index + 1 == config.steps
+        if look is not None and ((index + 1) % config.keep_every == 0 or ending):
+            run.consider(look)
+        if autosave is not None and ((index + 1) % config.autosave_every == 0 or ending or run.is_over):
             save_run(autosave, run.state(), identity)
         if on_step is not None:
             on_step(Step(index, config.steps, **run.last(), images=images.detach, generator=student))
 
     run.settle()
-    domain = Domain.between(teacher, student, _provenance(teacher, guides, shift, config))
-    return Adaptation(student, run.history, config, domain)
+    because = why(run.candidates, judge.name, run.is_over) if judge else ""
+    domain = Domain.between(teacher, student, _provenance(teacher, guides, shift, config, because))
+    return Adaptation(student, run.history, config, domain, because)
 
 
 def _refuse_autosave(autosave: str | Path | None, resume: bool) -> None:
@@ -202,6 +233,47 @@ def _refuse_autosave(autosave: str | Path | None, resume: bool) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
 
 
+def _refuse_judge(
+    judge: ClipGuide | None, guides: ClipGuide | Sequence[ClipGuide | tuple[ClipGuide, float]], config: AdaptConfig
+) -> None:
+    if judge is None:
+        if config.keep_every:
+            raise ValueError("AdaptConfig.keep_every is set, and nobody is there to look; give adapt a judge, a guide "
+                             "that is not among the guides.")  # fmt: skip
+        return
+    if not config.keep_every:
+        raise ValueError(f"got the judge {judge.name}, who would never look; set AdaptConfig.keep_every, such as 25.")
+    if judge.fingerprint in {guide.fingerprint for guide, _ in as_guides(guides)}:
+        raise ValueError(f"got {judge.name} as judge and as guide; a run flatters its own guides, so take another one.")
+
+
+def _witness(
+    judge: ClipGuide, teacher: Generator, shift: Shift, start: Tensor | None, config: AdaptConfig
+) -> Callable[[Generator, int, int], Candidate]:
+    """What the judge sees in the same latents at any step. They have random numbers of their own."""
+    (aim,) = take_aim(judge, shift, start)
+    goal, way = aim.goal.cpu(), aim.direction.cpu()
+    z = torch.randn(_LOOKED_AT, teacher.z_dim, generator=torch.Generator().manual_seed(config.seed))
+    with torch.no_grad():
+        z = z.to(teacher.w_avg.device)
+        ws = teacher.map(z, teacher.one_hot(config.label, _LOOKED_AT), config.psi)
+
+    @torch.no_grad()
+    def see(generator: Generator, chunk: int) -> Tensor:
+        return torch.cat([metrics.embed(judge, generator.synthesize(part)) for part in ws.split(chunk)])
+
+    before: list[Tensor] = []  # the source, seen once, when it is first asked for
+
+    def look(student: Generator, steps: int, chunk: int) -> Candidate:
+        before.extend([] if before else [see(teacher, chunk)])
+        after = see(student, chunk)
+        return Candidate(steps, metrics.quality(after, goal) - metrics.quality(before[0], goal),
+                         metrics.direction(before[0], after, way),
+                         metrics.diversity(after) / max(metrics.diversity(before[0]), 1e-9))  # fmt: skip
+
+    return look
+
+
 class _Run:
     """What changes from step to step: weights, their average, the optimiser, the layers in force, the history."""
 
@@ -218,6 +290,8 @@ class _Run:
         self.voters = Portion(min(config.layers.chunk, config.layers.batch))
         self.chosen = Chosen(())
         self.history: list[dict[str, Any]] = []
+        self.candidates: list[Candidate] = []
+        self.best: dict[str, Tensor] = {}  # of the best candidate so far, on the CPU
         self.index = 0
 
     def forget(self) -> None:
@@ -248,11 +322,25 @@ class _Run:
         self.index = index + 1
 
     def last(self) -> dict[str, Any]:
-        return {key: value for key, value in self.history[-1].items() if key != "index"}
+        return {key: value for key, value in self.history[-1].items() if key not in ("index", "candidate")}
+
+    def consider(self, look: Callable[[Generator, int, int], Candidate]) -> None:
+        """Let the judge look at what would be returned now, and keep it if there was nothing better."""
+        latest = {name: p.detach().clone() for name, p in self.trainable.items()} if self.average else {}
+        self._put(self.average)
+        self.candidates.append(look(self.student, self.index, min(self.portion.size, 8)))
+        self.history[-1]["candidate"] = asdict(self.candidates[-1])
+        if best(self.candidates) == len(self.candidates) - 1:
+            self.best = {name: p.detach().to("cpu", copy=True) for name, p in self.trainable.items()}
+        self._put(latest)
+
+    @property
+    def is_over(self) -> bool:
+        return is_over(self.candidates, self.config.patience)
 
     def settle(self) -> None:
-        """Put the averaged weights in place, where an average was asked for."""
-        self._put(self.average)
+        """Put in place what was chosen, or the averaged weights, where an average was asked for."""
+        self._put(self.best or self.average)
         self.forget()
 
     @torch.no_grad()
@@ -269,7 +357,7 @@ class _Run:
         }
         weights = {name: p.detach() for name, p in self.trainable.items()}
         rng, names = self.rng.get_state(), self.chosen.names
-        return RunState(self.index, weights, self.average, moments, rng, names, self.history)
+        return RunState(self.index, weights, self.average, moments, rng, names, self.history, self.best)
 
     def restore(self, state: RunState) -> None:
         self._put({name: state.weights[name] for name in self.trainable})
@@ -283,6 +371,8 @@ class _Run:
         self.rng.set_state(state.rng)
         self.index = state.index
         self.history = [{**r, "layers": tuple(r["layers"]), "movement": tuple(r["movement"])} for r in state.history]
+        self.candidates = [Candidate(**record["candidate"]) for record in self.history if "candidate" in record]
+        self.best = state.best
         known = {layer.name: layer for layer in self.student.layers()}
         self.chosen = Chosen(tuple(known[name] for name in state.chosen), self.history[-1]["movement"])
 
@@ -353,12 +443,14 @@ def _provenance(
     guides: ClipGuide | Sequence[ClipGuide | tuple[ClipGuide, float]],
     shift: Shift,
     config: AdaptConfig,
+    because: str,
 ) -> dict[str, Any]:
     """What it takes to make the same weights again, JSON-ready. Templates are told where they are not the usual."""
     mixed = [{**_told(part), "weight": weight} for part, weight in parts_of(shift)]
     told = {"mixed": mixed} if len(mixed) > 1 else _told(parts_of(shift)[0][0])
     named = [{"name": g.name, "fingerprint": g.fingerprint, "weight": weight} for g, weight in as_guides(guides)]
-    return {"source": {"sha256": teacher.source}, **told, "guides": named, "config": asdict(config)}
+    chosen = {"chosen_because": because} if because else {}
+    return {"source": {"sha256": teacher.source}, **told, "guides": named, "config": asdict(config), **chosen}
 
 
 def _told(shift: TextShift | ImageShift) -> dict[str, Any]:
@@ -373,12 +465,14 @@ def _identity(
     guides: ClipGuide | Sequence[ClipGuide | tuple[ClipGuide, float]],
     shift: Shift,
     config: AdaptConfig,
+    judge: ClipGuide | None,
 ) -> str:
     parts = parts_of(shift)
     told = {
         "generator": teacher.spec(),
         "config": {k: v for k, v in asdict(config).items() if k not in ("autosave_every", "chunk")},
         "guides": [(guide.fingerprint, weight) for guide, weight in as_guides(guides)],
+        "judge": judge.fingerprint if judge else None,
         "shift": [(asdict(part) if isinstance(part, TextShift) else "images", weight) for part, weight in parts],
     }
     images = {f"shift.{i}": part.images for i, (part, _) in enumerate(parts) if isinstance(part, ImageShift)}
