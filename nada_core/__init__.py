@@ -19,13 +19,14 @@ from .latents import Latents, interpolate, mix, render, sample
 from .layers import LayerChoice, inspect_layers
 from .losses import TERMS, Views
 from .plots import plot_bars, plot_heat, plot_lines
+from .recipes import RECIPES, check_prompts
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AdaptConfig", "Adaptation", "CheckpointError", "ClipGuide", "Domain", "Generator", "GuideError", "ImageShift",
-    "Latents", "Layer", "LayerChoice", "MixedShift", "RawCheckpoint", "Step", "TERMS", "TextShift", "Views", "adapt",
-    "build", "compare_grid", "export_rosinality", "grid", "inspect_layers", "interpolate", "load_domain",
-    "load_generator", "load_guide", "load_image", "mix", "plot_bars", "plot_heat", "plot_lines", "read_domain",
-    "read_provenance", "render", "sample", "save_domain", "save_generator", "save_image",
+    "Latents", "Layer", "LayerChoice", "MixedShift", "RECIPES", "RawCheckpoint", "Step", "TERMS", "TextShift", "Views",
+    "adapt", "build", "check_prompts", "compare_grid", "export_rosinality", "grid", "inspect_layers", "interpolate",
+    "load_domain", "load_generator", "load_guide", "load_image", "mix", "plot_bars", "plot_heat", "plot_lines",
+    "read_domain", "read_provenance", "render", "sample", "save_domain", "save_generator", "save_image",
 ]  # fmt: skip

@@ -14,6 +14,7 @@ from . import __version__, portraits
 from .adapt import AdaptConfig
 from .checkpoints import BUILTINS
 from .layers import LayerChoice
+from .recipes import RECIPES, Recipe
 from .settings import add_flags
 
 ROWS, CELLS = 16, 64  # a larger picture is no longer taken in at a glance
@@ -30,6 +31,7 @@ class _Defaults(NamedTuple):
 
     config: AdaptConfig
     builtin: bool
+    recipe: Recipe | None = None
 
 
 def _parser(defaults: _Defaults) -> argparse.ArgumentParser:
@@ -67,6 +69,7 @@ def _parser(defaults: _Defaults) -> argparse.ArgumentParser:
     _adapt_flags(_command(commands, "adapt", "move a generator into a new domain",
                           "adapt portraits --target zombie --out out",
                           "adapt ffhq.pkl --guide ViT-B-32:openai --guide ViT-B-16:openai --target zombie --out out",
+                          "adapt portraits --recipe style --target 'pencil sketch' --out out",
                           ), defaults)  # fmt: skip
 
     compare = _command(commands, "compare", "show the same latents through several generators, side by side",
@@ -113,15 +116,26 @@ def _adapt_flags(parser: argparse.ArgumentParser, defaults: _Defaults, required:
                         required=required and not defaults.builtin,
                         help="a built-in name, ARCHITECTURE:TAG (downloaded on first use) or ARCHITECTURE:FILE; may be "
                              "repeated" + (" (default portraits)" if defaults.builtin else ""))  # fmt: skip
-    parser.add_argument("--source", default="photo", metavar="TEXT", help="what it makes now (default photo)")
-    parser.add_argument("--target", required=required, metavar="TEXT", help="what it shall make")
+    source = "photo" if defaults.recipe is None or defaults.builtin else defaults.recipe.source
+    parser.add_argument("--source", default=source, metavar="TEXT", help=f"what it makes now (default {source})")
+    parser.add_argument("--target", metavar="TEXT", help="what it shall make")
+    parser.add_argument("--image", action="append", default=[], metavar="FILE",
+                        help="a picture whose look it shall take on, instead of --target or with it; up to ten")
+    parser.add_argument("--image-weight", type=float, default=0.5, metavar="X",
+                        help="share of the pictures where there is a text too (default 0.5, from 0 to 1)")
+    parser.add_argument("--recipe", choices=tuple(RECIPES), metavar="NAME",
+                        help="change the defaults below to what suits a kind of target: "
+                             + "; ".join(f"{name}, {recipe.about}" for name, recipe in RECIPES.items()))  # fmt: skip
+    parser.add_argument("--judge", metavar="NAME", help="a guide that leads nothing and chooses the step to keep, with "
+                                                        "--keep-every")  # fmt: skip
     parser.add_argument("--out", required=required, metavar="PATH",
                         help="a .safetensors file, or a folder for TARGET.safetensors")  # fmt: skip
     parser.add_argument("--force", action="store_true", help="overwrite an earlier result")
     parser.add_argument("--autosave", metavar="FILE",
                         help="what a stopped run goes on from; removed with the result saved (default: beside it)")
     parser.add_argument("--resume", action="store_true", help="go on from the autosave; give all other flags as before")
-    whose = ("the built-in world's recipe" if defaults.builtin else
+    whose = (f"the recipe's for {defaults.recipe.about}" if defaults.recipe else
+             "the built-in world's recipe" if defaults.builtin else
              "the paper's, for published generators; `adapt portraits --help` shows the built-in world's")  # fmt: skip
     # An argument group takes arguments like a parser, but argparse has no public name for what both are.
     training = parser.add_argument_group("training", f"The defaults are {whose}.")
@@ -131,7 +145,7 @@ def _adapt_flags(parser: argparse.ArgumentParser, defaults: _Defaults, required:
 
 
 def _adapt_defaults(words: Sequence[str]) -> _Defaults:
-    """The defaults depend on the generator, so the command line is first read for its name alone."""
+    """The defaults depend on generator and recipe, so the command line is first read for these names alone."""
     paper = _Defaults(AdaptConfig(), False)
     if words[:1] != ["adapt"]:
         return paper
@@ -141,7 +155,9 @@ def _adapt_defaults(words: Sequence[str]) -> _Defaults:
         known, _ = first.parse_known_args(words[1:])
     except argparse.ArgumentError:  # the whole parser finds it again and reports it with its own usage
         return paper
-    return _Defaults(portraits.RECIPE, True) if known.generator in BUILTINS else paper
+    builtin, recipe = known.generator in BUILTINS, RECIPES.get(known.recipe)
+    base = portraits.RECIPE if builtin else paper.config
+    return _Defaults(recipe.config(base) if recipe else base, builtin, recipe)
 
 
 def _seeds(text: str) -> list[int]:
