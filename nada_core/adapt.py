@@ -92,6 +92,7 @@ class AdaptConfig:
                                  "return the last state", low=0, high=100_000)  # fmt: skip
     patience: int = setting(0, "looks in a row without a better state after which the run ends; 0: never", low=0,
                             high=1000)  # fmt: skip
+    mirror: bool = setting(False, "mirror every second view")
 
     def __post_init__(self) -> None:
         check(self)
@@ -418,7 +419,7 @@ def _draw(teacher: Generator, config: AdaptConfig, rng: torch.Generator) -> _Dra
     z = torch.randn(config.batch, teacher.z_dim, generator=rng).to(device)
     ws = teacher.map(z, teacher.one_hot(config.label, config.batch), config.psi)
     noise: Noise = teacher.draw_noise(config.batch, rng) if config.noise == "random" else config.noise  # type: ignore[assignment]
-    return _Drawn(ws, noise, shared_views(config.views, teacher.resolution, rng))
+    return _Drawn(ws, noise, shared_views(config.views, teacher.resolution, rng, mirror=config.mirror))
 
 
 def _see(generator: Generator, aims: Sequence[Aim], drawn: _Drawn, chunk: int) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -111,11 +111,14 @@ def objective(
     return loss, values
 
 
-def shared_views(count: int, size: int, rng: torch.Generator, reach: float = 0.06) -> Callable[[Tensor], Tensor]:
+def shared_views(
+    count: int, size: int, rng: torch.Generator, reach: float = 0.06, mirror: bool = False
+) -> Callable[[Tensor], Tensor]:
     """Draw `count` small random moves (shift and zoom up to `reach` of the image) to apply alike to several batches.
 
     The returned function maps images [N, 3, H, W] to [count N, 3, H, W]. A guide that must be pleased under any small
-    move is harder to please by a pattern nobody sees. With count 0 it returns the images as they are.
+    move is harder to please by a pattern nobody sees. With `mirror` every second one is mirrored, too: one ear does not
+    make an elf. With count 0 it returns the images as they are.
     """
     if count == 0:
         return lambda images: images
@@ -123,6 +126,8 @@ def shared_views(count: int, size: int, rng: torch.Generator, reach: float = 0.0
     theta = torch.zeros(count, 2, 3)
     theta[:, 0, 0] = theta[:, 1, 1] = 1 + reach * drawn[:, 2]
     theta[:, :, 2] = 2 * reach * drawn[:, :2]
+    if mirror:
+        theta[1::2, 0, 0] *= -1
     grids = F.affine_grid(theta, [count, 3, size, size], align_corners=False)
 
     def move(images: Tensor) -> Tensor:

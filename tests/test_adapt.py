@@ -309,6 +309,11 @@ def test_every_setting_reaches_the_weights(change: dict[str, Any]) -> None:
     assert all(value.isfinite().all() for value in other.state_dict().values())
 
 
+def test_views_are_mirrored_if_asked_for() -> None:
+    plain, other = (adapt(generator(), guide(), SHIFT, settings(views=2, mirror=m)).generator for m in (False, True))
+    assert changed(plain.state_dict(), other.state_dict())
+
+
 def test_guides_weigh_what_they_are_given() -> None:
     def run(*guides: Any) -> dict[str, Tensor]:
         return adapt(generator(), list(guides), SHIFT, settings()).generator.state_dict()

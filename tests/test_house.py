@@ -233,7 +233,8 @@ def test_the_door_is_frozen() -> None:
     for name in PUBLIC:
         assert getattr(nada_core, name).__doc__, f"{name} is public and says nothing about itself"
     for name in NOT_YET:
-        assert not hasattr(nada_core, name), f"{name} has arrived: move it from NOT_YET to PUBLIC"
+        found = getattr(nada_core, name, None)  # a room of that name may have been imported by somebody
+        assert not callable(found), f"{name} has arrived: move it from NOT_YET to PUBLIC"
 
 
 def test_the_version_is_the_projects() -> None:

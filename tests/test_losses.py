@@ -208,6 +208,15 @@ def test_views_move_every_batch_and_every_image_alike() -> None:
     assert not torch.equal(seen, shared_views(3, 16, rng(4))(images))
 
 
+def test_every_second_view_is_mirrored_if_asked_for() -> None:
+    images = pictures(2, 0)
+    plain, mirrored = (
+        shared_views(4, 16, rng(3), 0.0, mirror)(images).view(4, 2, 3, 16, 16) for mirror in (False, True)
+    )
+    torch.testing.assert_close(mirrored[0::2], plain[0::2])
+    torch.testing.assert_close(mirrored[1::2], plain[1::2].flip(-1), atol=1e-5, rtol=0.0)
+
+
 def test_views_reach_no_further_than_asked() -> None:
     images = pictures(2, 0)
     torch.testing.assert_close(shared_views(1, 16, rng(), reach=0.0)(images), images, atol=1e-5, rtol=0.0)
