@@ -13,6 +13,8 @@ from ..pivotal import TuneConfig
 from .judge import Judge, Verdict, examine
 from .render import ATTRIBUTES, STYLES, render
 
+#: The guides that ship with the pack, which differ in build; the demo is led by both.
+GUIDES = ("portraits", "portraits-64")
 SOURCE = STYLES[0]
 TARGETS = STYLES[1:]
 
@@ -28,5 +30,5 @@ RECIPE = AdaptConfig(
 INVERT = InvertConfig(steps=300, lr=0.05, fall=0.75, search=0.0, lpips=0.0, maps=False)
 TUNE = TuneConfig(lr=6e-3, lpips=0.0)
 
-__all__ = ["ATTRIBUTES", "INVERT", "RECIPE", "SOURCE", "STYLES", "TARGETS", "TUNE", "Judge", "Verdict", "examine",
+__all__ = ["ATTRIBUTES", "GUIDES", "INVERT", "RECIPE", "SOURCE", "STYLES", "TARGETS", "TUNE", "Judge", "Verdict", "examine",
            "render"]  # fmt: skip
