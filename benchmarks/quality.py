@@ -91,7 +91,7 @@ def run(target: str, name: str, seed: int) -> tuple[str, str, int, dict[str, Any
     shift = TextShift(SOURCE, target)
     result = adapt(source, [load_guide(guide) for guide in method.guides], shift, replace(method.config, seed=seed),
                    judge=judge)  # fmt: skip
-    row = examine(Judge.load(), content, source, result.generator, target).as_row()
+    row: dict[str, Any] = examine(Judge.load(), content, source, result.generator, target).as_row()
     row["bytes"] = 4 * count_trained(method.config.layers, source)
     latents = sample(source, range(10_000, 10_096), psi=1.0)
     before, after = (render_latents(one, latents, batch=16).clamp(-1, 1) for one in (source, result.generator))
@@ -144,7 +144,7 @@ def table(rows: dict[tuple[str, str], list[dict[str, Any]]]) -> Iterable[str]:
 
 def overview(rows: dict[tuple[str, str], list[dict[str, Any]]]) -> Iterable[str]:
     """Markdown: a row a method, means over its targets and seeds."""
-    yield "| method | targets | judge | attributes kept | distance / source's | diversity | passed runs | trained bytes |"
+    yield "| method | targets | judge | attributes kept | distance / source's | diversity | passed | trained bytes |"
     yield "|---" * 8 + "|"
     for name in dict.fromkeys(name for _, name in rows):
         figures = [row for (_, other), some in rows.items() if other == name for row in some]
@@ -177,7 +177,8 @@ def main() -> None:
     todo = [job for job in jobs if key(*job) not in kept or (job[2] == first and not shown(args.runs, *job).exists())]
     with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
         for done in as_completed([pool.submit(run, *job) for job in todo]):
-            *job, row, pictures = done.result()
+            target, name, seed, row, pictures = done.result()
+            job = (target, name, seed)
             kept[key(*job)] = row
             with kept_path.open("a") as file:
                 file.write(json.dumps([key(*job), row]) + "\n")

@@ -1,8 +1,9 @@
 """Figures of an adaptation: three as a guide sees it, with quality and diversity as in HyperDomainNet
 (arXiv:2210.08884), and one of the pictures themselves.
 
-Those of a guide work on unit embeddings that `embed` makes once. Levels depend on the guide, so compare figures of one guide only,
-and let the guide that judges be another than the one that led: a run may flatter the guide it was trained with.
+Those of a guide work on unit embeddings that `embed` makes once. Levels depend on the guide, so compare figures of one
+guide only, and let the guide that judges be another than the one that led: a run may flatter the guide it was trained
+with.
 
 Letters: N images, K phrases, D embedding.
 """

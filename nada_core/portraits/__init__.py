@@ -30,5 +30,5 @@ RECIPE = AdaptConfig(
 INVERT = InvertConfig(steps=300, lr=0.05, fall=0.75, search=0.0, lpips=0.0, maps=False)
 TUNE = TuneConfig(lr=6e-3, lpips=0.0)
 
-__all__ = ["ATTRIBUTES", "GUIDES", "INVERT", "RECIPE", "SOURCE", "STYLES", "TARGETS", "TUNE", "Judge", "Verdict", "examine",
-           "render"]  # fmt: skip
+__all__ = ["ATTRIBUTES", "GUIDES", "INVERT", "RECIPE", "SOURCE", "STYLES", "TARGETS", "TUNE", "Judge", "Verdict",
+           "examine", "render"]  # fmt: skip
