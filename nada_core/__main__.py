@@ -50,6 +50,7 @@ from .checkpoints import BUILTINS
 from .clip import built_in_guides
 from .files import RawCheckpoint, read_checkpoint
 from .flags import CELLS, ROWS, parse
+from .identity import load_identity
 from .images import square
 from .metrics import embed
 from .portraits.content import Content
@@ -84,10 +85,11 @@ def _demo(args: argparse.Namespace) -> None:
     device, path = _device(args.device), Path(args.out) / f"{_slug(args.target)}.safetensors"
     _prepare(path, force=True)
     config, shift = portraits.RECIPE, TextShift(portraits.SOURCE, args.target)
-    source, guide = load_generator("portraits").to(device), load_guide("portraits", device=device)
+    source = load_generator("portraits").to(device)
+    guides = [load_guide(name, device=device) for name in portraits.GUIDES]
     judge, content = portraits.Judge.load(), Content.load()
     with _progress(config.steps) as on_step:
-        result = adapt(source, guide, shift, config, on_step)
+        result = adapt(source, guides, shift, config, on_step)
 
     latents = sample(source, range(6), psi=1.0)
     columns = {
@@ -109,15 +111,17 @@ def _adapt(args: argparse.Namespace) -> None:
     config = replace(from_flags(AdaptConfig, args), layers=from_flags(LayerChoice, args, "layers"))
     source = load_generator(args.generator).to(device)
     shift = _shift(args, source.resolution)
-    guides = [(load_guide(name, device=device), weight) for name, weight in args.guide or [("portraits", 1.0)]]
+    named = args.guide or [(name, 1.0) for name in portraits.GUIDES]
+    guides = [(load_guide(name, device=device), weight) for name, weight in named]
     judge = load_guide(args.judge, device=device) if args.judge else None
+    identity = load_identity(args.identity, device) if args.identity else None
     for doubt in (doubt for guide, _ in guides for doubt in check_prompts(guide, shift)):
         sys.stderr.write(f"warning: {doubt}\n")
     if args.resume and not autosave.exists():
         sys.stderr.write(f"There is no autosave at {autosave}; starting at the first step.\n")
     try:
         with _progress(config.steps) as on_step:
-            result = adapt(source, guides, shift, config, on_step, autosave, args.resume, judge)
+            result = adapt(source, guides, shift, config, on_step, autosave, args.resume, judge, identity=identity)
         latents = sample(source, range(8), label=config.label)
         before, after = render(source, latents), render(result.generator, latents)
         target = args.target or f"{len(args.image)} pictures"

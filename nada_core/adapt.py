@@ -46,6 +46,7 @@ from .layers import (
     parameter_names,
     refuse_unfit,
 )
+from .likeness import Features, Likeness, Recogniser, refuse_blind, weight
 from .losses import TERMS, embed, objective, shared_views
 from .low_rank import factors, fold, hand_on
 from .memory import Portion
@@ -93,6 +94,8 @@ class AdaptConfig:
     patience: int = setting(0, "looks in a row without a better state after which the run ends; 0: never", low=0,
                             high=1000)  # fmt: skip
     mirror: bool = setting(False, "mirror every second view")
+    lpips: float = weight(0.0, "lpips")
+    id: float = weight(0.0, "id")
 
     def __post_init__(self) -> None:
         check(self)
@@ -146,6 +149,8 @@ def adapt(
     autosave: str | Path | None = None,
     resume: bool = False,
     judge: ClipGuide | None = None,
+    perceptual: Features | None = None,
+    identity: Recogniser | None = None,
 ) -> Adaptation:
     """Train a copy of `generator` along `shift`; the one given stays bit-identical.
 
@@ -156,6 +161,7 @@ def adapt(
     every `config.autosave_every` steps and at the end; with `resume` a run goes on from that file, if it is there, to
     exactly the weights it would have reached uninterrupted (up to rounding, where the chunks differ).
     judge: a guide that is not among `guides`; with `config.keep_every` it chooses which step's weights are returned.
+    perceptual, identity: the networks of `config.lpips` and `config.id`, which keep pictures near what they were.
 
     Raises:
         ValueError: for layers, labels, guides, texts or devices that do not fit, and for broken weights.
@@ -169,6 +175,9 @@ def adapt(
     refuse_unfit(generator, [*as_guides(guides), *([judge] if judge else [])], config.label)
     _refuse_autosave(autosave, resume)
     _refuse_judge(judge, guides, config)
+    kept = {name: value for name, value in (("lpips", config.lpips), ("id", config.id)) if value}
+    if kept:
+        refuse_blind(kept, perceptual, identity)
     rng = torch.Generator().manual_seed(config.seed)
     teacher, student = generator, copy.deepcopy(generator).requires_grad_(False).eval()
     student.source = None  # the file's weights are what it will no longer have
@@ -178,18 +187,21 @@ def adapt(
     importance = anchor.fisher(student, aims, run.weights, config.fisher, config.seed, config.label) if (
         config.anchor and config.fisher) else {}  # fmt: skip
     look = _witness(judge, teacher, shift, start, config) if judge else None
-    identity = _identity(teacher, guides, shift, config, judge) if autosave is not None else ""
+    mark = _identity(teacher, guides, shift, config, judge) if autosave is not None else ""
     if autosave is not None and resume and Path(autosave).exists():
-        run.restore(load_run(autosave, identity))
+        run.restore(load_run(autosave, mark))
 
     def compare(drawn: _Drawn, chunk: int) -> tuple[Tensor, float, dict[str, float]]:
         """Where a step's memory goes, and so what is done again if there is too little. It leaves gradients only."""
         run.forget()
         with torch.no_grad():  # the same latents, noise and views, before ...
-            _, before = _see(teacher, aims, drawn, chunk)
+            source, before, _ = _see(teacher, aims, drawn, chunk)
+            likeness = Likeness(source, kept, perceptual, identity) if kept else None
         with only_trainable(student, parameter_names(config.layers, run.chosen.layers)), torch.enable_grad():
-            images, after = _see(student, aims, drawn, chunk)  # ... and after
+            images, after, unlike = _see(student, aims, drawn, chunk, likeness)  # ... and after
             loss, terms = objective(aims, config.terms, before, after)
+            for name, value in unlike.items():
+                loss, terms = loss + kept[name] * value.mean(), {**terms, name: float(value.detach().mean())}
             if config.anchor:
                 held = anchor.distance(run.weights, run.start, importance)
                 loss, terms = loss + config.anchor * held, {**terms, "anchor": float(held.detach())}
@@ -208,7 +220,7 @@ def adapt(
         if look is not None and ((index + 1) % config.keep_every == 0 or ending):
             run.consider(look)
         if autosave is not None and ((index + 1) % config.autosave_every == 0 or ending or run.is_over):
-            save_run(autosave, run.state(), identity)
+            save_run(autosave, run.state(), mark)
         if on_step is not None:
             on_step(Step(index, config.steps, **run.last(), images=images.detach, generator=student))
 
@@ -297,8 +309,8 @@ class _Run:
 
     def forget(self) -> None:
         """Gradients become None, not zero."""
-        for weight in (*self.weights.values(), *self.trainable.values()):
-            weight.grad = None
+        for one in (*self.weights.values(), *self.trainable.values()):
+            one.grad = None
 
     def learn(self, index: int, loss: float) -> None:
         """One optimiser step. Gradients start as None, not zero: Adam then leaves unchosen layers and moments alone."""
@@ -422,21 +434,28 @@ def _draw(teacher: Generator, config: AdaptConfig, rng: torch.Generator) -> _Dra
     return _Drawn(ws, noise, shared_views(config.views, teacher.resolution, rng, mirror=config.mirror))
 
 
-def _see(generator: Generator, aims: Sequence[Aim], drawn: _Drawn, chunk: int) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The images [N, 3, H, W], detached, and every guide's embeddings [V N, D] of their views, chunk after chunk."""
+def _see(
+    generator: Generator, aims: Sequence[Aim], drawn: _Drawn, chunk: int, likeness: Likeness | None = None
+) -> tuple[Tensor, tuple[Tensor, ...], dict[str, Tensor]]:
+    """The images [N, 3, H, W], detached, every guide's embeddings [V N, D] of their views, and by name how unlike each
+    image is to what it was [N], chunk after chunk."""
+    names = tuple(likeness.weights) if likeness else ()
 
-    def see(ws: Tensor, noise: Noise) -> tuple[Tensor, ...]:
+    def see(ws: Tensor, noise: Noise, rows: Tensor) -> tuple[Tensor, ...]:
         images = generator.synthesize(ws, noise)
-        return images, *embed(aims, drawn.look(images))
+        unlike = likeness.terms(images, rows) if likeness else {}
+        return images, *(unlike[name] for name in names), *embed(aims, drawn.look(images))
 
+    rows = torch.arange(len(drawn.ws), device=drawn.ws.device)
     if chunk >= len(drawn.ws):
-        images, *seen = see(drawn.ws, drawn.noise)
-        return images.detach(), tuple(seen)
-    # Nothing in here draws random numbers, so there are none to keep for the second time.
-    parts = [checkpoint(see, ws, noise, use_reentrant=False, preserve_rng_state=False)
-             for ws, noise in drawn.parts(chunk)]  # fmt: skip
-    images, *seen = (torch.cat(column) for column in zip(*parts, strict=True))
-    return images.detach(), tuple(seen)
+        images, *seen = see(drawn.ws, drawn.noise, rows)
+    else:
+        # Nothing in here draws random numbers, so there are none to keep for the second time.
+        parts = [checkpoint(see, ws, noise, part, use_reentrant=False, preserve_rng_state=False)
+                 for (ws, noise), part in zip(drawn.parts(chunk), rows.split(chunk), strict=True)]  # fmt: skip
+        images, *seen = (torch.cat(column) for column in zip(*parts, strict=True))
+    count = len(names)
+    return images.detach(), tuple(seen[count:]), dict(zip(names, seen[:count], strict=True))
 
 
 def _provenance(

@@ -112,10 +112,11 @@ def _latent_flags(parser: argparse.ArgumentParser, seeds: str, note: str = "") -
 def _adapt_flags(parser: argparse.ArgumentParser, defaults: _Defaults, required: bool = True) -> None:
     parser.add_argument("generator", metavar="GENERATOR", nargs=None if required else "?",
                         help="a generator's file, or a built-in name")  # fmt: skip
+    usual = f" (default {' and '.join(portraits.GUIDES)})" if defaults.builtin else ""
     parser.add_argument("--guide", type=_weighted, action="append", metavar="NAME[=WEIGHT]",
                         required=required and not defaults.builtin,
                         help="a built-in name, ARCHITECTURE:TAG (downloaded on first use) or ARCHITECTURE:FILE; may be "
-                             "repeated" + (" (default portraits)" if defaults.builtin else ""))  # fmt: skip
+                             "repeated" + usual)  # fmt: skip
     source = "photo" if defaults.recipe is None or defaults.builtin else defaults.recipe.source
     parser.add_argument("--source", default=source, metavar="TEXT", help=f"what it makes now (default {source})")
     parser.add_argument("--target", metavar="TEXT", help="what it shall make")
@@ -128,6 +129,7 @@ def _adapt_flags(parser: argparse.ArgumentParser, defaults: _Defaults, required:
                              + "; ".join(f"{name}, {recipe.about}" for name, recipe in RECIPES.items()))  # fmt: skip
     parser.add_argument("--judge", metavar="NAME", help="a guide that leads nothing and chooses the step to keep, with "
                                                         "--keep-every")  # fmt: skip
+    parser.add_argument("--identity", metavar="FILE", help="the face recogniser of --id")
     parser.add_argument("--out", required=required, metavar="PATH",
                         help="a .safetensors file, or a folder for TARGET.safetensors")  # fmt: skip
     parser.add_argument("--force", action="store_true", help="overwrite an earlier result")

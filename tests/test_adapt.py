@@ -336,6 +336,42 @@ def test_style_images_are_approached() -> None:
     assert near[1] > near[0] + 0.2
 
 
+# ---- what pictures keep -------------------------------------------------------------------------------------------
+
+
+class Small:
+    """What LPIPS is asked for: rows of features whose squared distance means something."""
+
+    def features(self, images: Tensor) -> Tensor:
+        return torch.nn.functional.avg_pool2d(images, 4).flatten(1)
+
+
+def recognise(images: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(images.mean((2, 3)), dim=-1)
+
+
+@pytest.mark.parametrize("chunk", [0, 1])
+@pytest.mark.parametrize("kept", [{"lpips": 5.0}, {"id": 5.0}, {"lpips": 1.0, "id": 5.0}])
+def test_pictures_stay_near_what_they_were(kept: dict[str, float], chunk: int) -> None:
+    config, made = settings(steps=20, batch=3, chunk=chunk), generator()
+    networks: dict[str, Any] = {"perceptual": Small(), "identity": recognise}
+    free, held = adapt(made, guide(), SHIFT, config), adapt(made, guide(), SHIFT, replace(config, **kept), **networks)
+    ws = made.map(torch.randn(16, 6, generator=rng(5)))
+    for name, see in (("lpips", Small().features), ("id", recognise)):
+        if name in kept:
+            before, without, with_ = (see(g.synthesize(ws)) for g in (made, free.generator, held.generator))
+            assert (with_ - before).square().sum() < 0.7 * (without - before).square().sum()
+    first, last = held.history[0]["terms"], held.history[-1]
+    assert all(first[name] == pytest.approx(0.0, abs=1e-6) for name in kept)
+    assert last["loss"] == pytest.approx(
+        last["terms"]["direction"] + sum(weight * last["terms"][name] for name, weight in kept.items()), rel=1e-5)
+
+
+def test_what_keeps_pictures_needs_its_network() -> None:
+    with pytest.raises(ValueError, match=r"id term weighs 1, .*load_identity"):
+        adapt(generator(), guide(), SHIFT, settings(id=1.0), perceptual=Small())
+
+
 # ---- the domain ---------------------------------------------------------------------------------------------------
 
 

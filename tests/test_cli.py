@@ -43,7 +43,7 @@ CLIP = {
 
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """a and b.safetensors, equal but for the synthesis; other.safetensors; a guide under the built-in name."""
+    """a and b.safetensors, equal but for the synthesis; other.safetensors; two guides under the built-in names."""
     shelf = tmp_path_factory.mktemp("shelf")
     settings: dict[str, Any] = {"resolution": 16, "z_dim": 6, "w_dim": 6, "mapping_layers": 2, "widths": [8, 7, 4]}
     generator = StyleGAN2(**settings, rng=torch.Generator().manual_seed(0))
@@ -53,10 +53,11 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
             value.mul_(1.2)
     save_generator(generator, shelf / "b.safetensors", {})
     save_generator(StyleGAN2(**settings, rng=torch.Generator().manual_seed(1)), shelf / "other.safetensors", {})
-    (shelf / "guide.json").write_text(json.dumps(CLIP))
-    torch.manual_seed(0)
-    model = open_clip.CLIP(**CLIP)
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, shelf / "guide.safetensors")
+    for seed, name in enumerate(("guide", "guide-64")):
+        (shelf / f"{name}.json").write_text(json.dumps(CLIP))
+        torch.manual_seed(seed)
+        state = {key: value.contiguous() for key, value in open_clip.CLIP(**CLIP).state_dict().items()}
+        save_file(state, shelf / f"{name}.safetensors")
     return shelf
 
 
@@ -99,13 +100,13 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, index: int) -> None:
     """As if somebody pressed Ctrl-C right after a step."""
     adapt = cli.adapt
 
-    def interrupted(generator: Any, guides: Any, shift: Any, config: Any, on_step: Any, *rest: Any) -> Any:
+    def interrupted(generator: Any, guides: Any, shift: Any, config: Any, on_step: Any, *rest: Any, **more: Any) -> Any:
         def stopping(step: Any) -> None:
             on_step(step)
             if step.index == index:
                 raise KeyboardInterrupt
 
-        return adapt(generator, guides, shift, config, stopping, *rest)
+        return adapt(generator, guides, shift, config, stopping, *rest, **more)
 
     monkeypatch.setattr(cli, "adapt", interrupted)
 
@@ -383,6 +384,19 @@ def test_a_judge_says_why(run: Run, shelf: Path, tmp_path: Path, monkeypatch: py
     assert read_provenance("out/zombie.safetensors")["chosen_because"] == out.splitlines()[0]
     code, _, err = run(*quick(shelf, "--judge", "portraits-x", "--force"))
     assert code == 2 and "would never look" in err
+
+
+def test_faces_are_kept_by_a_recogniser(run: Run, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def load_identity(name: str, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
+        asked.append(name)
+        return lambda images: torch.nn.functional.normalize(images.mean((2, 3)), dim=-1)
+
+    monkeypatch.setattr(cli, "load_identity", load_identity)
+    assert run(*quick(shelf, "--id", 0.5, "--identity", "faces.pt"))[0] == 0 and asked == ["faces.pt"]
+    code, _, err = run(*quick(shelf, "--id", 0.5, "--force"))
+    assert code == 2 and "id term weighs 0.5" in err
 
 
 def test_doubtful_words_are_warned_of(run: Run, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:

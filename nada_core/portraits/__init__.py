@@ -21,7 +21,7 @@ TARGETS = STYLES[1:]
 #: What works on a generator this small. A published generator wants the defaults of AdaptConfig instead: its learning
 #: rate would not move these weights, which are standard normal and few.
 RECIPE = AdaptConfig(
-    steps=240, batch=4, lr=0.015, schedule="cosine", beta2=0.99, views=2, noise="const",
+    steps=240, batch=4, lr=0.015, schedule="cosine", beta2=0.99, views=2, mirror=True, noise="const",
     terms={"direction": 1.0, "angle": 0.25},
     layers=LayerChoice(mode="adaptive", count=5, batch=4, every=4, rgb=True),
 )  # fmt: skip
