@@ -42,3 +42,13 @@ def fold(kernels: Mapping[str, Tensor], start: Mapping[str, Tensor], parts: Mapp
     for name, kernel in kernels.items():
         change = parts[f"{name}.left"] @ parts[f"{name}.right"]
         kernel.copy_(start[name] + change.view_as(kernel))
+
+
+def take_apart(change: Tensor, tolerance: float = 1e-5) -> tuple[Tensor, Tensor] | None:
+    """The thinnest left [O, r] and right [r, I k k] whose product is the change of a kernel [O, I, k, k], up to
+    rounding; none where they would hold no fewer numbers than it."""
+    left, sizes, right = torch.linalg.svd(change.flatten(1), full_matrices=False)
+    r = int((sizes > tolerance * sizes.max()).sum())
+    if r * (left.shape[0] + right.shape[1]) >= change.numel():
+        return None
+    return (left[:, :r] * sizes[:r]).contiguous(), right[:r].contiguous()
