@@ -93,7 +93,7 @@ class AdaptConfig:
                                  "return the last state", low=0, high=100_000)  # fmt: skip
     patience: int = setting(0, "looks in a row without a better state after which the run ends; 0: never", low=0,
                             high=1000)  # fmt: skip
-    mirror: bool = setting(False, "mirror every second view")
+    mirror: bool = setting(False, "mirror every second view, where there are two or more")
     lpips: float = weight(0.0, "lpips")
     id: float = weight(0.0, "id")
 
@@ -175,17 +175,14 @@ def adapt(
     refuse_unfit(generator, [*as_guides(guides), *([judge] if judge else [])], config.label)
     _refuse_autosave(autosave, resume)
     _refuse_judge(judge, guides, config)
-    kept = {name: value for name, value in (("lpips", config.lpips), ("id", config.id)) if value}
-    if kept:
-        refuse_blind(kept, perceptual, identity)
+    kept = _kept(config, perceptual, identity)
     rng = torch.Generator().manual_seed(config.seed)
     teacher, student = generator, copy.deepcopy(generator).requires_grad_(False).eval()
     student.source = None  # the file's weights are what it will no longer have
     start = first_look(teacher, config.seed, config.label) if starts_at_images(shift) else None
     aims = take_aim(guides, shift, start)
     run = _Run(config, teacher, student, rng)
-    importance = anchor.fisher(student, aims, run.weights, config.fisher, config.seed, config.label) if (
-        config.anchor and config.fisher) else {}  # fmt: skip
+    importance = anchor.fisher(student, aims, run.weights, config.fisher, config.seed, config.label)
     look = _witness(judge, teacher, shift, start, config) if judge else None
     mark = _identity(teacher, guides, shift, config, judge) if autosave is not None else ""
     if autosave is not None and resume and Path(autosave).exists():
@@ -258,6 +255,14 @@ def _refuse_judge(
         raise ValueError(f"got the judge {judge.name}, who would never look; set AdaptConfig.keep_every, such as 25.")
     if judge.fingerprint in {guide.fingerprint for guide, _ in as_guides(guides)}:
         raise ValueError(f"got {judge.name} as judge and as guide; a run flatters its own guides, so take another one.")
+
+
+def _kept(config: AdaptConfig, perceptual: Features | None, identity: Recogniser | None) -> dict[str, float]:
+    """The terms that hold pictures near what they were, and their weights."""
+    weights = {name: value for name, value in (("lpips", config.lpips), ("id", config.id)) if value}
+    if weights:
+        refuse_blind(weights, perceptual, identity)
+    return weights
 
 
 def _witness(

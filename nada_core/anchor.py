@@ -37,7 +37,10 @@ def fisher(
     the mean squared slope of the embedding along random directions.
 
     weights: parameters of the generator, by name; they need no gradients before and have none afterwards.
+    count: of latents; with 0 nothing is known, and nothing is returned.
     """
+    if not count:
+        return {}
     rng = torch.Generator().manual_seed(seed)
     total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     try:
