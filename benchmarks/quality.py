@@ -111,8 +111,9 @@ def key(target: str, name: str, seed: int) -> str:
     return f"{target}|{METHODS[name]}|{seed}|{weights}"
 
 
-def strict(row: Verdict) -> bool:
-    """A higher bar than `Verdict.passed`: nearer the truth where a style changes pixels widely, and as diverse."""
+def other_bar(row: Verdict) -> bool:
+    """Beside `Verdict.passed`: higher for attributes and diversity, and for nearness to the truth, which is asked only
+    where a style changes pixels widely; an elf is a photo but for the ears."""
     near = row.source_distance < _WIDELY or row.distance <= 0.6 * row.source_distance
     return row.judge >= 0.9 and row.kept >= 0.8 and 0.85 <= row.diversity <= 1.2 and near
 
@@ -120,18 +121,18 @@ def strict(row: Verdict) -> bool:
 def table(rows: dict[tuple[str, str], list[dict[str, Any]]]) -> Iterable[str]:
     """Markdown: a row a target and method, means over seeds and, where they differ, their standard deviation."""
     yield ("| target | method | judge | attributes kept | distance to truth (source's) | diversity | structure (true) "
-           "| held-out quality | held-out direction | passes | strict |")  # fmt: skip
+           "| held-out quality | held-out direction | passes | other bar |")  # fmt: skip
     yield "|---" * 11 + "|"
     for (target, name), figures in rows.items():
 
         def told(figure: str, digits: int = 2, figures: list[dict[str, Any]] = figures) -> str:
             values = [row[figure] for row in figures]
-            spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            return f"{statistics.fmean(values):.{digits}f} ± {spread:.{digits}f}"
+            spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+            return f"{statistics.fmean(values):.{digits}f}{spread}"
 
         own = {figure: statistics.fmean(row[figure] for row in figures) for figure in _FIGURES}
         verdicts = [Verdict(**{figure: row[figure] for figure in _FIGURES}) for row in figures]
-        passed, high = sum(v.passed for v in verdicts), sum(map(strict, verdicts))
+        passed, high = sum(v.passed for v in verdicts), sum(map(other_bar, verdicts))
         led = HELD_OUT in METHODS[name].guides or HELD_OUT == METHODS[name].judge
         seen = ("led" if led else told(figure) for figure in ("quality", "direction"))
         yield (
@@ -225,8 +226,8 @@ latents nobody trained on. What the methods are stands at the top of `benchmarks
 - **structure**: overlap of edges with the source's picture; in brackets the true render's.
 - **held-out quality, direction**: as `{HELD_OUT}` sees it; "led" where that guide itself led the run or chose its step.
 - **passes**: judge >= 0.90, attributes kept >= 0.75, distance <= 0.85 of the source's, diversity 0.8 to 1.25.
-- **strict**: judge >= 0.90, attributes kept >= 0.8, diversity 0.85 to 1.2, and distance <= 0.6 of the source's where
-  photos are at least {_WIDELY:g} from the truth.
+- **other bar**: judge >= 0.90, attributes kept >= 0.8, diversity 0.85 to 1.2, and distance <= 0.6 of the source's, but
+  only where photos are at least {_WIDELY:g} from the truth: an elf is a photo but for the ears.
 
 The recipe was chosen by trying variants with seed 0 on part of these latents; seeds 1 and 2 played no part in that.
 
