@@ -27,7 +27,17 @@ from typing import Any
 
 import torch
 
-from nada_core import AdaptConfig, TextShift, adapt, compare_grid, load_generator, load_guide, metrics, save_image
+from nada_core import (
+    AdaptConfig,
+    LayerChoice,
+    TextShift,
+    adapt,
+    compare_grid,
+    load_generator,
+    load_guide,
+    metrics,
+    save_image,
+)
 from nada_core.files import BUILTIN, sha256
 from nada_core.latents import render as render_latents
 from nada_core.latents import sample
@@ -67,6 +77,7 @@ METHODS: dict[str, Method] = {
     "selected": Method(_SELECTED),
     "selected, off by one": Method(_with(_SELECTED, {"mapping": "reference"})),
     **{f"+ {name}": Method(replace(_SELECTED, terms={**_DIRECTION, name: weight})) for name, weight in _TERMS.items()},
+    "+ patches": Method(replace(_SELECTED, patches=2)),
     "+ anchor": Method(replace(_SELECTED, anchor=1.0)),
     "+ anchor by Fisher": Method(replace(_SELECTED, anchor=1.0, fisher=64)),
     "recipe": Method(RECIPE),
@@ -108,7 +119,14 @@ def run(target: str, name: str, seed: int) -> tuple[str, str, int, dict[str, Any
 def key(target: str, name: str, seed: int) -> str:
     """Names a row; changes with its settings and with the weights of the world."""
     weights = [sha256(path)[:12] for path in sorted(BUILTIN.glob("*.safetensors"))]
-    return f"{target}|{METHODS[name]}|{seed}|{weights}"
+    method = METHODS[name]
+    told = {**_unusual(method.config, AdaptConfig()), "layers": _unusual(method.config.layers, LayerChoice())}
+    return f"{target}|{told}|{method.guides}|{method.judge}|{seed}|{weights}"
+
+
+def _unusual(settings: AdaptConfig | LayerChoice, usual: AdaptConfig | LayerChoice) -> dict[str, Any]:
+    """The settings that differ from their defaults, so that a new setting that is off makes no run anew."""
+    return {name: value for name, value in sorted(vars(settings).items()) if value != getattr(usual, name)}
 
 
 def other_bar(row: Verdict) -> bool:

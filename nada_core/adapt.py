@@ -94,6 +94,7 @@ class AdaptConfig:
     patience: int = setting(0, "looks in a row without a better state after which the run ends; 0: never", low=0,
                             high=1000)  # fmt: skip
     mirror: bool = setting(False, "mirror every second view, where there are two or more")
+    patches: int = setting(0, "further views, each of a quarter of the picture: textures close by", low=0, high=16)
     lpips: float = weight(0.0, "lpips")
     id: float = weight(0.0, "id")
 
@@ -436,7 +437,11 @@ def _draw(teacher: Generator, config: AdaptConfig, rng: torch.Generator) -> _Dra
     z = torch.randn(config.batch, teacher.z_dim, generator=rng).to(device)
     ws = teacher.map(z, teacher.one_hot(config.label, config.batch), config.psi)
     noise: Noise = teacher.draw_noise(config.batch, rng) if config.noise == "random" else config.noise  # type: ignore[assignment]
-    return _Drawn(ws, noise, shared_views(config.views, teacher.resolution, rng, mirror=config.mirror))
+    return _Drawn(ws, noise, _views(config, teacher.resolution, rng))
+
+
+def _views(config: AdaptConfig, size: int, rng: torch.Generator) -> Callable[[Tensor], Tensor]:
+    return shared_views(config.views, size, rng, mirror=config.mirror, patches=config.patches)
 
 
 def _see(

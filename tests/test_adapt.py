@@ -301,7 +301,7 @@ def test_the_average_is_returned_and_remembers_little_at_first(tmp_path: Path) -
 
 @pytest.mark.parametrize("change", [
     {"views": 2}, {"terms": {"direction": 1.0, "global": 1.0}}, {"psi": 0.5}, {"noise": "none"}, {"batch": 3},
-    {"lr": 0.01}, {"beta1": 0.5}, {"beta2": 0.9}, {"schedule": "cosine"}, {"warmup": 0}, {"ema": 0.5},
+    {"lr": 0.01}, {"beta1": 0.5}, {"beta2": 0.9}, {"schedule": "cosine"}, {"warmup": 0}, {"ema": 0.5}, {"patches": 1},
 ])  # fmt: skip
 def test_every_setting_reaches_the_weights(change: dict[str, Any]) -> None:
     plain, other = (adapt(generator(), guide(), SHIFT, settings(**given)).generator for given in ({}, change))

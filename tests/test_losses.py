@@ -217,6 +217,20 @@ def test_every_second_view_is_mirrored_if_asked_for() -> None:
     torch.testing.assert_close(mirrored[1::2], plain[1::2].flip(-1), atol=1e-5, rtol=0.0)
 
 
+@pytest.mark.parametrize("count", [0, 2])
+def test_patches_are_quarters_of_the_picture(count: int) -> None:
+    images = pictures(2, 0)
+    seen = shared_views(count, 16, rng(3), 0.0, patches=3)(images).view(max(count, 1) + 3, 2, 3, 16, 16)
+    torch.testing.assert_close(seen[0], images, atol=1e-5, rtol=0.0)
+    across, down = torch.meshgrid(torch.linspace(-1, 1, 64), torch.linspace(-1, 1, 64), indexing="xy")
+    ramps = torch.stack([across, down, across])[None]
+    for patch in shared_views(count, 64, rng(3), 0.0, patches=3)(ramps)[max(count, 1) :]:
+        for ramp in patch[:2]:  # half the width, and nothing beyond the picture's edges
+            assert (ramp.max() - ramp.min()).item() == pytest.approx(1.0, abs=0.05) and ramp.abs().max() <= 1.0
+    first, second = (shared_views(0, 16, rng(seed), patches=1)(images)[2:] for seed in (3, 4))
+    assert not torch.equal(first, second)
+
+
 def test_views_reach_no_further_than_asked() -> None:
     images = pictures(2, 0)
     torch.testing.assert_close(shared_views(1, 16, rng(), reach=0.0)(images), images, atol=1e-5, rtol=0.0)

