@@ -24,8 +24,10 @@ from . import (
     Adaptation,
     AdaptConfig,
     Generator,
+    ImageShift,
     Latents,
     LayerChoice,
+    MixedShift,
     Step,
     TextShift,
     __version__,
@@ -35,6 +37,7 @@ from . import (
     grid,
     load_generator,
     load_guide,
+    load_image,
     load_latents,
     photos,
     plot_heat,
@@ -52,8 +55,11 @@ from .clip import built_in_guides
 from .console import device_of, prepare, progress, say
 from .files import RawCheckpoint, read_checkpoint
 from .flags import CELLS, ROWS, parse
+from .identity import load_identity
+from .images import square
 from .metrics import embed
 from .portraits.content import Content
+from .recipes import check_prompts
 from .settings import from_flags
 
 
@@ -84,10 +90,11 @@ def _demo(args: argparse.Namespace) -> None:
     device, path = device_of(args.device), Path(args.out) / f"{_slug(args.target)}.safetensors"
     prepare(path, force=True)
     config, shift = portraits.RECIPE, TextShift(portraits.SOURCE, args.target)
-    source, guide = load_generator("portraits").to(device), load_guide("portraits", device=device)
+    source = load_generator("portraits").to(device)
+    guides = [load_guide(name, device=device) for name in portraits.GUIDES]
     judge, content = portraits.Judge.load(), Content.load()
     with progress(config.steps) as tick:
-        result = adapt(source, guide, shift, config, _told(tick))
+        result = adapt(source, guides, shift, config, _told(tick))
 
     latents = sample(source, range(6), psi=1.0)
     columns = {
@@ -102,28 +109,47 @@ def _demo(args: argparse.Namespace) -> None:
 
 
 def _adapt(args: argparse.Namespace) -> None:
-    path = _result_path(args.out, args.target)
+    path = _result_path(args.out, args.target or Path((args.image or ["adapted"])[0]).stem)
     autosave = Path(args.autosave) if args.autosave else path.with_suffix(".autosave.safetensors")
     prepare(path, args.force)
     device = device_of(args.device)
     config = replace(from_flags(AdaptConfig, args), layers=from_flags(LayerChoice, args, "layers"))
-    shift = TextShift(args.source, args.target)
     source = load_generator(args.generator).to(device)
-    guides = [(load_guide(name, device=device), weight) for name, weight in args.guide or [("portraits", 1.0)]]
+    shift = _shift(args, source.resolution)
+    named = args.guide or [(name, 1.0) for name in portraits.GUIDES]
+    guides = [(load_guide(name, device=device), weight) for name, weight in named]
+    judge = load_guide(args.judge, device=device) if args.judge else None
+    identity = load_identity(args.identity, device) if args.identity else None
+    for doubt in (doubt for guide, _ in guides for doubt in check_prompts(guide, shift)):
+        sys.stderr.write(f"warning: {doubt}\n")
     if args.resume and not autosave.exists():
         sys.stderr.write(f"There is no autosave at {autosave}; starting at the first step.\n")
     try:
         with progress(config.steps) as tick:
-            result = adapt(source, guides, shift, config, _told(tick), autosave, args.resume)
+            result = adapt(source, guides, shift, config, _told(tick), autosave, args.resume, judge, identity=identity)
         latents = sample(source, range(8), label=config.label)
         before, after = render(source, latents), render(result.generator, latents)
-        columns = {f"before: {shift.source}": before, f"after: {shift.target}": after}
+        target = args.target or f"{len(args.image)} pictures"
+        columns = {f"before: {args.source}" if args.target else "before": before, f"after: {target}": after}
         picture = compare_grid(columns, [f"seed {seed}" for seed in range(8)])
         files = _save_result(result, path, _provenance(args.generator, result), picture)
         autosave.unlink(missing_ok=True)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(wording.how_to_go_on(autosave)) from None
-    say(wording.listing(files))
+    say(*([result.chosen_because] if result.chosen_because else []), wording.listing(files))
+
+
+def _shift(args: argparse.Namespace, size: int) -> TextShift | ImageShift | MixedShift:
+    """From words, from pictures, or from both."""
+    if not args.target and not args.image:
+        raise ValueError("Got neither --target nor --image, expected words, pictures or both to adapt to.")
+    words = TextShift(args.source, args.target) if args.target else None
+    if not args.image:
+        assert words is not None
+        return words
+    style = ImageShift(torch.cat([square(load_image(name), size) for name in args.image]))
+    share = args.image_weight
+    return style if words is None else MixedShift((words, style), (1 - share, share))
 
 
 def _info(args: argparse.Namespace) -> None:

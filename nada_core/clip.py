@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -401,6 +401,57 @@ class ImageShift:
         return guide.encode_images(self.images.to(guide.mean.device)).mean(dim=0, keepdim=True)
 
 
+@dataclass(frozen=True, eq=False)
+class MixedShift:
+    """Several shifts at once, by weight: words and style images live in one space, so their directions add up (UniHDA,
+    arXiv:2401.12596). Only the proportion of the weights counts; without any, all weigh alike.
+
+    Raises:
+        ValueError: for no shifts, for mixtures in a mixture, and for weights that are not as many, negative or all 0.
+    """
+
+    shifts: tuple[TextShift | ImageShift, ...]
+    weights: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.shifts or not all(isinstance(part, TextShift | ImageShift) for part in self.shifts):
+            raise ValueError(f"Got {self.shifts!r:.80} to mix, expected a tuple of TextShift and ImageShift.")
+        if self.weights and len(self.weights) != len(self.shifts):
+            raise ValueError(f"Got {len(self.weights)} weights for {len(self.shifts)} shifts, expected one each.")
+        if self.weights and (min(self.weights) < 0 or not 0 < sum(self.weights) < math.inf):
+            raise ValueError(f"Got weights {self.weights}, expected finite numbers of at least 0, not all of them 0.")
+
+    @property
+    def parts(self) -> tuple[tuple[TextShift | ImageShift, float], ...]:
+        """Every shift with its weight; the weights sum to 1."""
+        weights = self.weights or (1.0,) * len(self.shifts)
+        return tuple((part, weight / sum(weights)) for part, weight in zip(self.shifts, weights, strict=True))
+
+    def direction(self, guide: ClipGuide, source: Tensor | None = None) -> Tensor:
+        """The unit vector [1, D] along the weighted sum of all directions; `source` as for an ImageShift."""
+        mean = torch.stack([weight * part.direction(guide, source) for part, weight in self.parts]).sum(0)
+        if mean.norm() < 1e-3:
+            raise ValueError(f"The shifts cancel each other out to the guide {guide.name}; change their weights.")
+        return F.normalize(mean, dim=-1)
+
+    def goal(self, guide: ClipGuide) -> Tensor:
+        """Where to arrive, [1, D], unit: the weighted mean of all goals."""
+        return F.normalize(torch.stack([weight * part.goal(guide) for part, weight in self.parts]).sum(0), dim=-1)
+
+
+Shift: TypeAlias = TextShift | ImageShift | MixedShift
+
+
+def parts_of(shift: Shift) -> tuple[tuple[TextShift | ImageShift, float], ...]:
+    """What a shift is made of, with weights that sum to 1: itself, unless it is mixed."""
+    return shift.parts if isinstance(shift, MixedShift) else ((shift, 1.0),)
+
+
+def starts_at_images(shift: Shift) -> bool:
+    """Whether its direction starts at the generator's own images, which then have to be looked at first."""
+    return any(isinstance(part, ImageShift) for part, _ in parts_of(shift))
+
+
 # ---- several guides -----------------------------------------------------------------------------------------------
 
 
@@ -436,12 +487,12 @@ class Aim:
 
 def take_aim(
     guides: ClipGuide | Sequence[ClipGuide | tuple[ClipGuide, float]],
-    shift: TextShift | ImageShift,
+    shift: Shift,
     images: Tensor | None = None,
 ) -> tuple[Aim, ...]:
     """Direction and goal of every guide; weights are scaled to sum to 1, so that a loss means the same with any number.
 
-    images: [M, 3, H, W] of the generator before training; needed for an ImageShift, best left out for a TextShift.
+    images: [M, 3, H, W] of the generator before training; needed where style images are, best left out otherwise.
     """
     pairs = as_guides(guides)
     total = sum(weight for _, weight in pairs)

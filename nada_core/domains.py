@@ -5,7 +5,8 @@ interpolation in the appendix of StyleGAN-NADA, arXiv:2108.00946). The mapping n
 tells which generators a change fits.
 
 A file is safetensors: the changes by the parameters' names, and as metadata `kind`, `version`, `space` and, in JSON, a
-free `provenance`.
+free `provenance`. A compact one (version 2) holds NAME.left and NAME.right for kernels whose change is their product,
+and tells the shapes of such kernels as `shapes`, in JSON.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ from .files import (
     write_safetensors,
 )
 from .generators import Generator
+from .low_rank import take_apart
 
 KIND = "nada_domain"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth value to compare by
@@ -116,12 +118,17 @@ class Adapted(Protocol):
 
 
 def save_domain(
-    adapted: Domain | Adapted, path: str | Path, half: bool = False, provenance: Mapping[str, Any] | None = None
+    adapted: Domain | Adapted,
+    path: str | Path,
+    half: bool = False,
+    provenance: Mapping[str, Any] | None = None,
+    compact: bool = False,
 ) -> None:
     """Write what an adaptation changed; reading gives it back bit for bit. `path` holds all of it or what it held.
 
     adapted: a Domain, or an Adaptation. half: stored as float16, half the size, with changes rounded to three digits.
-    provenance: JSON-ready, added to what the domain itself tells.
+    provenance: JSON-ready, added to what the domain itself tells. compact: kernels that were trained in low rank are
+    stored as thin factors, which read back up to rounding; a reader of format version 1 cannot.
 
     Raises:
         ValueError: for anything without a domain, and for numbers that the file could not hold; nothing is written.
@@ -130,13 +137,36 @@ def save_domain(
     if not isinstance(domain, Domain):
         raise ValueError(f"got {type(adapted).__name__}, expected a Domain or an Adaptation; Domain.between(source, "
                          "adapted) makes one of two generators.")  # fmt: skip
-    changes = {name: change.half() if half else change for name, change in domain.changes.items()}
+    changes, shapes = _apart(domain.changes) if compact else (domain.changes, {})
+    changes = {name: change.half() if half else change for name, change in changes.items()}
     if broken := [name for name, change in changes.items() if not change.isfinite().all()]:
         raise ValueError(f"{broken[0]} and {len(broken) - 1} more hold NaN or infinity{' in float16' if half else ''}; "
                          "nothing was written. Save another domain" + (", or without half." if half else "."))
     told = {**domain.provenance, **(provenance or {})}
-    write_safetensors(path, changes, {"kind": KIND, "version": json.dumps(VERSION), "space": domain.space,
-                                      "provenance": json.dumps(told)})  # fmt: skip
+    version = {"version": "2", "shapes": json.dumps(shapes)} if shapes else {"version": "1"}
+    write_safetensors(path, changes, {"kind": KIND, **version, "space": domain.space, "provenance": json.dumps(told)})
+
+
+def _apart(changes: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
+    """Factors instead of kernels where they are thinner, and the shapes of those kernels."""
+    stored: dict[str, Tensor] = {}
+    shapes: dict[str, list[int]] = {}
+    for name, change in changes.items():
+        thin = take_apart(change) if change.ndim == 4 and change.isfinite().all() else None
+        if thin is None:
+            stored[name] = change
+            continue
+        shapes[name] = list(change.shape)
+        stored[f"{name}.left"], stored[f"{name}.right"] = thin
+    return stored, shapes
+
+
+def _together(stored: Mapping[str, Tensor], shapes: Mapping[str, list[int]]) -> dict[str, Tensor]:
+    factors = {f"{name}.{side}" for name in shapes for side in ("left", "right")}
+    changes = {name: value for name, value in stored.items() if name not in factors}
+    for name, shape in shapes.items():
+        changes[name] = (stored[f"{name}.left"] @ stored[f"{name}.right"]).view(shape)
+    return changes
 
 
 def read_domain(path: str | Path) -> Domain:
@@ -152,6 +182,7 @@ def read_domain(path: str | Path) -> Domain:
     try:
         version, space = json.loads(raw.hints["version"]), raw.hints["space"]
         provenance = dict(json.loads(raw.hints.get("provenance", "{}")))
+        shapes = dict(json.loads(raw.hints.get("shapes", "{}")))
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedCheckpointError(f"{path}: a domain whose description cannot be read ({type(error).__name__}: "
                                      f"{error}). The file was changed; copy it again.") from error
@@ -161,7 +192,12 @@ def read_domain(path: str | Path) -> Domain:
     if odd := [name for name, value in raw.tensors.items() if not value.is_floating_point()]:
         raise DamagedCheckpointError(f"{path}: {odd[0]} holds {raw.tensors[odd[0]].dtype}, which is no change of a "
                                      "weight. The file was changed; copy it again.")
-    return Domain({name: _plain(value) for name, value in raw.tensors.items()}, space, provenance)
+    try:
+        changes = _together({name: _plain(value) for name, value in raw.tensors.items()}, shapes)
+    except (KeyError, RuntimeError, TypeError) as error:
+        raise DamagedCheckpointError(f"{path}: factors of a kernel that do not fit ({type(error).__name__}: {error}). "
+                                     "The file was changed; copy it again.") from error
+    return Domain(changes, space, provenance)
 
 
 def load_domain(generator: Generator, path: str | Path, strength: float = 1.0) -> Generator:

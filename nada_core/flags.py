@@ -16,6 +16,7 @@ from .checkpoints import BUILTINS
 from .invert import PRESETS, InvertConfig
 from .layers import LayerChoice
 from .pivotal import TuneConfig
+from .recipes import RECIPES, Recipe
 from .settings import add_flags
 from .text_edit import TextEditConfig
 
@@ -33,6 +34,7 @@ class _Defaults(NamedTuple):
 
     config: AdaptConfig
     builtin: bool
+    recipe: Recipe | None = None
     invert: InvertConfig = PRESETS["default"]
     tune: TuneConfig = TuneConfig()
 
@@ -72,6 +74,7 @@ def _parser(defaults: _Defaults) -> argparse.ArgumentParser:
     _adapt_flags(_command(commands, "adapt", "move a generator into a new domain",
                           "adapt portraits --target zombie --out out",
                           "adapt ffhq.pkl --guide ViT-B-32:openai --guide ViT-B-16:openai --target zombie --out out",
+                          "adapt portraits --recipe style --target 'pencil sketch' --out out",
                           ), defaults)  # fmt: skip
 
     compare = _command(commands, "compare", "show the same latents through several generators, side by side",
@@ -204,19 +207,32 @@ def _latent_flags(parser: argparse.ArgumentParser, seeds: str, note: str = "") -
 def _adapt_flags(parser: argparse.ArgumentParser, defaults: _Defaults, required: bool = True) -> None:
     parser.add_argument("generator", metavar="GENERATOR", nargs=None if required else "?",
                         help="a generator's file, or a built-in name")  # fmt: skip
+    usual = f" (default {' and '.join(portraits.GUIDES)})" if defaults.builtin else ""
     parser.add_argument("--guide", type=_weighted, action="append", metavar="NAME[=WEIGHT]",
                         required=required and not defaults.builtin,
                         help="a built-in name, ARCHITECTURE:TAG (downloaded on first use) or ARCHITECTURE:FILE; may be "
-                             "repeated" + (" (default portraits)" if defaults.builtin else ""))  # fmt: skip
-    parser.add_argument("--source", default="photo", metavar="TEXT", help="what it makes now (default photo)")
-    parser.add_argument("--target", required=required, metavar="TEXT", help="what it shall make")
+                             "repeated" + usual)  # fmt: skip
+    source = "photo" if defaults.recipe is None or defaults.builtin else defaults.recipe.source
+    parser.add_argument("--source", default=source, metavar="TEXT", help=f"what it makes now (default {source})")
+    parser.add_argument("--target", metavar="TEXT", help="what it shall make")
+    parser.add_argument("--image", action="append", default=[], metavar="FILE",
+                        help="a picture whose look it shall take on, instead of --target or with it; up to ten")
+    parser.add_argument("--image-weight", type=float, default=0.5, metavar="X",
+                        help="share of the pictures where there is a text too (default 0.5, from 0 to 1)")
+    parser.add_argument("--recipe", choices=tuple(RECIPES), metavar="NAME",
+                        help="change the defaults below to what suits a kind of target: "
+                             + "; ".join(f"{name}, {recipe.about}" for name, recipe in RECIPES.items()))  # fmt: skip
+    parser.add_argument("--judge", metavar="NAME", help="a guide that leads nothing and chooses the step to keep, with "
+                                                        "--keep-every")  # fmt: skip
+    parser.add_argument("--identity", metavar="FILE", help="the face recogniser of --id")
     parser.add_argument("--out", required=required, metavar="PATH",
                         help="a .safetensors file, or a folder for TARGET.safetensors")  # fmt: skip
     parser.add_argument("--force", action="store_true", help="overwrite an earlier result")
     parser.add_argument("--autosave", metavar="FILE",
                         help="what a stopped run goes on from; removed with the result saved (default: beside it)")
     parser.add_argument("--resume", action="store_true", help="go on from the autosave; give all other flags as before")
-    whose = ("the built-in world's recipe" if defaults.builtin else
+    whose = (f"the recipe's for {defaults.recipe.about}" if defaults.recipe else
+             "the built-in world's recipe" if defaults.builtin else
              "the paper's, for published generators; `adapt portraits --help` shows the built-in world's")  # fmt: skip
     # An argument group takes arguments like a parser, but argparse has no public name for what both are.
     training = parser.add_argument_group("training", f"The defaults are {whose}.")
@@ -226,7 +242,7 @@ def _adapt_flags(parser: argparse.ArgumentParser, defaults: _Defaults, required:
 
 
 def _defaults_for(words: Sequence[str]) -> _Defaults:
-    """The defaults depend on the generator, so the command line is first read for its name alone."""
+    """The defaults depend on generator and recipe, so the command line is first read for these names alone."""
     paper = _Defaults(AdaptConfig(), False)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     if words[:1] == ["adapt"]:
@@ -242,9 +258,10 @@ def _defaults_for(words: Sequence[str]) -> _Defaults:
         return paper
     builtin = known.generator in BUILTINS
     if words[0] == "adapt":
-        return _Defaults(portraits.RECIPE, True) if builtin else paper
+        recipe, base = RECIPES.get(known.recipe), portraits.RECIPE if builtin else paper.config
+        return _Defaults(recipe.config(base) if recipe else base, builtin, recipe)
     preset = portraits.INVERT if builtin and known.preset == "default" else PRESETS[known.preset]
-    return _Defaults(paper.config, builtin, preset, portraits.TUNE if builtin else TuneConfig())
+    return _Defaults(paper.config, builtin, None, preset, portraits.TUNE if builtin else TuneConfig())
 
 
 def _rows(text: str) -> tuple[int, int]:

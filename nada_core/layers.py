@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .clip import Aim, ClipGuide, ImageShift, TextShift, as_guides, take_aim
+from .clip import Aim, ClipGuide, Shift, as_guides, starts_at_images, take_aim
 from .generators import Generator, Layer
+from .low_rank import factors
 from .memory import Portion
 from .settings import check, setting
 
@@ -40,6 +41,13 @@ class LayerChoice:
     )  # fmt: skip
     rgb: bool = setting(False, "all, adaptive: train the ToRGB layers too")
     noise: bool = setting(False, "train the noise strengths too")
+    train: str = setting(
+        "weights", "what of a layer is trained: weights, all of it; convolutions, kernel and bias; affines, what makes "
+        "styles of latents; offsets, one constant a style (StyleSpace), which wants ten times the learning rate or "
+        "more; low-rank, a change of the kernel of few degrees of freedom",
+        choices=("weights", "convolutions", "affines", "offsets", "low-rank"),
+    )  # fmt: skip
+    rank: int = setting(4, "low-rank: rank of the change of a kernel", low=1, high=64)
 
     def __post_init__(self) -> None:
         check(self)
@@ -139,7 +147,7 @@ def choose(
 def inspect_layers(
     generator: Generator,
     guides: ClipGuide | Sequence[ClipGuide | tuple[ClipGuide, float]],
-    shift: TextShift | ImageShift,
+    shift: Shift,
     choice: LayerChoice | None = None,
     seed: int = 0,
     label: int | None = None,
@@ -157,7 +165,7 @@ def inspect_layers(
     """
     refuse_unfit(generator, guides, label)
     choice = replace(choice or LayerChoice(), mode="adaptive")  # where all layers are trained, no row table is asked
-    start = first_look(generator, seed, label) if isinstance(shift, ImageShift) else None
+    start = first_look(generator, seed, label) if starts_at_images(shift) else None
     aims = take_aim(guides, shift, start)
     z = torch.randn(choice.batch, generator.z_dim, generator=torch.Generator().manual_seed(seed))
     moved = row_movement(choice, generator, aims, z, label).tolist()
@@ -211,10 +219,33 @@ def only_trainable(generator: Generator, names: frozenset[str]) -> Iterator[None
 
 
 def parameter_names(choice: LayerChoice, layers: Sequence[Layer]) -> frozenset[str]:
-    """The parameters to train in these layers. Noise strengths stay frozen unless asked for: trained, they become an
-    invisible texture that pleases the guide and nobody else."""
-    names = (name for layer in layers for name in layer.parameters)
-    return frozenset(name for name in names if choice.noise or not name.endswith("noise_strength"))
+    """The parameters to train in these layers, by what StyleDomain (arXiv:2212.10229, section 3) calls a
+    parameterisation. Noise strengths stay frozen unless asked for: trained, they become an invisible texture that
+    pleases the guide and nobody else."""
+    return frozenset(name for layer in layers for name in layer.parameters if _is_trained(choice, layer, name))
+
+
+def _is_trained(choice: LayerChoice, layer: Layer, name: str) -> bool:
+    affine, constant = ".affine." in name, layer.kind == "const"
+    if name.endswith("noise_strength"):
+        return choice.noise and choice.train in ("weights", "convolutions")
+    return {
+        "weights": True,
+        "convolutions": not affine and not constant,
+        "affines": affine,
+        # An offset of the style (StyleDomain's S space) is an offset of its bias: the affine adds nothing after it.
+        "offsets": affine and name.endswith(".bias"),
+        "low-rank": not affine and not constant and name.endswith(".weight"),
+    }[choice.train]
+
+
+def count_trained(choice: LayerChoice, generator: Generator) -> int:
+    """How many numbers this choice may train in all; a float32 of each is what a change takes to store."""
+    names = parameter_names(choice, candidates(choice, generator))
+    weights = [weight for name, weight in generator.named_parameters() if name in names]
+    if choice.train != "low-rank":
+        return sum(weight.numel() for weight in weights)
+    return sum(part.numel() for part in factors({str(i): w for i, w in enumerate(weights)}, choice.rank, 0).values())
 
 
 def _row_table(choice: LayerChoice, generator: Generator) -> dict[int, Layer]:

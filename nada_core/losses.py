@@ -53,11 +53,37 @@ def angle_loss(views: Views) -> Tensor:
     return change.triu(1).square().sum() * (2 / (count * (count - 1)))
 
 
+def relation_loss(views: Views) -> Tensor:
+    """Batch relations (SVL, arXiv:2308.10554, from Ojha et al., arXiv:2104.06820, eq. 1): KL divergence of how alike an
+    image is to its neighbours, before and after; 0 and up. Small: the paper weighs it 100. 0 for a single image."""
+    before, after = ((e @ e.mT).log_softmax(-1) for e in (views.before, views.after))
+    return F.kl_div(after, before, reduction="batchmean", log_target=True)
+
+
+def mean_offset_loss(views: Views) -> Tensor:
+    """1 - cosine between the mean edit of all images and the text's (SVL, arXiv:2308.10554, the first part of L_dm):
+    unlike direction it leaves every image its own way; 0..2."""
+    edit = (views.after - views.before).mean(0)
+    return 1 - (edit * views.direction[0]).sum() / edit.norm().clamp(min=SHORTEST_EDIT)
+
+
+def covariance_loss(views: Views) -> Tensor:
+    """How much the edits of the images differ (SVL, arXiv:2308.10554, the second part of L_dm): the Frobenius norm of
+    their covariance; 0 and up. The paper subtracts the covariance of learnt variations of the text; a single text has
+    none. Where all edits are equal, images keep their differences. Small: the paper weighs it 1000."""
+    edit = views.after - views.before
+    centred = edit - edit.mean(0)
+    return (centred @ centred.mT).norm() / len(edit)  # the N x N product has the norm of the D x D one
+
+
 #: Name to term; the names are what `AdaptConfig.terms` weighs.
 TERMS: dict[str, Callable[[Views], Tensor]] = {
     "direction": direction_loss,
     "global": global_loss,
     "angle": angle_loss,
+    "relation": relation_loss,
+    "mean_offset": mean_offset_loss,
+    "covariance": covariance_loss,
 }
 
 
@@ -85,19 +111,34 @@ def objective(
     return loss, values
 
 
-def shared_views(count: int, size: int, rng: torch.Generator, reach: float = 0.06) -> Callable[[Tensor], Tensor]:
+_STILL = torch.eye(2, 3)[None]  # the view of a picture as it is
+
+
+def shared_views(
+    count: int, size: int, rng: torch.Generator, reach: float = 0.06, mirror: bool = False, patches: int = 0
+) -> Callable[[Tensor], Tensor]:
     """Draw `count` small random moves (shift and zoom up to `reach` of the image) to apply alike to several batches.
 
-    The returned function maps images [N, 3, H, W] to [count N, 3, H, W]. A guide that must be pleased under any small
-    move is harder to please by a pattern nobody sees. With count 0 it returns the images as they are.
+    The returned function maps images [N, 3, H, W] to [V N, 3, H, W]. A guide that must be pleased under any small move
+    is harder to please by a pattern nobody sees. With `mirror` every second one is mirrored, too: one ear does not make
+    an elf. `patches` more show a quarter of the picture each, somewhere, so that a texture is right close by, too (the
+    patch direction in the code of StyleGAN-NADA); where count is 0, the images themselves come first. Without moves and
+    patches it returns the images as they are.
     """
-    if count == 0:
+    if count + patches == 0:
         return lambda images: images
     drawn = torch.rand(count, 3, generator=rng) * 2 - 1
     theta = torch.zeros(count, 2, 3)
     theta[:, 0, 0] = theta[:, 1, 1] = 1 + reach * drawn[:, 2]
     theta[:, :, 2] = 2 * reach * drawn[:, :2]
-    grids = F.affine_grid(theta, [count, 3, size, size], align_corners=False)
+    if mirror:
+        theta[1::2, 0, 0] *= -1
+    if patches:
+        near = torch.zeros(patches, 2, 3)
+        near[:, 0, 0] = near[:, 1, 1] = 0.5
+        near[:, :, 2] = torch.rand(patches, 2, generator=rng) - 0.5
+        theta = torch.cat([theta if count else _STILL, near])
+    grids = F.affine_grid(theta, [len(theta), 3, size, size], align_corners=False)
 
     def move(images: Tensor) -> Tensor:
         moved = [

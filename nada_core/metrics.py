@@ -1,7 +1,9 @@
-"""Three figures of an adaptation as a guide sees it; quality and diversity as in HyperDomainNet (arXiv:2210.08884).
+"""Figures of an adaptation: three as a guide sees it, with quality and diversity as in HyperDomainNet
+(arXiv:2210.08884), and one of the pictures themselves.
 
-All work on unit embeddings that `embed` makes once. Levels depend on the guide, so compare figures of one guide only,
-and let the guide that judges be another than the one that led: a run may flatter the guide it was trained with.
+Those of a guide work on unit embeddings that `embed` makes once. Levels depend on the guide, so compare figures of one
+guide only, and let the guide that judges be another than the one that led: a run may flatter the guide it was trained
+with.
 
 Letters: N images, K phrases, D embedding.
 """
@@ -53,6 +55,22 @@ def diversity(images: Tensor) -> float:
         raise ValueError("Got one image, expected at least two; diversity is a matter of pairs.")
     cosines = images @ images.mT
     return float(1 - (cosines.sum() - cosines.trace()) / (count * (count - 1)))
+
+
+def structure(before: Tensor, after: Tensor) -> float:
+    """How much of the pictures' outlines [N, 3, H, W] stayed where it was: twice the overlap of their edges over both
+    together, 0..1 (the structural consistency score of RSSA and IPL, with slopes of brightness for its edge net)."""
+    if before.shape != after.shape or before.ndim != 4 or not len(before):
+        shapes = f"{list(before.shape)} before and {list(after.shape)} after"
+        raise ValueError(f"Got pictures of shape {shapes}, expected pairs [N, 3, H, W] of equal latents.")
+    s, t = _edges(before), _edges(after)
+    both = s.square().sum((1, 2)) + t.square().sum((1, 2))
+    return float((2 * (s * t).sum((1, 2)) / both.clamp(min=1e-12)).mean())
+
+
+def _edges(images: Tensor) -> Tensor:
+    grey = images.float().mean(1)
+    return torch.hypot(grey[:, 1:, 1:] - grey[:, 1:, :-1], grey[:, 1:, 1:] - grey[:, :-1, 1:])
 
 
 def _expect(embeddings: Tensor) -> None:

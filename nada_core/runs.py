@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from .files import CheckpointError, read_checkpoint, write_safetensors
 
 @dataclass(frozen=True)
 class RunState:
-    """Everything the next step depends on. weights and average: name -> tensor; moments: name -> moment -> tensor."""
+    """Everything the next step depends on. weights, average and best (the candidate to be returned so far): name ->
+    tensor; moments: name -> moment -> tensor."""
 
     index: int
     weights: dict[str, Tensor]
@@ -29,6 +30,7 @@ class RunState:
     rng: Tensor
     chosen: tuple[str, ...]
     history: list[dict[str, Any]]
+    best: dict[str, Tensor] = field(default_factory=dict)
 
 
 def fingerprint(tensors: Mapping[str, Tensor], told: Mapping[str, Any]) -> str:
@@ -45,6 +47,7 @@ def save_run(path: str | Path, state: RunState, identity: str) -> None:
     tensors = {"rng": state.rng}
     tensors |= {f"weights.{name}": tensor for name, tensor in state.weights.items()}
     tensors |= {f"average.{name}": tensor for name, tensor in state.average.items()}
+    tensors |= {f"best.{name}": tensor for name, tensor in state.best.items()}
     for name, moments in state.moments.items():
         tensors |= {f"optimizer.{moment}.{name}": tensor for moment, tensor in moments.items()}
     told = {"index": state.index, "chosen": state.chosen, "history": state.history}
@@ -65,7 +68,7 @@ def load_run(path: str | Path, identity: str) -> RunState:
             f"{path} belongs to another run: its generator, guides, texts or settings differ from these. Start it with "
             "the ones it was made with, or choose another autosave file."
         )
-    groups: dict[str, dict[str, Tensor]] = {"weights": {}, "average": {}}
+    groups: dict[str, dict[str, Tensor]] = {"weights": {}, "average": {}, "best": {}}
     moments: dict[str, dict[str, Tensor]] = {}
     for key, tensor in raw.tensors.items():
         role, _, name = key.partition(".")
@@ -81,4 +84,4 @@ def load_run(path: str | Path, identity: str) -> RunState:
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path} is an autosave that was tampered with ({type(error).__name__}: {error}). "
                               "Remove it and start anew.") from error
-    return RunState(index, groups["weights"], groups["average"], moments, rng, chosen, history)
+    return RunState(index, groups["weights"], groups["average"], moments, rng, chosen, history, groups["best"])

@@ -1,7 +1,7 @@
 """The nodes, and the extension that hands them to ComfyUI."""
 
 from ._host import ComfyExtension, io
-from .adapt import AdaptGenerator, PlotTraining
+from .adapt import AdaptGenerator, ChooseRecipe, PlotTraining
 from .editing import EditByText, EditLatents, FindDirections
 from .encode import EncodeImage, LoadEncoder
 from .latents import Compare, InterpolateLatents, MixLatents, Render, SampleLatents
@@ -10,13 +10,14 @@ from .load import CombineGuides, LoadGenerator, LoadGuide, LoadLikeness
 from .photos import AlignFace, DrawPortrait, InvertImage, PivotalTuning
 from .save import ApplyDomain, LoadDomain, SaveDomain, SaveGenerator
 from .shelf import LoadDirections, LoadLatents, SaveDirections, SaveLatents
-from .shift import ShiftFromImages, ShiftFromText
+from .shift import CheckPrompts, MixShifts, ShiftFromImages, ShiftFromText
 
 NODES: list[type[io.ComfyNode]] = [
     LoadGenerator, LoadGuide, CombineGuides, ShiftFromText, ShiftFromImages, ChooseLayers, InspectLayers,
     AdaptGenerator, PlotTraining, SampleLatents, MixLatents, InterpolateLatents, Render, Compare, SaveGenerator,
     SaveDomain, LoadDomain, ApplyDomain, AlignFace, DrawPortrait, LoadLikeness, InvertImage, PivotalTuning, LoadEncoder,
     EncodeImage, FindDirections, EditLatents, EditByText, SaveLatents, LoadLatents, SaveDirections, LoadDirections,
+    ChooseRecipe, MixShifts, CheckPrompts,
 ]  # fmt: skip
 
 

@@ -204,10 +204,15 @@ def _stoppable() -> Iterator[None]:
 
 
 @contextmanager
-def for_training(generator: Any, guides: Weighed) -> Iterator[tuple[Any, Weighed]]:
-    """Lend a generator and its weighed guides together, with all the memory ComfyUI can give."""
-    with on_device(generator, *(guide for guide, _ in guides), need=1 << 60) as (lent, *encoders):
-        yield lent, tuple((encoder, weight) for encoder, (_, weight) in zip(encoders, guides, strict=True))
+def for_training(generator: Any, guides: Weighed = (), *others: Any) -> Iterator[tuple[Any, ...]]:
+    """Lend a generator, its weighed guides and whatever others look on, with all the memory ComfyUI can give: the
+    generator, the guides, and the others in their places. None stays None."""
+    nets = [*(guide for guide, _ in guides), *others]
+    with on_device(generator, *(net for net in nets if net is not None), need=1 << 60) as (lent, *rest):
+        found = iter(rest)
+        copies = [None if net is None else next(found) for net in nets]
+        weighed = tuple((encoder, weight) for encoder, (_, weight) in zip(copies, guides, strict=False))
+        yield lent, weighed, *copies[len(guides) :]
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:

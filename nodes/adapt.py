@@ -21,14 +21,17 @@ from ..nada_core import (
     render,
     sample,
 )
+from ..nada_core.recipes import RECIPES, Recipe
 from ._host import for_training, io, normal_mode, to_image, watch
-from ._types import ROOT, DomainType, GeneratorType, GuideType, LayersType, ShiftType
+from ._types import ROOT, DomainType, GeneratorType, GuideType, LayersType, LikenessType, RecipeType, ShiftType
 from ._widgets import settings, widgets
 
 #: The widgets of Adapt Generator in their order; new ones go to the end.
 CONFIG = ("steps", "batch", "lr", "seed", "terms.direction", "terms.global", "terms.angle", "views", "psi", "noise",
-          "schedule", "label", "warmup", "beta1", "beta2", "clip", "ema", "chunk")  # fmt: skip
-RARE = ("label", "warmup", "beta1", "beta2", "clip", "ema", "chunk")
+          "schedule", "label", "warmup", "beta1", "beta2", "clip", "ema", "chunk", "terms.relation",
+          "terms.mean_offset", "terms.covariance", "mirror", "patches", "anchor", "fisher", "lpips", "id", "keep_every",
+          "patience")  # fmt: skip
+RARE = CONFIG[11:]
 SHOWN = 4  # latents in the live preview
 
 
@@ -50,6 +53,15 @@ class AdaptGenerator(io.ComfyNode):
                 ShiftType.Input("shift", tooltip="Where to go."),
                 LayersType.Input("layers", optional=True, tooltip="Which layers learn; without it, all of them."),
                 *widgets(AdaptConfig, CONFIG, advanced=RARE),
+                GuideType.Input("judge", optional=True,
+                                tooltip="A guide that is not among those that lead. With keep_every it looks on and "
+                                        "chooses which step's generator comes out."),
+                RecipeType.Input("recipe", optional=True,
+                                 tooltip="From Choose Recipe: it changes what the widgets and the layers say, steps "
+                                         "and learning rate in proportion."),
+                LikenessType.Input("likeness", optional=True,
+                                   tooltip="From Load Likeness: what the lpips and id terms see with, which keep "
+                                           "pictures near what they were."),
             ],
             outputs=[
                 GeneratorType.Output("generator", display_name="adapted",
@@ -58,18 +70,23 @@ class AdaptGenerator(io.ComfyNode):
                                   tooltip="What the training changed, to be saved, or applied with a strength."),
                 io.LossMap.Output("training", display_name="training",
                                   tooltip="The losses of every step and the layers it trained, for Plot Training."),
+                io.String.Output("chosen_because", display_name="chosen because",
+                                 tooltip="Why the judge chose the step it chose; empty without one."),
             ],
         )  # fmt: skip
 
     @classmethod
     @normal_mode()
-    def execute(cls, generator: Any, guide: tuple, shift: Any, layers: Any = None, **values: Any) -> Any:
+    def execute(cls, generator: Any, guide: tuple, shift: Any, layers: Any = None, judge: tuple = ((None, 1.0),),
+                recipe: Recipe | None = None, likeness: tuple = (None, None), **values: Any) -> Any:  # fmt: skip
         config = settings(AdaptConfig, CONFIG, values, layers=layers or LayerChoice())
-        with for_training(generator, guide) as (source, guides):
+        config = recipe.config(config) if recipe else config
+        with for_training(generator, guide, judge[0][0], *likeness) as (source, guides, *seers):
             tick, look = watch(config.steps), _before_and_now(source, config.label)
-            result = adapt(source, guides, shift, config, lambda step: tick(step.index + 1, lambda: look(step)))
+            result = adapt(source, guides, shift, config, lambda step: tick(step.index + 1, lambda: look(step)), None,
+                           False, *seers)  # fmt: skip
             adapted = result.generator.cpu()
-        return io.NodeOutput(adapted, result.domain, _training(result))
+        return io.NodeOutput(adapted, result.domain, _training(result), result.chosen_because)
 
 
 def _before_and_now(source: Generator, label: int | None) -> Callable[[Step], Tensor]:
@@ -87,6 +104,32 @@ def _training(result: Adaptation) -> dict[str, Any]:
         curves |= {term: [step["terms"][term] for step in history] for term in result.config.terms}
     layers = result.generator.layers()
     return {**curves, "layers": {one.name: [float(one.name in step["layers"]) for step in history] for one in layers}}
+
+
+class ChooseRecipe(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> Any:
+        told = "; ".join(f"{name}: {recipe.about}" for name, recipe in RECIPES.items())
+        return io.Schema(
+            node_id="StyleGANNADA_ChooseRecipe",
+            display_name="Choose Recipe",
+            category=f"{ROOT}/train",
+            description="Settings by kind of target, put together from what was published; not measured here on "
+                        "published generators. They change those of Adapt Generator, steps and learning rate in "
+                        "proportion.",
+            search_aliases=["preset", "settings", "style", "creature", "character"],
+            inputs=[io.Combo.Input("recipe", options=list(RECIPES), default=next(iter(RECIPES)), tooltip=f"{told}.")],
+            outputs=[
+                RecipeType.Output("recipe", display_name="recipe", tooltip="For Adapt Generator."),
+                io.String.Output("advice", display_name="advice", tooltip="Words that work, and what to watch."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, recipe: str) -> Any:
+        chosen = RECIPES[recipe]
+        words = f"{chosen.source} to {', '.join(chosen.targets) or 'pictures'}"
+        return io.NodeOutput(chosen, f"{words}\n{chosen.advice}\nGuides: {', '.join(chosen.guides)}")
 
 
 class PlotTraining(io.ComfyNode):

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..nada_core import Directions, Latents, TextEditConfig, edit, edit_by_text, grid, principal, sefa
 from ..nada_core.directions import chosen
-from ._host import io, normal_mode, on_device, watch
+from ._host import for_training, io, normal_mode, watch
 from ._types import ROOT, DirectionsType, GeneratorType, GuideType, LatentsType, LikenessType, ShiftType
 from ._widgets import settings, widgets
 
@@ -108,10 +108,8 @@ class EditByText(io.ComfyNode):
     def execute(cls, generator: Any, latents: Latents, guide: tuple, shift: Any, likeness: tuple = (None, None),
                 **values: Any) -> Any:  # fmt: skip
         config, tick = settings(TextEditConfig, TEXT_EDIT, values), watch(values["steps"])
-        encoders, eyes = [encoder for encoder, _ in guide], [net for net in likeness[1:] if net is not None]
-        with on_device(generator, *encoders, *eyes, need=1 << 60) as (source, *lent):
-            guides = [(one, weight) for one, (_, weight) in zip(lent, guide, strict=False)]
-            edited = edit_by_text(source, latents, guides, shift, config, next(iter(lent[len(guides):]), None),
+        with for_training(generator, guide, likeness[1]) as (source, guides, identity):
+            edited = edit_by_text(source, latents, guides, shift, config, identity,
                                   lambda step: tick(step.index + 1, lambda: grid(step.images())))  # fmt: skip
         return io.NodeOutput(edited)
 

@@ -11,7 +11,8 @@ from ._types import ROOT, GeneratorType, GuideType, LayersType, ShiftType
 from ._widgets import class_of, label_input, seed_input, settings, widgets
 
 #: The widgets of Choose Layers in their order; new ones go to the end.
-CHOICE = ("mode", "count", "names", "steps", "batch", "chunk", "every", "rate", "mapping", "rgb", "noise")
+CHOICE = ("mode", "count", "names", "steps", "batch", "chunk", "every", "rate", "mapping", "rgb", "noise",
+          "train", "rank")  # fmt: skip
 RARE = ("steps", "batch", "chunk", "rate", "mapping", "noise")
 
 

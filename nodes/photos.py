@@ -22,7 +22,7 @@ from ..nada_core import (
     wording,
 )
 from ..nada_core.images import square
-from ._host import from_image, io, normal_mode, on_device, to_image, watch
+from ._host import for_training, from_image, io, normal_mode, to_image, watch
 from ._types import ROOT, DomainType, GeneratorType, LatentsType, LikenessType
 from ._widgets import seed_input, settings, widgets
 
@@ -134,9 +134,9 @@ class InvertImage(io.ComfyNode):
                 **values: Any) -> Any:  # fmt: skip
         config, pictures = settings(InvertConfig, INVERT, values), from_image(image, _CHANNELS)
         tick = watch(len(pictures) * config.steps)
-        with _lent(generator, likeness) as (source, *eyes):
-            result = invert(source, pictures, config, *_both(likeness, eyes), start, _watched(tick, "done"))
-            told = wording.closeness(result.images, result.targets, _both(likeness, eyes)[0], result.steps)
+        with for_training(generator, (), *likeness) as (source, _, *eyes):
+            result = invert(source, pictures, config, *eyes, start, _watched(tick, "done"))
+            told = wording.closeness(result.images, result.targets, eyes[0], result.steps)
         return io.NodeOutput(result.latents, to_image(result.images), told)
 
 
@@ -172,23 +172,11 @@ class PivotalTuning(io.ComfyNode):
                 **values: Any) -> Any:  # fmt: skip
         config = settings(TuneConfig, TUNE, values)
         tick = watch(config.steps)
-        with _lent(generator, likeness) as (source, *eyes):
-            seen = _both(likeness, eyes)
-            result = tune(source, from_image(image, _CHANNELS), latents, config, *seen, _watched(tick, "index"))
-            told = wording.closeness(result.images, result.targets, seen[0])
+        with for_training(generator, (), *likeness) as (source, _, *eyes):
+            result = tune(source, from_image(image, _CHANNELS), latents, config, *eyes, _watched(tick, "index"))
+            told = wording.closeness(result.images, result.targets, eyes[0])
             tuned = result.generator.cpu()
         return io.NodeOutput(tuned, result.domain, to_image(result.images), told)
-
-
-def _lent(generator: Any, likeness: tuple) -> Any:
-    """The generator and what networks there are, on the device, with all the memory ComfyUI can give."""
-    return on_device(generator, *(net for net in likeness if net is not None), need=1 << 60)
-
-
-def _both(likeness: tuple, lent: list[Any]) -> list[Any]:
-    """The lent networks in the places of the given ones; None where there was none."""
-    rest = iter(lent)
-    return [None if net is None else next(rest) for net in likeness]
 
 
 def _watched(tick: Callable[..., None], count: str) -> Callable[[Any], None]:

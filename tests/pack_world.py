@@ -26,7 +26,8 @@ CONTRACT = {
     "ShiftFromImages": ("direction", ["images"], [("shift", "NADA_SHIFT")]),
     "ChooseLayers": (
         "train",
-        ["mode", "count", "names", "steps", "batch", "chunk", "every", "rate", "mapping", "rgb", "noise"],
+        ["mode", "count", "names", "steps", "batch", "chunk", "every", "rate", "mapping", "rgb", "noise", "train",
+         "rank"],
         [("layers", "NADA_LAYERS")],
     ),
     "InspectLayers": (
@@ -38,8 +39,10 @@ CONTRACT = {
         "train",
         ["generator", "guide", "shift", "layers", "steps", "batch", "lr", "seed", "direction_loss", "global_loss",
          "angle_loss", "views", "psi", "noise", "schedule", "label", "warmup", "beta1", "beta2", "clip", "ema",
-         "chunk"],
-        [("generator", "NADA_GENERATOR"), ("domain", "NADA_DOMAIN"), ("training", "LOSS_MAP")],
+         "chunk", "relation_loss", "mean_offset_loss", "covariance_loss", "mirror", "patches", "anchor", "fisher",
+         "lpips", "id", "keep_every", "patience", "judge", "recipe", "likeness"],
+        [("generator", "NADA_GENERATOR"), ("domain", "NADA_DOMAIN"), ("training", "LOSS_MAP"),
+         ("chosen_because", "STRING")],
     ),
     "PlotTraining": ("train", ["training", "smoothing"], [("plot", "IMAGE")]),
     "SampleLatents": (
@@ -100,6 +103,9 @@ CONTRACT = {
     "SaveLatents": ("save", ["latents", "filename_prefix"], [("path", "STRING")]),
     "LoadLatents": ("load", ["generator", "file"], [("latents", "NADA_LATENTS")]),
     "SaveDirections": ("save", ["directions", "filename_prefix"], [("path", "STRING")]),
+    "ChooseRecipe": ("train", ["recipe"], [("recipe", "NADA_RECIPE"), ("advice", "STRING")]),
+    "MixShifts": ("direction", ["first", "second", "share"], [("shift", "NADA_SHIFT")]),
+    "CheckPrompts": ("direction", ["guide", "shift"], [("doubts", "STRING")]),
     "LoadDirections": ("load", ["generator", "file"], [("directions", "NADA_DIRECTIONS"), ("names", "STRING")]),
 }  # fmt: skip
 

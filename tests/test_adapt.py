@@ -17,10 +17,11 @@ from tiny import Encoder, changed, copied, generator, guide, rng
 from torch import Tensor
 
 from nada_core.adapt import Adaptation, AdaptConfig, Step, adapt
-from nada_core.clip import ImageShift, TextShift
+from nada_core.clip import ImageShift, MixedShift, TextShift
 from nada_core.files import CheckpointError, read_metadata
 from nada_core.generators import Generator, StyleGAN2
 from nada_core.layers import LayerChoice
+from nada_core.low_rank import factors
 from nada_core.prompts import TEMPLATES
 
 SHIFT = TextShift("photo", "sketch", ("a {} of a face", "the {}"))
@@ -124,6 +125,69 @@ def test_all_trains_the_synthesis_and_what_was_asked_for(rgb: bool, noise: bool)
                      and (noise or not name.endswith("noise_strength"))}  # fmt: skip
 
 
+ENDS = {"weights": ("weight", "bias", "const"), "convolutions": (".weight", ".bias"),
+        "affines": (".affine.weight", ".affine.bias"), "offsets": (".affine.bias",), "low-rank": (".weight",)}
+
+
+@pytest.mark.parametrize("layers", [LayerChoice(rgb=True), replace(ADAPTIVE, every=1, rgb=True)])
+@pytest.mark.parametrize("train", ENDS)
+def test_of_a_layer_is_trained_what_was_asked_for(layers: LayerChoice, train: str) -> None:
+    made = generator()
+    result = adapt(made, guide(), SHIFT, settings(steps=8, lr=0.1, layers=replace(layers, train=train)))
+    moved = changed(made.state_dict(), result.generator.state_dict())
+    may = {name for layer in made.layers() for name in layer.parameters if name.endswith(ENDS[train])
+           and (train in ("weights", "affines", "offsets") or "affine" not in name)}  # fmt: skip
+    assert moved and moved <= may and (layers.mode == "adaptive" or moved == may)
+    assert moved == result.domain.changes.keys()
+
+
+@pytest.mark.parametrize("train", ENDS)
+def test_no_change_is_the_source_bit_for_bit(train: str) -> None:
+    made = generator()
+    result = adapt(made, guide(), SHIFT, settings(steps=1, warmup=10_000, lr=1e-7, beta2=0.9,
+                                                  layers=LayerChoice(train=train), terms={"angle": 1.0}))  # fmt: skip
+    assert not changed(made.state_dict(), result.generator.state_dict())  # angles of equal images have no slope
+
+
+def test_an_offset_of_all_styles_is_an_offset_of_the_bias() -> None:
+    """Why training the biases of the affines is training in StyleSpace, exactly."""
+    made = generator()
+    conv = made.get_submodule("synthesis.b8.conv1")
+    offset, w = torch.randn(conv.affine.bias.shape, generator=rng()), torch.randn(3, 5, generator=rng(1))
+    wanted = conv.affine(w) + offset
+    with torch.no_grad():
+        conv.affine.bias.add_(offset)
+    torch.testing.assert_close(conv.affine(w), wanted)
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_low_rank_changes_have_low_rank(rank: int) -> None:
+    result = adapt(generator(), guide(), SHIFT, settings(layers=LayerChoice(train="low-rank", rank=rank), ema=0.5))
+    assert len(result.domain.changes) == 5
+    for change in result.domain.changes.values():
+        assert torch.linalg.matrix_rank(change.flatten(1), rtol=1e-4) == min(rank, len(change))
+
+
+def test_low_rank_steps_follow_the_chain_rule() -> None:
+    made, seen = generator(), []
+    layers = LayerChoice(mode="named", names=("b8.conv1",), train="low-rank", rank=2)
+    config = settings(steps=1, lr=0.05, warmup=0, beta1=0.0, beta2=0.0, clip=1e6, layers=layers)
+    adapt(made, guide(), SHIFT, config, lambda step: seen.append(step.generator))
+    name = "synthesis.b8.conv1.weight"
+    change = seen[0].get_parameter(name) - made.get_parameter(name)
+    right = factors({name: made.get_parameter(name)}, 2, config.seed)[f"{name}.right"]
+    left = torch.linalg.lstsq(right.T, change.flatten(1).detach().T).solution.T
+    torch.testing.assert_close(left @ right, change.flatten(1).detach(), atol=1e-6, rtol=1e-4)
+    # Without memory Adam moves every number by the learning rate, in the direction its gradient says.
+    torch.testing.assert_close(left.abs(), torch.full_like(left, 0.05), atol=1e-4, rtol=1e-3)
+
+
+def test_layers_without_anything_to_train_are_refused() -> None:
+    layers = LayerChoice(mode="named", names=("b4.const",), train="offsets")
+    with pytest.raises(ValueError, match=r"'offsets', of which b4\.const has nothing; name other layers"):
+        adapt(generator(), guide(), SHIFT, settings(layers=layers))
+
+
 def test_named_trains_the_named() -> None:
     made = generator()
     result = adapt(made, guide(), SHIFT, settings(layers=LayerChoice(mode="named", names=("b8.conv1", "b4.torgb"))))
@@ -173,9 +237,11 @@ def test_the_first_steps_are_finite_even_for_one_latent(noise: str) -> None:
     assert all(record["terms"]["angle"] == 0.0 for record in result.history)
 
 
-def test_the_loss_goes_down() -> None:
-    losses = [record["loss"] for record in adapt(generator(), guide(), SHIFT, settings(steps=60)).history]
-    assert sum(losses[-10:]) / 10 < 0.6 * losses[0]
+@pytest.mark.parametrize("train", ENDS)
+def test_the_loss_goes_down(train: str) -> None:
+    config = settings(steps=60, layers=LayerChoice(train=train), lr=0.1 if train == "offsets" else 0.02)
+    losses = [record["loss"] for record in adapt(generator(), guide(), SHIFT, config).history]
+    assert sum(losses[-10:]) / 10 < (0.7 if train in ("affines", "offsets") else 0.6) * losses[0]
 
 
 def test_steps_and_history_tell_the_same() -> None:
@@ -235,12 +301,17 @@ def test_the_average_is_returned_and_remembers_little_at_first(tmp_path: Path) -
 
 @pytest.mark.parametrize("change", [
     {"views": 2}, {"terms": {"direction": 1.0, "global": 1.0}}, {"psi": 0.5}, {"noise": "none"}, {"batch": 3},
-    {"lr": 0.01}, {"beta1": 0.5}, {"beta2": 0.9}, {"schedule": "cosine"}, {"warmup": 0}, {"ema": 0.5},
+    {"lr": 0.01}, {"beta1": 0.5}, {"beta2": 0.9}, {"schedule": "cosine"}, {"warmup": 0}, {"ema": 0.5}, {"patches": 1},
 ])  # fmt: skip
 def test_every_setting_reaches_the_weights(change: dict[str, Any]) -> None:
     plain, other = (adapt(generator(), guide(), SHIFT, settings(**given)).generator for given in ({}, change))
     assert changed(plain.state_dict(), other.state_dict())
     assert all(value.isfinite().all() for value in other.state_dict().values())
+
+
+def test_views_are_mirrored_if_asked_for() -> None:
+    plain, other = (adapt(generator(), guide(), SHIFT, settings(views=2, mirror=m)).generator for m in (False, True))
+    assert changed(plain.state_dict(), other.state_dict())
 
 
 def test_guides_weigh_what_they_are_given() -> None:
@@ -263,6 +334,42 @@ def test_style_images_are_approached() -> None:
         ws = made.map(torch.randn(16, 6, generator=rng(5)))
         near = [(eye.encode_images(g.synthesize(ws)) @ shift.goal(eye).mT).mean().item() for g in (made, adapted)]
     assert near[1] > near[0] + 0.2
+
+
+# ---- what pictures keep -------------------------------------------------------------------------------------------
+
+
+class Small:
+    """What LPIPS is asked for: rows of features whose squared distance means something."""
+
+    def features(self, images: Tensor) -> Tensor:
+        return torch.nn.functional.avg_pool2d(images, 4).flatten(1)
+
+
+def recognise(images: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(images.mean((2, 3)), dim=-1)
+
+
+@pytest.mark.parametrize("chunk", [0, 1])
+@pytest.mark.parametrize("kept", [{"lpips": 5.0}, {"id": 5.0}, {"lpips": 1.0, "id": 5.0}])
+def test_pictures_stay_near_what_they_were(kept: dict[str, float], chunk: int) -> None:
+    config, made = settings(steps=20, batch=3, chunk=chunk), generator()
+    networks: dict[str, Any] = {"perceptual": Small(), "identity": recognise}
+    free, held = adapt(made, guide(), SHIFT, config), adapt(made, guide(), SHIFT, replace(config, **kept), **networks)
+    ws = made.map(torch.randn(16, 6, generator=rng(5)))
+    for name, see in (("lpips", Small().features), ("id", recognise)):
+        if name in kept:
+            before, without, with_ = (see(g.synthesize(ws)) for g in (made, free.generator, held.generator))
+            assert (with_ - before).square().sum() < 0.7 * (without - before).square().sum()
+    first, last = held.history[0]["terms"], held.history[-1]
+    assert all(first[name] == pytest.approx(0.0, abs=1e-6) for name in kept)
+    assert last["loss"] == pytest.approx(
+        last["terms"]["direction"] + sum(weight * last["terms"][name] for name, weight in kept.items()), rel=1e-5)
+
+
+def test_what_keeps_pictures_needs_its_network() -> None:
+    with pytest.raises(ValueError, match=r"id term weighs 1, .*load_identity"):
+        adapt(generator(), guide(), SHIFT, settings(id=1.0), perceptual=Small())
 
 
 # ---- the domain ---------------------------------------------------------------------------------------------------
@@ -291,6 +398,20 @@ def test_the_domain_is_what_the_run_changed() -> None:
 def test_a_domain_of_style_images_tells_how_many() -> None:
     style = torch.rand(2, 3, 16, 16, generator=rng())
     assert adapt(generator(), guide(), ImageShift(style), settings()).domain.provenance["images"] == 2
+
+
+def test_words_and_images_are_mixed(tmp_path: Path) -> None:
+    style = torch.rand(2, 3, 16, 16, generator=rng())
+    mixed, path = MixedShift((SHIFT, ImageShift(style)), (3.0, 1.0)), tmp_path / "run.safetensors"
+    result = adapt(generator(), guide(), mixed, settings(), autosave=path)
+    told = json.loads(json.dumps(result.domain.provenance))["mixed"]
+    assert told[0]["prompts"]["target"] == "sketch" and told[1] == {"images": 2, "weight": 0.25}
+    for shift in (SHIFT, ImageShift(style)):
+        assert changed(adapt(generator(), guide(), shift, settings()).generator.state_dict(),
+                       result.generator.state_dict())  # fmt: skip
+    with pytest.raises(CheckpointError, match="belongs to another run"):
+        adapt(generator(), guide(), replace(mixed, weights=(1.0, 1.0)), settings(), autosave=path, resume=True)
+    assert adapt(generator(), guide(), replace(mixed, weights=(6.0, 2.0)), settings(), autosave=path, resume=True)
 
 
 def test_a_domain_tells_templates_that_are_not_the_usual_ones() -> None:
@@ -505,7 +626,9 @@ def test_an_autosave_without_a_place_is_refused_before_the_work(tmp_path: Path) 
     {"noise": "random", "ema": 0.9, "views": 2, "layers": ADAPTIVE},
     {"noise": "const", "beta1": 0.5, "layers": replace(ADAPTIVE, every=1, rgb=True, noise=True)},
     {"noise": "none", "layers": LayerChoice(mode="named", names=("b8.conv0", "b16.torgb"))},
-], ids=["all", "adaptive", "adaptive-rgb", "named"])  # fmt: skip
+    {"layers": replace(ADAPTIVE, train="offsets"), "ema": 0.5},
+    {"layers": replace(ADAPTIVE, train="low-rank", rank=2), "ema": 0.5},
+], ids=["all", "adaptive", "adaptive-rgb", "named", "offsets", "low-rank"])  # fmt: skip
 def test_a_killed_run_goes_on_to_exactly_the_same_weights(tmp_path: Path, change: dict[str, Any]) -> None:
     config, path = settings(steps=10, autosave_every=4, lr=0.1, **change), tmp_path / "run.safetensors"
     whole = adapt(generator(), guide(), SHIFT, config)

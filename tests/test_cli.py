@@ -41,6 +41,7 @@ from nada_core.generators import StyleGAN2
 from nada_core.images import to_pil
 from nada_core.invert import PRESETS
 from nada_core.portraits.content import Content
+from nada_core.recipes import RECIPES
 
 CLIP = {
     "embed_dim": 16,
@@ -51,7 +52,7 @@ CLIP = {
 
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """a and b.safetensors, equal but for the synthesis; other.safetensors; a guide under the built-in name."""
+    """a and b.safetensors, equal but for the synthesis; other.safetensors; two guides under the built-in names."""
     shelf = tmp_path_factory.mktemp("shelf")
     settings: dict[str, Any] = {"resolution": 16, "z_dim": 6, "w_dim": 6, "mapping_layers": 2, "widths": [8, 7, 4]}
     generator = StyleGAN2(**settings, rng=torch.Generator().manual_seed(0))
@@ -61,10 +62,11 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
             value.mul_(1.2)
     save_generator(generator, shelf / "b.safetensors", {})
     save_generator(StyleGAN2(**settings, rng=torch.Generator().manual_seed(1)), shelf / "other.safetensors", {})
-    (shelf / "guide.json").write_text(json.dumps(CLIP))
-    torch.manual_seed(0)
-    model = open_clip.CLIP(**CLIP)
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, shelf / "guide.safetensors")
+    for seed, name in enumerate(("guide", "guide-64")):
+        (shelf / f"{name}.json").write_text(json.dumps(CLIP))
+        torch.manual_seed(seed)
+        state = {key: value.contiguous() for key, value in open_clip.CLIP(**CLIP).state_dict().items()}
+        save_file(state, shelf / f"{name}.safetensors")
     return shelf
 
 
@@ -107,13 +109,13 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, index: int) -> None:
     """As if somebody pressed Ctrl-C right after a step."""
     adapt = cli.adapt
 
-    def interrupted(generator: Any, guides: Any, shift: Any, config: Any, on_step: Any, *rest: Any) -> Any:
+    def interrupted(generator: Any, guides: Any, shift: Any, config: Any, on_step: Any, *rest: Any, **more: Any) -> Any:
         def stopping(step: Any) -> None:
             on_step(step)
             if step.index == index:
                 raise KeyboardInterrupt
 
-        return adapt(generator, guides, shift, config, stopping, *rest)
+        return adapt(generator, guides, shift, config, stopping, *rest, **more)
 
     monkeypatch.setattr(cli, "adapt", interrupted)
 
@@ -342,6 +344,78 @@ def test_adapt_writes_everything(run: Run, shelf: Path) -> None:
     before, after = load_generator(shelf / "a.safetensors"), load_generator(f"{stem}.safetensors")
     assert before.space() == after.space()
     assert any(not torch.equal(p, q) for p, q in zip(before.parameters(), after.parameters(), strict=True))
+
+
+def test_a_recipe_gives_the_defaults_and_flags_win(run: Run, shelf: Path) -> None:
+    def asked(*words: str) -> Any:
+        return flags.parse(["adapt", *words, "--target", "x", "--out", "y"])
+
+    paper = asked("ffhq.pkl", "--guide", "portraits", "--recipe", "character")
+    wanted = RECIPES["character"].config(AdaptConfig())
+    assert (paper.steps, paper.lr, paper.layers_train, paper.source) == (wanted.steps, wanted.lr, "offsets", "Human")
+    assert asked("--recipe", "character", "ffhq.pkl", "--guide", "portraits", "--steps", "7").steps == 7
+    own = asked("portraits", "--recipe", "style", "--layers-mode", "adaptive")
+    assert own.lr == portraits.RECIPE.lr and own.terms == {"direction": 1.0, "angle": 0.25} and own.source == "photo"
+    assert own.layers_mode == "adaptive" and asked("portraits", "--recipe", "style").layers_mode == "all"
+    assert RECIPES["animal"].about in " ".join(run("adapt", "--recipe", "animal", "--help")[1].split())
+    code, _, err = run("adapt", "portraits", "--recipe", "stile", "--target", "elf", "--out", "o")
+    assert code == 2 and "few-images" in err
+    assert run(*quick(shelf, "--recipe", "character"))[0] == 0
+    told = read_provenance("out/zombie.safetensors")["config"]
+    assert (told["steps"], told["lr"], told["layers"]["train"]) == (4, 0.01, "offsets")
+
+
+def test_adapt_to_pictures_and_to_both(run: Run, shelf: Path) -> None:
+    for index in range(2):  # of two sizes, neither of them the generator's
+        save_image(torch.rand(1, 3, 20 + index, 24) * 2 - 1, f"style{index}.png")
+    pictures = ("--image", "style0.png", "--image", "style1.png")
+    alone = ("adapt", shelf / "a.safetensors", "--guide", "portraits", "--out", "o", "--steps", 2, "--batch", 1)
+    assert run(*alone, *pictures)[0] == 0
+    assert read_provenance("o/style0.safetensors")["images"] == 2
+    assert run(*quick(shelf), *pictures, "--image-weight", 0.25)[0] == 0
+    words, images = read_provenance("out/zombie.safetensors")["mixed"]
+    assert words["prompts"]["target"] == "zombie" and images == {"images": 2, "weight": 0.25}
+    code, _, err = run(*alone)
+    assert code == 2 and "neither --target nor --image" in err
+    code, _, err = run(*quick(shelf), *pictures, "--image-weight", 2, "--force")
+    assert code == 2 and "at least 0" in err
+
+
+def test_a_judge_says_why(run: Run, shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("guide.json", "guide.safetensors"):
+        (tmp_path / name).write_bytes((shelf / name).read_bytes())
+        (tmp_path / name.replace("guide", "guide-x")).write_bytes((shelf / name).read_bytes())
+    torch.manual_seed(1)
+    state = {name: value.contiguous() for name, value in open_clip.CLIP(**CLIP).state_dict().items()}
+    save_file(state, tmp_path / "guide-x.safetensors")
+    monkeypatch.setattr("nada_core.clip.BUILTIN", tmp_path)
+    code, out, _ = run(*quick(shelf, "--judge", "portraits-x", "--keep-every", 2))
+    assert code == 0 and "the best of 2 candidates to the held-out guide portraits-x" in out.splitlines()[0]
+    assert read_provenance("out/zombie.safetensors")["chosen_because"] == out.splitlines()[0]
+    code, _, err = run(*quick(shelf, "--judge", "portraits-x", "--force"))
+    assert code == 2 and "would never look" in err
+
+
+def test_faces_are_kept_by_a_recogniser(run: Run, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def load_identity(name: str, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
+        asked.append(name)
+        return lambda images: torch.nn.functional.normalize(images.mean((2, 3)), dim=-1)
+
+    monkeypatch.setattr(cli, "load_identity", load_identity)
+    assert run(*quick(shelf, "--id", 0.5, "--identity", "faces.pt"))[0] == 0 and asked == ["faces.pt"]
+    code, _, err = run(*quick(shelf, "--id", 0.5, "--force"))
+    assert code == 2 and "id term weighs 0.5" in err
+
+
+def test_doubtful_words_are_warned_of(run: Run, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nada_core.recipes.ALIKE", -1.0)
+    code, _, err = run(*quick(shelf))
+    assert code == 0 and err.startswith("warning: portraits reads 'photo' and 'zombie' nearly alike")
+    monkeypatch.setattr("nada_core.recipes.ALIKE", 2.0)
+    monkeypatch.setattr("nada_core.recipes.AGREED", 0.0)
+    assert "warning" not in run(*quick(shelf, "--force"))[2]
 
 
 def test_adapt_does_not_overwrite(run: Run, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:

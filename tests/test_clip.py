@@ -15,7 +15,17 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nada_core.clip import ClipGuide, GuideError, ImageShift, TextShift, as_guides, built_in_guides, load_guide
+from nada_core.clip import (
+    ClipGuide,
+    GuideError,
+    ImageShift,
+    MixedShift,
+    TextShift,
+    as_guides,
+    built_in_guides,
+    load_guide,
+    take_aim,
+)
 from nada_core.prompts import BARE
 
 CONFIG = {
@@ -359,3 +369,40 @@ def test_loading_draws_no_global_random_numbers() -> None:
     before = torch.get_rng_state()
     load_guide("portraits")
     assert torch.equal(before, torch.get_rng_state())
+
+
+# ---- words and images at once -------------------------------------------------------------------------------------
+
+
+def test_a_mixture_lies_between_its_parts(guide: ClipGuide) -> None:
+    words, style, images = TextShift("photo", "sketch", BARE), ImageShift(noise(2)), noise(3, 32, 32).flip(0)
+    (one,), (other,) = take_aim(guide, words), take_aim(guide, style, images)
+    (mixed,) = take_aim(guide, MixedShift((words, style), (3.0, 1.0)), images)
+    wanted = F.normalize(0.75 * one.direction + 0.25 * other.direction, dim=-1)
+    torch.testing.assert_close(mixed.direction, wanted)
+    torch.testing.assert_close(mixed.goal, F.normalize(0.75 * one.goal + 0.25 * other.goal, dim=-1))
+    assert mixed.direction @ one.direction.mT > mixed.direction @ other.direction.mT
+
+
+def test_a_mixture_of_one_is_that_one_and_proportions_are_all_that_counts(guide: ClipGuide) -> None:
+    words, more = TextShift("photo", "sketch", BARE), TextShift("photo", "zombie", BARE)
+    for shifts, weights in (((words,), ()), ((words, more), (2.0, 0.0))):
+        torch.testing.assert_close(MixedShift(shifts, weights).direction(guide), words.direction(guide))
+        torch.testing.assert_close(MixedShift(shifts, weights).goal(guide), words.goal(guide))
+    even = MixedShift((words, more)).direction(guide)
+    torch.testing.assert_close(even, MixedShift((words, more), (5.0, 5.0)).direction(guide))
+
+
+def test_mixtures_that_make_no_sense_are_refused(guide: ClipGuide) -> None:
+    words, back = TextShift("photo", "sketch", BARE), TextShift("sketch", "photo", BARE)
+    for shifts, weights, told in (
+        ((), (), "to mix"), ((MixedShift((words,)),), (), "to mix"), ((words, back), (1.0,), "1 weights for 2"),
+        ((words, back), (1.0, -1.0), "at least 0"), ((words, back), (0.0, 0.0), "not all"),
+        ((words, back), (1.0, math.inf), "finite"), ((words, back), (1.0, math.nan), "finite"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=told):
+            MixedShift(shifts, weights)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="cancel each other out"):
+        MixedShift((words, back)).direction(guide)
+    with pytest.raises(ValueError, match="pass source embeddings"):
+        MixedShift((words, ImageShift(noise(1)))).direction(guide)

@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import changed, copied, generator, rng
+from tiny import changed, copied, generator, guide, rng
 from torch import Tensor
 
+from nada_core.adapt import AdaptConfig, adapt
 from nada_core.checkpoints import load_generator, save_generator
+from nada_core.clip import TextShift
 from nada_core.domains import Domain, load_domain, read_domain, save_domain
 from nada_core.files import (
     CheckpointError,
@@ -26,6 +28,7 @@ from nada_core.files import (
     write_torch,
 )
 from nada_core.generators import Generator
+from nada_core.layers import LayerChoice, count_trained
 
 MOVED = ("synthesis.b8.conv0.weight", "synthesis.b8.conv0.bias", "synthesis.b4.const")
 
@@ -214,7 +217,7 @@ def test_other_files_are_told_for_what_they_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("told", "fault", "words"), [
-    ({"version": "2"}, UnsupportedCheckpointError, "format version 2, known is 1"),
+    ({"version": "3"}, UnsupportedCheckpointError, "format version 3, known is 2"),
     ({"version": '"new"'}, UnsupportedCheckpointError, "format version new"),
     ({"version": "{"}, DamagedCheckpointError, "description cannot be read"),
     ({"version": None}, DamagedCheckpointError, "KeyError: 'version'"),
@@ -249,3 +252,38 @@ def test_provenance_is_json(tmp_path: Path) -> None:
         save_domain(domain(), tmp_path / "x.safetensors", provenance={"a": object()})
     assert not list(tmp_path.iterdir())
     assert json.dumps(domain().provenance)
+
+
+# ---- compact files ------------------------------------------------------------------------------------------------
+
+
+def test_kernels_of_low_rank_are_stored_as_factors(tmp_path: Path) -> None:
+    config = AdaptConfig(steps=3, lr=0.05, layers=LayerChoice(train="low-rank", rank=1, rgb=True))
+    result = adapt(generator(), guide(), TextShift("photo", "sketch"), config)
+    for compact in (False, True):
+        save_domain(result, tmp_path / f"{compact}.safetensors", compact=compact)
+    whole, thin = (load_file(tmp_path / f"{compact}.safetensors") for compact in (False, True))
+    assert sum(v.numel() for v in thin.values()) == count_trained(config.layers, generator())
+    assert sum(v.numel() for v in thin.values()) < sum(v.numel() for v in whole.values()) / 3
+    found = read_domain(tmp_path / "True.safetensors")
+    assert found.changes.keys() == result.domain.changes.keys()
+    for name, change in result.domain.changes.items():
+        torch.testing.assert_close(found.changes[name], change, rtol=1e-4, atol=1e-6)
+    assert read_metadata(tmp_path / "True.safetensors")["version"] == "2"
+    assert read_metadata(tmp_path / "False.safetensors")["version"] == "1"  # which old readers know
+
+
+def test_what_is_not_of_low_rank_is_stored_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    save_domain(domain(), path, compact=True)
+    assert read_metadata(path)["version"] == "1"
+    for name, change in domain().changes.items():
+        assert torch.equal(read_domain(path).changes[name], change)
+
+
+def test_factors_that_do_not_fit_are_damage(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    write_safetensors(path, {"a.left": torch.ones(3, 1), "a.right": torch.ones(1, 4)},
+                      {"kind": "nada_domain", "version": "2", "space": "x", "shapes": '{"a": [3, 5]}'})  # fmt: skip
+    with pytest.raises(DamagedCheckpointError, match="factors of a kernel that do not fit"):
+        read_domain(path)

@@ -10,11 +10,12 @@ from tiny import Encoder, changed, copied, generator, guide, rng
 from torch import Tensor
 
 from nada_core.clip import Aim, ImageShift, TextShift, take_aim
-from nada_core.generators import Generator
+from nada_core.generators import Generator, StyleGAN2
 from nada_core.layers import (
     LayerChoice,
     candidates,
     choose,
+    count_trained,
     first_look,
     inspect_layers,
     only_trainable,
@@ -343,3 +344,21 @@ def test_the_first_look_fits_into_little_memory(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(made, "synthesize", cramped)
     torch.testing.assert_close(first_look(made, 3), whole)
+
+
+# ---- how much is trained ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("train", "rgb", "wanted"), [
+    ("convolutions", False, 23_583_744 + 5_568), ("affines", False, 3_102_624), ("offsets", False, 6_048),
+    ("affines", True, 3_102_624 + 1_559_520), ("offsets", True, 9_088), ("low-rank", False, 0),
+])  # fmt: skip
+def test_counts_at_1024_pixels_are_the_published_ones(train: str, rgb: bool, wanted: int) -> None:
+    """StyleDomain (arXiv:2212.10229), table of section 3: 23.6M, 4.6M, 6.0K."""
+    with torch.device("meta"):
+        made = StyleGAN2(1024)
+    choice = LayerChoice(rgb=rgb, train=train, rank=1)
+    if train == "low-rank":
+        convs = [made.get_parameter(f"synthesis.{n.name}.weight") for n in made.layers() if n.kind == "conv"]
+        wanted = sum(len(kernel) + kernel[0].numel() for kernel in convs)
+    assert count_trained(choice, made) == wanted

@@ -14,10 +14,13 @@ from nada_core.losses import (
     TERMS,
     Views,
     angle_loss,
+    covariance_loss,
     direction_loss,
     embed,
     global_loss,
+    mean_offset_loss,
     objective,
+    relation_loss,
     shared_views,
 )
 
@@ -77,6 +80,36 @@ def test_angle_loss_against_a_double_loop(count: int) -> None:
     assert angle_loss(views(before @ turn, before)).item() == pytest.approx(0.0, abs=1e-12)  # all turn together
 
 
+def test_relation_loss_against_a_double_loop() -> None:
+    before, after = unit(4, 0), unit(4, 1)
+    rows = []
+    for i in range(4):
+        p, q = (torch.stack([e[i] @ e[j] for j in range(4)]).softmax(0) for e in (before, after))
+        rows.append(sum(p[j] * (p[j] / q[j]).log() for j in range(4)))
+    assert relation_loss(views(after, before)).item() == pytest.approx(sum(rows).item() / 4)  # type: ignore[union-attr]
+    turn = torch.linalg.qr(torch.randn(12, 12, generator=rng(2), dtype=torch.float64)).Q
+    assert relation_loss(views(before @ turn, before)).item() == pytest.approx(0.0, abs=1e-12)
+
+
+def test_mean_offset_loss_leaves_every_image_its_own_way() -> None:
+    before, direction = unit(2, 0), unit(1, 8)
+    aside = 0.5 * across(direction, 1)
+    edit = torch.cat([0.3 * direction + aside, 0.3 * direction - aside])
+    assert mean_offset_loss(views(before + edit, before)).item() == pytest.approx(0.0, abs=1e-9)
+    assert direction_loss(views(before + edit, before)).item() > 0.3
+    assert mean_offset_loss(views(before - edit, before)).item() == pytest.approx(2.0)
+    half = mean_offset_loss(views(before + 0.5 * SHORTEST_EDIT * direction, before))
+    assert half.item() == pytest.approx(0.5)
+
+
+def test_covariance_loss_is_the_norm_of_the_covariance_of_the_edits() -> None:
+    before, edit = unit(6, 0), 0.3 * unit(6, 1)
+    wanted = torch.cov(edit.T, correction=0).norm()
+    assert covariance_loss(views(before + edit, before)).item() == pytest.approx(wanted.item())
+    alike = edit[:1].expand(6, -1)  # wherever they go, as long as they go together
+    assert covariance_loss(views(before + alike, before)).item() == pytest.approx(0.0, abs=1e-12)
+
+
 @pytest.mark.parametrize("term", TERMS)
 def test_gradients_against_finite_differences(term: str) -> None:
     before = unit(4, 0)
@@ -111,6 +144,20 @@ def test_several_guides_are_averaged_by_weight() -> None:
         assert values[name] == pytest.approx(0.75 * alone[0][1][name] + 0.25 * alone[1][1][name], rel=1e-5)
     assert loss.item() == pytest.approx(sum(weights[name] * values[name] for name in weights), rel=1e-5)
     assert alone[0][1] != alone[1][1]
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_weight_means_the_same_with_any_number_of_guides(count: int) -> None:
+    """Were the guides' losses summed, a weight that balances two terms under one guide would not under three, and
+    neither would the weight of anything that is added beside the guides."""
+    shift, weights = TextShift("photo", "sketch"), {name: 0.5 for name in TERMS}
+    before, after = pictures(3, 0), pictures(3, 1)
+    alone, often = (take_aim([guide(0)] * times, shift, before) for times in (1, count))
+    (one, told), (many, again) = (
+        objective(aims, weights, embed(aims, before), embed(aims, after)) for aims in (alone, often)
+    )
+    assert many.item() == pytest.approx(one.item(), rel=1e-5)
+    assert again == pytest.approx(told, rel=1e-5)
 
 
 def test_objective_is_the_terms_on_embeddings_and_moves_only_what_comes_after() -> None:
@@ -159,6 +206,29 @@ def test_views_move_every_batch_and_every_image_alike() -> None:
     assert min((a - b).abs().mean().item() for a, b in ((first, second), (second, third), (first, images))) > 0.05
     assert torch.equal(seen, shared_views(3, 16, rng(3))(images))
     assert not torch.equal(seen, shared_views(3, 16, rng(4))(images))
+
+
+def test_every_second_view_is_mirrored_if_asked_for() -> None:
+    images = pictures(2, 0)
+    plain, mirrored = (
+        shared_views(4, 16, rng(3), 0.0, mirror)(images).view(4, 2, 3, 16, 16) for mirror in (False, True)
+    )
+    torch.testing.assert_close(mirrored[0::2], plain[0::2])
+    torch.testing.assert_close(mirrored[1::2], plain[1::2].flip(-1), atol=1e-5, rtol=0.0)
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_patches_are_quarters_of_the_picture(count: int) -> None:
+    images = pictures(2, 0)
+    seen = shared_views(count, 16, rng(3), 0.0, patches=3)(images).view(max(count, 1) + 3, 2, 3, 16, 16)
+    torch.testing.assert_close(seen[0], images, atol=1e-5, rtol=0.0)
+    across, down = torch.meshgrid(torch.linspace(-1, 1, 64), torch.linspace(-1, 1, 64), indexing="xy")
+    ramps = torch.stack([across, down, across])[None]
+    for patch in shared_views(count, 64, rng(3), 0.0, patches=3)(ramps)[max(count, 1) :]:
+        for ramp in patch[:2]:  # half the width, and nothing beyond the picture's edges
+            assert (ramp.max() - ramp.min()).item() == pytest.approx(1.0, abs=0.05) and ramp.abs().max() <= 1.0
+    first, second = (shared_views(0, 16, rng(seed), patches=1)(images)[2:] for seed in (3, 4))
+    assert not torch.equal(first, second)
 
 
 def test_views_reach_no_further_than_asked() -> None:

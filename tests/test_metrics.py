@@ -1,4 +1,4 @@
-"""The three figures against values worked out by hand, and what they refuse."""
+"""The figures against values worked out by hand, and what they refuse."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nada_core.clip import ClipGuide
-from nada_core.metrics import direction, diversity, embed, quality
+from nada_core.metrics import direction, diversity, embed, quality, structure
 
 X, Y, Z = torch.eye(3)
 
@@ -74,3 +74,20 @@ def test_what_means_nothing_is_refused() -> None:
             quality(empty, X[None])
         with pytest.raises(ValueError, match=r"\[N, D\]"):
             diversity(empty)
+
+
+def test_structure_is_the_overlap_of_edges() -> None:
+    images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert structure(images, images) == pytest.approx(1.0)
+    assert structure(images, images * 0.5 + 0.2) == pytest.approx(2 * 0.5 / (1 + 0.25))  # paler by half
+    left, right = torch.zeros(2, 1, 3, 16, 16)
+    left[..., :4], right[..., 12:] = 1.0, 1.0
+    assert structure(left, right) == 0.0 and structure(left, torch.zeros_like(left)) == 0.0
+    other = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    assert structure(images, other) == pytest.approx(structure(other, images)) and 0 < structure(images, other) < 1
+
+
+@pytest.mark.parametrize("shapes", [((2, 3, 8, 8), (1, 3, 8, 8)), ((0, 3, 8, 8),) * 2, ((3, 8, 8),) * 2])
+def test_structure_refuses_what_is_no_pair(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+    with pytest.raises(ValueError, match="pairs"):
+        structure(*(torch.zeros(shape) for shape in shapes))

@@ -110,7 +110,7 @@ def config_of(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[..., An
     class Seen(Exception):  # noqa: N818
         pass
 
-    def look(source: Any, guides: Any, shift: Any, config: Any, on_step: Any) -> None:
+    def look(source: Any, guides: Any, shift: Any, config: Any, *_: Any) -> None:
         raise Seen(config)
 
     def config(**values: Any) -> Any:

@@ -17,6 +17,7 @@ from host.double import Host, install, load_pack
 from host.executor import Executor
 from PIL import Image
 
+from nada_core import TERMS
 from nada_core.portraits import INVERT, RECIPE, TUNE
 
 ROOT = Path(__file__).parents[1]
@@ -201,7 +202,7 @@ def recipe(kind: str) -> dict[str, Any]:
     """The widgets of Adapt Generator or Choose Layers as the built-in world wants them."""
     if kind == "ChooseLayers":
         return {**vars(RECIPE.layers), "names": ", ".join(RECIPE.layers.names)}
-    terms = {f"{term}_loss": RECIPE.terms.get(term, 0.0) for term in ("direction", "global", "angle")}
+    terms = {f"{term}_loss": RECIPE.terms.get(term, 0.0) for term in TERMS}
     plain = {name: value for name, value in vars(RECIPE).items() if name not in ("terms", "layers", "autosave_every")}
     return {**plain, **terms, "label": -1 if RECIPE.label is None else RECIPE.label}
 

@@ -14,13 +14,15 @@ from .content import contents
 from .judge import Judge, Verdict, examine
 from .render import ATTRIBUTES, STYLES, render
 
+#: The guides that ship with the pack, which differ in build; the demo is led by both.
+GUIDES = ("portraits", "portraits-64")
 SOURCE = STYLES[0]
 TARGETS = STYLES[1:]
 
 #: What works on a generator this small. A published generator wants the defaults of AdaptConfig instead: its learning
 #: rate would not move these weights, which are standard normal and few.
 RECIPE = AdaptConfig(
-    steps=240, batch=4, lr=0.015, schedule="cosine", beta2=0.99, views=2, noise="const",
+    steps=240, batch=4, lr=0.015, schedule="cosine", beta2=0.99, views=2, mirror=True, noise="const",
     terms={"direction": 1.0, "angle": 0.25},
     layers=LayerChoice(mode="adaptive", count=5, batch=4, every=4, rgb=True),
 )  # fmt: skip
@@ -31,6 +33,6 @@ INVERT = InvertConfig(steps=300, lr=0.05, fall=0.75, search=0.0, lpips=0.0, id=0
 TUNE = TuneConfig(lr=6e-3, lpips=0.0)
 
 __all__ = [
-    "ATTRIBUTES", "INVERT", "RECIPE", "SOURCE", "STYLES", "TARGETS", "TUNE", "Judge", "Verdict", "contents",
-    "examine", "render",
+    "ATTRIBUTES", "GUIDES", "INVERT", "RECIPE", "SOURCE", "STYLES", "TARGETS", "TUNE", "Judge", "Verdict",
+    "contents", "examine", "render",
 ]  # fmt: skip

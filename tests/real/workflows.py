@@ -24,7 +24,7 @@ from server import serve
 #: What works on the built-in generator (`nada_core.portraits.RECIPE`), as the widgets of two nodes.
 RECIPE: dict[str, Any] = {
     "steps": 240, "batch": 4, "lr": 0.015, "angle_loss": 0.25, "views": 2, "noise": "const", "schedule": "cosine",
-    "beta2": 0.99,
+    "beta2": 0.99, "mirror": True,
 }  # fmt: skip
 CHOICE: dict[str, Any] = {"mode": "adaptive", "count": 5, "batch": 4, "every": 4, "rgb": True}
 

@@ -1,0 +1,261 @@
+"""Every target of the built-in world, every method, several seeds: what an adaptation reaches and what it does not.
+
+    python -m benchmarks.quality                                  all of it, which takes hours; killed, it goes on
+    python -m benchmarks.quality --targets zombie --seeds 0       some of it
+    python -m benchmarks.quality --methods recipe plain --page    and write docs/quality/ with a grid a target
+
+Finished runs are kept under out/ and not run again while weights and settings are the same.
+
+Methods build on one another: `global` pulls every picture to the text, `plain` is the directional loss on all layers,
+`selected` on the adaptive choice (`off by one`: with the first implementation's map). `+ NAME` adds one term to
+`selected`. `recipe` is the built-in world's own, `recipe, NAME` trains something else with it; `chosen` trains it twice
+as long and lets a held-out guide choose the step; `long` trains for 1000 steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nada_core import (
+    AdaptConfig,
+    LayerChoice,
+    TextShift,
+    adapt,
+    compare_grid,
+    load_generator,
+    load_guide,
+    metrics,
+    save_image,
+)
+from nada_core.files import BUILTIN, sha256
+from nada_core.latents import render as render_latents
+from nada_core.latents import sample
+from nada_core.layers import count_trained
+from nada_core.portraits import GUIDES, RECIPE, SOURCE, TARGETS, Judge, Verdict, examine, render
+from nada_core.portraits.content import Content
+from nada_core.prompts import fill
+
+
+@dataclass(frozen=True)
+class Method:
+    """Settings, the guides that lead, and the one that chooses the step."""
+
+    config: AdaptConfig
+    guides: tuple[str, ...] = GUIDES
+    judge: str | None = None
+
+
+def _with(base: AdaptConfig, layers: Mapping[str, Any] | None = None, **changes: Any) -> AdaptConfig:
+    return replace(base, layers=replace(base.layers, **(layers or {})), **changes)
+
+
+_DIRECTION = {"direction": 1.0}
+_PLAIN = _with(RECIPE, {"mode": "all"}, terms=_DIRECTION)
+_SELECTED = replace(RECIPE, terms=_DIRECTION)
+_TERMS = {"angle": 0.25, "relation": 30.0, "mean_offset": 1.0, "covariance": 20.0, "global": 0.3}
+#: What else is trained, and the learning rate it wants.
+_TRAINED: dict[str, tuple[dict[str, Any], float]] = {
+    "all layers": ({"mode": "all"}, 1.0), "convolutions": ({"train": "convolutions"}, 1.0),
+    "affines": ({"train": "affines"}, 2.0), "offsets": ({"train": "offsets"}, 10.0),
+    "low-rank": ({"train": "low-rank"}, 2.0),
+}  # fmt: skip
+
+METHODS: dict[str, Method] = {
+    "global": Method(_with(RECIPE, {"mode": "all"}, terms={"global": 1.0})),
+    "plain": Method(_PLAIN),
+    "selected": Method(_SELECTED),
+    "selected, off by one": Method(_with(_SELECTED, {"mapping": "reference"})),
+    **{f"+ {name}": Method(replace(_SELECTED, terms={**_DIRECTION, name: weight})) for name, weight in _TERMS.items()},
+    "+ patches": Method(replace(_SELECTED, patches=2)),
+    "+ anchor": Method(replace(_SELECTED, anchor=1.0)),
+    "+ anchor by Fisher": Method(replace(_SELECTED, anchor=1.0, fisher=64)),
+    "recipe": Method(RECIPE),
+    **{f"recipe, {name}": Method(_with(RECIPE, layers, lr=RECIPE.lr * pace))
+       for name, (layers, pace) in _TRAINED.items()},
+    "recipe, one guide": Method(RECIPE, GUIDES[:1]),
+    "recipe, one guide, chosen": Method(replace(RECIPE, steps=2 * RECIPE.steps, keep_every=40), GUIDES[:1], GUIDES[1]),
+    "plain, long": Method(replace(_PLAIN, steps=1000)),
+    "recipe, long": Method(replace(RECIPE, steps=1000)),
+}  # fmt: skip
+SHOWN = 5
+HELD_OUT = GUIDES[1]
+_FIGURES = ("judge", "attributes", "source_attributes", "distance", "source_distance", "diversity")
+_WIDELY = 0.1  # distance of photos to the truth from which a style counts as changing pixels widely
+
+
+def run(target: str, name: str, seed: int) -> tuple[str, str, int, dict[str, Any], torch.Tensor]:
+    """One adaptation and its figures, and the pictures of fixed latents."""
+    torch.set_num_threads(1)
+    method, source, content = METHODS[name], load_generator("portraits"), Content.load()
+    judge = load_guide(method.judge) if method.judge else None
+    shift = TextShift(SOURCE, target)
+    result = adapt(source, [load_guide(guide) for guide in method.guides], shift, replace(method.config, seed=seed),
+                   judge=judge)  # fmt: skip
+    row: dict[str, Any] = examine(Judge.load(), content, source, result.generator, target).as_row()
+    row["bytes"] = 4 * count_trained(method.config.layers, source)
+    latents = sample(source, range(10_000, 10_096), psi=1.0)
+    before, after = (render_latents(one, latents, batch=16).clamp(-1, 1) for one in (source, result.generator))
+    row["structure"] = metrics.structure(before, after)
+    row["true_structure"] = metrics.structure(before, render(content(latents.ws), target))
+    guide = load_guide(HELD_OUT)
+    seen = [metrics.embed(guide, images) for images in (before, after)]
+    row["quality"] = metrics.quality(seen[1], guide.encode_text(fill(target)))
+    row["direction"] = metrics.direction(seen[0], seen[1], shift.direction(guide))
+    row["because"] = result.chosen_because
+    return target, name, seed, row, render_latents(result.generator, sample(source, range(SHOWN), psi=1.0), batch=8)
+
+
+def key(target: str, name: str, seed: int) -> str:
+    """Names a row; changes with its settings and with the weights of the world."""
+    weights = [sha256(path)[:12] for path in sorted(BUILTIN.glob("*.safetensors"))]
+    method = METHODS[name]
+    told = {**_unusual(method.config, AdaptConfig()), "layers": _unusual(method.config.layers, LayerChoice())}
+    return f"{target}|{told}|{method.guides}|{method.judge}|{seed}|{weights}"
+
+
+def _unusual(settings: AdaptConfig | LayerChoice, usual: AdaptConfig | LayerChoice) -> dict[str, Any]:
+    """The settings that differ from their defaults, so that a new setting that is off makes no run anew."""
+    return {name: value for name, value in sorted(vars(settings).items()) if value != getattr(usual, name)}
+
+
+def other_bar(row: Verdict) -> bool:
+    """Beside `Verdict.passed`: higher for attributes and diversity, and for nearness to the truth, which is asked only
+    where a style changes pixels widely; an elf is a photo but for the ears."""
+    near = row.source_distance < _WIDELY or row.distance <= 0.6 * row.source_distance
+    return row.judge >= 0.9 and row.kept >= 0.8 and 0.85 <= row.diversity <= 1.2 and near
+
+
+def table(rows: dict[tuple[str, str], list[dict[str, Any]]]) -> Iterable[str]:
+    """Markdown: a row a target and method, means over seeds and, where they differ, their standard deviation."""
+    yield ("| target | method | judge | attributes kept | distance to truth (source's) | diversity | structure (true) "
+           "| held-out quality | held-out direction | passes | other bar |")  # fmt: skip
+    yield "|---" * 11 + "|"
+    for (target, name), figures in rows.items():
+
+        def told(figure: str, digits: int = 2, figures: list[dict[str, Any]] = figures) -> str:
+            values = [row[figure] for row in figures]
+            spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+            return f"{statistics.fmean(values):.{digits}f}{spread}"
+
+        own = {figure: statistics.fmean(row[figure] for row in figures) for figure in _FIGURES}
+        verdicts = [Verdict(**{figure: row[figure] for figure in _FIGURES}) for row in figures]
+        passed, high = sum(v.passed for v in verdicts), sum(map(other_bar, verdicts))
+        led = HELD_OUT in METHODS[name].guides or HELD_OUT == METHODS[name].judge
+        seen = ("led" if led else told(figure) for figure in ("quality", "direction"))
+        yield (
+            f"| {target} | {name} | {told('judge')} | {told('kept')} | {told('distance', 3)} "
+            f"({own['source_distance']:.3f}) | {told('diversity')} | {told('structure')} "
+            f"({statistics.fmean(row['true_structure'] for row in figures):.2f}) | {' | '.join(seen)} "
+            f"| {passed} of {len(figures)} | {high} of {len(figures)} |"
+        )
+
+
+def overview(rows: dict[tuple[str, str], list[dict[str, Any]]]) -> Iterable[str]:
+    """Markdown: a row a method, means over its targets and seeds."""
+    yield "| method | targets | judge | attributes kept | distance / source's | diversity | passed | trained bytes |"
+    yield "|---" * 8 + "|"
+    for name in dict.fromkeys(name for _, name in rows):
+        figures = [row for (_, other), some in rows.items() if other == name for row in some]
+        verdicts = [Verdict(**{figure: row[figure] for figure in _FIGURES}) for row in figures]
+        mean = {figure: statistics.fmean(row[figure] for row in figures) for figure in ("judge", "kept", "diversity")}
+        near = statistics.geometric_mean(row["distance"] / row["source_distance"] for row in figures)
+        yield (
+            f"| {name} | {len({target for target, other in rows if other == name})} | {mean['judge']:.2f} "
+            f"| {mean['kept']:.2f} | {near:.2f} | {mean['diversity']:.2f} "
+            f"| {sum(v.passed for v in verdicts)} of {len(figures)} | {figures[0]['bytes']:,} |"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__.split("\n")[0])
+    parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=TARGETS, metavar="TARGET")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=tuple(METHODS), metavar="METHOD",
+                        help=f"some of: {'; '.join(METHODS)}")  # fmt: skip
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=2, help="runs at once, one core each")
+    parser.add_argument("--page", action="store_true", help="write README.md and the grids to --out")
+    parser.add_argument("--out", type=Path, default=Path("docs/quality"), help="where the page goes (%(default)s)")
+    parser.add_argument("--runs", type=Path, default=Path("out/quality"), help="where runs are kept (%(default)s)")
+    args = parser.parse_args()
+    args.runs.mkdir(parents=True, exist_ok=True)
+    kept_path = args.runs / "rows.jsonl"
+    kept = dict(map(json.loads, kept_path.read_text().splitlines())) if kept_path.exists() else {}
+    jobs = [(t, m, s) for s in args.seeds for m in args.methods for t in args.targets]
+    first = args.seeds[0]
+    todo = [job for job in jobs if key(*job) not in kept or (job[2] == first and not shown(args.runs, *job).exists())]
+    with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
+        for done in as_completed([pool.submit(run, *job) for job in todo]):
+            target, name, seed, row, pictures = done.result()
+            job = (target, name, seed)
+            kept[key(*job)] = row
+            with kept_path.open("a") as file:
+                file.write(json.dumps([key(*job), row]) + "\n")
+            torch.save(pictures, shown(args.runs, *job))
+            told = ", ".join(f"{figure} {value:.3g}" for figure, value in row.items() if isinstance(value, float))
+            sys.stderr.write(f"{', '.join(map(str, job))}: {told} {row['because']}\n")
+    rows = {(t, m): [kept[key(t, m, s)] for s in args.seeds] for t in args.targets for m in args.methods}
+    lines = [*overview(rows), "", *table(rows)]
+    sys.stdout.write("\n".join(lines) + "\n")
+    if args.page:
+        draw(args.runs, args.out, args.targets, args.methods, first)
+        (args.out / "README.md").write_text(page(lines, args.targets, args.seeds))
+
+
+def shown(runs: Path, target: str, name: str, seed: int) -> Path:
+    """Where the pictures of a run are kept."""
+    return runs / f"{target}-{name}-{seed}.pt".replace(" ", "_")
+
+
+def draw(runs: Path, folder: Path, targets: list[str], methods: list[str], seed: int) -> None:
+    """A grid a target: source, every method, truth; the same latents in a row."""
+    source, content = load_generator("portraits"), Content.load()
+    latents = sample(source, range(SHOWN), psi=1.0)
+    for target in targets:
+        columns = {SOURCE: render_latents(source, latents, batch=8)}
+        for name in methods:
+            columns[name] = torch.load(shown(runs, target, name, seed), weights_only=True)[:SHOWN]
+        columns["truth"] = render(content(latents.ws), target)
+        save_image(compare_grid(columns, title=f"{SOURCE} to {target}"), folder / f"{target.replace(' ', '_')}.png")
+
+
+def page(lines: list[str], targets: list[str], seeds: list[int]) -> str:
+    """docs/quality/README.md."""
+    pictures = "\n\n".join(f"![{t}]({t.replace(' ', '_')}.png)" for t in targets)
+    return f"""# The built-in world, target by target
+
+Printed by `python -m benchmarks.quality`; seeds {', '.join(map(str, seeds))}, mean ± standard deviation over them, 192
+latents nobody trained on. What the methods are stands at the top of `benchmarks/quality.py`.
+
+- **judge**: share of pictures an independent network takes for the target style.
+- **attributes kept**: correlation of the attributes it reads with those of the latent, as a share of the source's own.
+- **distance to truth**: mean absolute difference to the true render, 0..1; in brackets that of the unadapted picture.
+- **diversity**: mean pairwise distance of the pictures over that of the true renders; far below 1 is collapse.
+- **structure**: overlap of edges with the source's picture; in brackets the true render's.
+- **held-out quality, direction**: as `{HELD_OUT}` sees it; "led" where that guide itself led the run or chose its step.
+- **passes**: judge >= 0.90, attributes kept >= 0.75, distance <= 0.85 of the source's, diversity 0.8 to 1.25.
+- **other bar**: judge >= 0.90, attributes kept >= 0.8, diversity 0.85 to 1.2, and distance <= 0.6 of the source's, but
+  only where photos are at least {_WIDELY:g} from the truth: an elf is a photo but for the ears.
+
+The recipe was chosen by trying variants with seed 0 on part of these latents; seeds 1 and 2 played no part in that.
+
+{chr(10).join(lines)}
+
+Grids of seed {seeds[0]}: source, each method, and the truth, the same latent in a row.
+
+{pictures}
+"""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Weights held near their start: the distance, what matters how much, and what an anchor does to a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tiny import changed, copied, generator, guide, rng
+
+from nada_core.adapt import Adaptation, AdaptConfig, adapt
+from nada_core.anchor import distance, fisher
+from nada_core.clip import TextShift, take_aim
+from nada_core.layers import LayerChoice
+
+SHIFT = TextShift("photo", "sketch")
+NAMES = ("synthesis.b8.conv1.weight", "synthesis.b16.torgb.bias")
+
+
+def run(**changes: Any) -> Adaptation:
+    return adapt(generator(), guide(), SHIFT, AdaptConfig(**({"steps": 12, "lr": 0.05, "warmup": 0} | changes)))
+
+
+def length(result: Adaptation) -> float:
+    return float(torch.stack([change.square().sum() for change in result.domain.changes.values()]).sum())
+
+
+def test_distance_is_a_share_of_the_squared_length() -> None:
+    start = {"a": torch.randn(3, 4, generator=rng()), "b": torch.randn(5, generator=rng(1))}
+    assert distance({name: 1.1 * value for name, value in start.items()}, start, {}).item() == pytest.approx(0.01)
+    assert distance(start, start, {}).item() == 0.0
+    far = {"a": start["a"], "b": start["b"] + 1.0}
+    whole = sum(value.square().sum() for value in start.values())
+    matters = {"a": torch.full((3, 4), 9.0), "b": torch.arange(5.0)}
+    assert distance(far, start, matters).item() == pytest.approx(10 / float(whole))
+    assert distance(far, start, {}).item() == pytest.approx(5 / float(whole))
+
+
+def test_gradient_of_the_distance_against_finite_differences() -> None:
+    start = {"a": torch.randn(4, generator=rng(), dtype=torch.float64)}
+    matters = {"a": torch.rand(4, generator=rng(1), dtype=torch.float64)}
+    point = torch.randn(4, generator=rng(2), dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: distance({"a": x}, start, matters), point)
+
+
+def test_fisher_is_the_mean_squared_slope_of_the_embedding() -> None:
+    """Against the Jacobian itself, of which the random directions are an estimate."""
+    made, eye = generator(), guide()
+    made.requires_grad_(False)
+    weights, before = {name: made.get_parameter(name) for name in NAMES}, copied(made.state_dict())
+    found = fisher(made, take_aim(eye, SHIFT), weights, 300, 3)
+    assert not changed(before, made.state_dict())
+    assert all(not p.requires_grad and p.grad is None for p in made.parameters())
+    numbers = torch.cat([value.flatten() for value in found.values()])
+    assert numbers.min() >= 0 and numbers.mean().item() == pytest.approx(1.0, rel=1e-4)
+
+    weight = weights[NAMES[1]].requires_grad_()
+    slopes = torch.zeros(3)
+    for z in torch.randn(300, 1, made.z_dim, generator=rng(5)):
+        for one in eye.encode_images(made.synthesize(made.map(z)))[0]:
+            slopes += torch.autograd.grad(one, weight, retain_graph=True)[0].square()
+    assert torch.cosine_similarity(slopes, found[NAMES[1]], dim=0) > 0.98
+
+
+def test_an_anchor_shortens_the_way() -> None:
+    free, held, tight = run(), run(anchor=3.0), run(anchor=100.0)
+    assert length(free) > length(held) > length(tight) > 0
+    last = held.history[-1]
+    assert held.history[0]["terms"]["anchor"] == 0.0 < last["terms"]["anchor"]
+    assert last["loss"] == pytest.approx(last["terms"]["direction"] + 3 * last["terms"]["anchor"], rel=1e-5)
+    assert "anchor" not in free.history[-1]["terms"]
+
+
+@pytest.mark.parametrize("layers", [
+    LayerChoice(mode="adaptive", count=1, batch=2), LayerChoice(train="offsets"), LayerChoice(train="low-rank"),
+])  # fmt: skip
+def test_anchors_hold_whatever_is_trained(layers: LayerChoice) -> None:
+    assert length(run(layers=layers, anchor=100.0)) < length(run(layers=layers))
+
+
+def test_what_matters_more_is_held_more() -> None:
+    plain, weighed = run(anchor=30.0), run(anchor=30.0, fisher=4)
+    assert changed(plain.generator.state_dict(), weighed.generator.state_dict())
+    assert run(anchor=30.0, fisher=4).history == weighed.history
+
+
+def test_a_killed_anchored_run_goes_on_to_the_same_weights(tmp_path: Any) -> None:
+    config = AdaptConfig(steps=6, lr=0.05, anchor=10.0, fisher=2, autosave_every=2)
+    whole = adapt(generator(), guide(), SHIFT, config)
+
+    def kill(step: Any) -> None:
+        if step.index == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        adapt(generator(), guide(), SHIFT, config, kill, autosave=tmp_path / "run.safetensors")
+    again = adapt(generator(), guide(), SHIFT, config, autosave=tmp_path / "run.safetensors", resume=True)
+    assert not changed(whole.generator.state_dict(), again.generator.state_dict())
+
+
+def test_weighing_without_an_anchor_is_refused() -> None:
+    with pytest.raises(ValueError, match="no anchor to weigh"):
+        AdaptConfig(fisher=4)
+
+

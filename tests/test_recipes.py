@@ -1,0 +1,75 @@
+"""Recipes: complete, valid for large and small generators; prompts: what is doubtful about them is said."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import generator, guide, rng
+
+from nada_core.adapt import AdaptConfig, adapt
+from nada_core.clip import ClipGuide, ImageShift, MixedShift, TextShift, load_guide
+from nada_core.portraits import RECIPE, SOURCE, TARGETS
+from nada_core.recipes import AGREED, ALIKE, RECIPES, check_prompts
+
+
+def test_the_kinds_of_targets() -> None:
+    assert set(RECIPES) == {"style", "creature", "character", "animal", "few-images"}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("base", [AdaptConfig(), RECIPE])
+def test_a_recipe_changes_what_it_names_and_keeps_the_rest(name: str, base: AdaptConfig) -> None:
+    recipe = RECIPES[name]
+    config = recipe.config(base)
+    assert config.steps == round(base.steps * recipe.length) and config.lr == base.lr * recipe.pace
+    named = {"steps", "lr", "layers", *recipe.settings}
+    kept = set(vars(base)) - named
+    assert {key: getattr(config, key) for key in kept} == {key: getattr(base, key) for key in kept}
+    assert all(getattr(config.layers, key) == value for key, value in recipe.layers.items())
+    assert recipe.about and recipe.advice and recipe.guides
+    for target in recipe.targets:
+        TextShift(recipe.source, target)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_runs(name: str) -> None:
+    base = AdaptConfig(steps=3, lr=0.01)
+    result = adapt(generator(), guide(), TextShift("photo", "sketch"), RECIPES[name].config(base))
+    assert len(result.history) == round(3 * RECIPES[name].length) and result.domain.changes
+
+
+# ---- prompts ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["portraits", "portraits-64"])
+def eye(request: pytest.FixtureRequest) -> ClipGuide:
+    return load_guide(request.param)
+
+
+def test_what_the_built_in_guides_know_is_not_doubted(eye: ClipGuide) -> None:
+    for target in TARGETS:
+        assert check_prompts(eye, TextShift(SOURCE, target)) == []
+
+
+@pytest.mark.parametrize("target", ["cartoon", "good photo", "the photo"])
+def test_words_a_guide_reads_alike_are_named(eye: ClipGuide, target: str) -> None:
+    shift = TextShift(SOURCE, target)
+    (told,) = check_prompts(eye, shift)
+    assert eye.name in told and repr(target) in told and "use phrases further apart" in told
+    assert check_prompts(eye, MixedShift((shift, TextShift(SOURCE, "zombie")))) == [told]
+
+
+def test_pictures_have_no_words_to_doubt(eye: ClipGuide) -> None:
+    assert check_prompts(eye, ImageShift(torch.zeros(1, 3, 16, 16))) == []
+
+
+def test_templates_that_disagree_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    eye, shift = guide(), TextShift("photo", "sketch")
+    there = torch.nn.functional.normalize(torch.randn(79, 8, generator=rng()), dim=-1)
+
+    def encode_text(phrases: list[str]) -> torch.Tensor:
+        return there if "sketch" in phrases[0] else torch.zeros(79, 8)
+
+    monkeypatch.setattr(eye, "encode_text", encode_text)
+    (told,) = check_prompts(eye, shift)
+    assert "sees no one way between 'photo' and 'sketch'" in told and 0 < AGREED < ALIKE < 1
