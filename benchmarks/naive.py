@@ -8,8 +8,8 @@ It computes what `nada_core` computes, as the papers write it down and as the fi
 - layer selection (StyleGAN-NADA, arXiv:2108.00946, section 4.2) back-propagates to every weight of the generator, the
   phrase is embedded anew each time, and the choice is computed even where it keeps all layers.
 
-Where that implementation is said to waste more (guides nobody looks at, gradients for the guides' own weights), this one
-does not, so ratios to it are on the careful side. Only StyleGAN2 is restated.
+Where that implementation wastes more (a guide nobody looks at, gradients for the guides' own weights), this one does
+not, so ratios to it are on the careful side. Only StyleGAN2 is restated.
 
 Letters: N batch, L rows of a latent, C its width, I and O channels in and out, K kernel size, R a layer's resolution.
 """
@@ -111,10 +111,8 @@ class NaiveGenerator(nn.Module):
 
 
 class NaiveTraining:
-    """The training loop as the first implementation has it, a step a call.
-
-    select: latents that vote on the layers, all at once; 0 switches selection off. count: layers a step trains.
-    """
+    """The training loop as the first implementation has it, a step a call. Of the settings it takes batch, lr and the
+    choice of layers; latents that vote pass all at once."""
 
     def __init__(self, ours: StyleGAN2, guides: Sequence[ClipGuide], shift: TextShift, config: AdaptConfig) -> None:
         self.ours, self.guides, self.shift, self.config = ours, guides, shift, config

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import bias_act, modulated_conv, upsample
+from ..ops import bias_act, styled_conv, upsample
 from .base import Generator, Layer, Noise, Rng
 
 
@@ -159,10 +159,8 @@ class Convolution(nn.Module):
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:  # x [N, I, H, W], w [N, C]
         # Demodulation cancels any constant factor of the weights, so an equalised learning rate would do nothing here.
-        x = modulated_conv(x, self.weight, self.affine(w), up=self.up)
-        if noise is not None:
-            x = x + noise * self.noise_strength
-        return bias_act(x, self.bias, self.clamp)
+        noise = None if noise is None else noise * self.noise_strength
+        return styled_conv(x, self.weight, self.affine(w), noise, self.bias, up=self.up, clamp=self.clamp)
 
 
 class ToRGB(nn.Module):
@@ -181,7 +179,9 @@ class ToRGB(nn.Module):
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         style = self.affine(w) * (1.0 / math.sqrt(self.weight.shape[1]))
-        rgb = modulated_conv(x, self.weight, style, demodulate=False) + self.bias[:, None, None]
+        # With three channels out, weights of each sample's own are smaller than one more image of what came in.
+        weight = self.weight[:, :, 0, 0] * style[:, None]  # [N, 3, I]
+        rgb = torch.baddbmm(self.bias[:, None], weight, x.flatten(2)).unflatten(2, x.shape[2:])
         return rgb if self.clamp is None else rgb.clamp(-self.clamp, self.clamp)
 
 
