@@ -37,6 +37,7 @@ from .layers import (
 )
 from .losses import TERMS, embed, objective, shared_views
 from .memory import Portion
+from .precision import GRADIENT_SCALES, PRECISIONS, arithmetic, tf32
 from .prompts import TEMPLATES
 from .runs import RunState, fingerprint, load_run, save_run
 from .settings import check, setting
@@ -68,6 +69,10 @@ class AdaptConfig:
     autosave_every: int = setting(50, "write the autosave file every so many steps", low=1, high=100_000)
     chunk: int = setting(0, "latents that pass through the networks at once, with the same result for less memory; 0: "
                             "the whole batch", low=0, high=256)  # fmt: skip
+    precision: str = setting("fp32", "arithmetic of the generators; all but fp32 is quicker, where the machine has it, "
+                                     "and changes the pictures a little", choices=tuple(PRECISIONS))  # fmt: skip
+    checkpointing: int = setting(0, "blocks of at least so many pixels a side are computed again on the way back, with "
+                                    "the same result for less memory; 0: none", low=0, high=1024)  # fmt: skip
     layers: LayerChoice = field(default_factory=LayerChoice)
 
     def __post_init__(self) -> None:
@@ -139,6 +144,7 @@ def adapt(
     rng = torch.Generator().manual_seed(config.seed)
     teacher, student = generator, copy.deepcopy(generator).requires_grad_(False).eval()
     student.source = None  # the file's weights are what it will no longer have
+    student.recompute = config.checkpointing
     start = first_look(teacher, config.seed, config.label) if isinstance(shift, ImageShift) else None
     aims = take_aim(guides, shift, start)
     run = _Run(config, student, rng)
@@ -150,16 +156,17 @@ def adapt(
         """Where a step's memory goes, and so what is done again if there is too little. It leaves gradients only."""
         run.optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():  # the same latents, noise and views, before ...
-            _, before = _see(teacher, aims, drawn, chunk)
-        with only_trainable(student, parameter_names(config.layers, run.chosen.layers)), torch.enable_grad():
-            images, after = _see(student, aims, drawn, chunk)  # ... and after
+            _, before = _see(teacher, aims, drawn, chunk, config.precision)
+        trained = parameter_names(config.layers, run.chosen.layers)
+        with only_trainable(student, trained), torch.enable_grad(), tf32(config.precision == "tf32"):
+            images, after = _see(student, aims, drawn, chunk, config.precision)  # ... and after
             loss, terms = objective(aims, config.terms, before, after)
-            loss.backward()
+            (loss * GRADIENT_SCALES[config.precision]).backward()
         return images, loss.item(), terms
 
     for index in range(run.index, config.steps):
         if config.layers.mode != "adaptive" or index % config.layers.every == 0:
-            run.chosen = choose(config.layers, student, aims, rng, config.label, run.voters)
+            run.chosen = choose(config.layers, student, aims, rng, config.label, run.voters, config.precision)
         images, loss, terms = run.portion.fit(compare, _draw(teacher, config, rng))
         run.learn(index, loss)
         run.record(index, loss, terms)
@@ -207,6 +214,8 @@ class _Run:
         """One optimiser step. Gradients start as None, not zero: Adam then leaves unchosen layers and moments alone."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * _rate(self.config, index)
+        if (scale := GRADIENT_SCALES[self.config.precision]) != 1:
+            torch._foreach_div_([p.grad for p in self.trainable.values() if p.grad is not None], scale)
         norm = torch.nn.utils.clip_grad_norm_(self.trainable.values(), self.config.clip).item()
         if not math.isfinite(loss + norm):  # said before the weights take it in
             raise FloatingPointError(f"step {index} has loss {loss} and a gradient of norm {norm}; lower the learning "
@@ -230,6 +239,7 @@ class _Run:
             for name, mean in self.average.items():
                 self.trainable[name].copy_(mean)
         self.optimizer.zero_grad(set_to_none=True)
+        self.student.recompute = 0
 
     def state(self) -> RunState:
         moments = {
@@ -296,11 +306,14 @@ def _draw(teacher: Generator, config: AdaptConfig, rng: torch.Generator) -> _Dra
     return _Drawn(ws, noise, shared_views(config.views, teacher.resolution, rng))
 
 
-def _see(generator: Generator, aims: Sequence[Aim], drawn: _Drawn, chunk: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+def _see(
+    generator: Generator, aims: Sequence[Aim], drawn: _Drawn, chunk: int, precision: str
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The images [N, 3, H, W], detached, and every guide's embeddings [V N, D] of their views, chunk after chunk."""
 
     def see(ws: Tensor, noise: Noise) -> tuple[Tensor, ...]:
-        images = generator.synthesize(ws, noise)
+        with arithmetic(precision, ws.device):
+            images = generator.synthesize(ws, noise)
         return images, *embed(aims, drawn.look(images))
 
     if chunk >= len(drawn.ws):
@@ -336,7 +349,7 @@ def _identity(
 ) -> str:
     told = {
         "generator": teacher.spec(),
-        "config": {k: v for k, v in asdict(config).items() if k not in ("autosave_every", "chunk")},
+        "config": {k: v for k, v in asdict(config).items() if k not in ("autosave_every", "chunk", "checkpointing")},
         "guides": [(guide.fingerprint, weight) for guide, weight in as_guides(guides)],
         "shift": asdict(shift) if isinstance(shift, TextShift) else "images",
     }
