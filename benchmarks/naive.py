@@ -126,12 +126,14 @@ class NaiveTraining:
     def step(self, mark: Mark = lambda _: None) -> float:
         """One step; `mark` hears the name of every part that ends."""
         layers, config = self.config.layers, self.config
-        self.trained.requires_grad_(True)
+        chosen: Sequence[int] = range(len(self.trained.convs))
         if layers.mode == "adaptive":
+            self.trained.requires_grad_(True)
             chosen = self.choose(layers)
-            self.trained.requires_grad_(False)
-            for index in chosen:
-                self.trained.convs[index].requires_grad_(True)
+        self.trained.requires_grad_(False)
+        self.trained.const.requires_grad_(layers.mode == "all")
+        for index in chosen:
+            self.trained.convs[index].requires_grad_(True)
         mark("selection")
         with torch.no_grad():
             ws = self.draw(config.batch)
@@ -151,7 +153,7 @@ class NaiveTraining:
         mark("optimiser")
         return loss.item()
 
-    def choose(self, layers: LayerChoice) -> list[int]:
+    def choose(self, layers: LayerChoice) -> Sequence[int]:
         """The convolutions whose rows of W+ move most in one step of gradient descent towards the phrase."""
         start = self.draw(layers.batch)
         ws = start.clone().requires_grad_()
