@@ -223,8 +223,9 @@ def rows(case: Case, runs: dict[Side, Run], peak: float) -> Iterator[str]:
                f"| {', '.join(f'{part} {run.part(part):.2f}' for part in PARTS)} |")  # fmt: skip
 
 
-HEAD = """| case | side | CPU time a step | ratio | wanted | largest (mean) error of a picture | peak memory | GFLOP a step | share of the peak of matmul | seconds by part |
-|---|---|---|---|---|---|---|---|---|---|"""
+COLUMNS = ("case", "side", "CPU time a step", "ratio", "wanted", "largest (mean) error of a picture", "peak memory",
+           "GFLOP", "share of matmul's peak", "seconds by part")  # fmt: skip
+HEAD = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
 
 
 def growth(steps: int) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The command line: `python -m nada_core demo | info | convert | sample | adapt | compare`.
+"""The command line: `python -m nada_core demo | info | convert | sample | adapt | compare | bench`.
 
 Every sub-command is a thin call of the public functions, and its flags are read from the same dataclasses. What a
 person can cause ends in one line and exit code 2, an interrupt in exit code 130; a traceback is a bug of ours.
@@ -43,12 +43,15 @@ from . import (
     save_image,
     wording,
 )
+from .bench import measure
 from .checkpoints import BUILTINS
 from .clip import built_in_guides
 from .files import RawCheckpoint, read_checkpoint
 from .flags import CELLS, ROWS, parse
+from .memory import keep_freed
 from .metrics import embed
 from .portraits.content import Content
+from .processes import joined, rank
 from .settings import from_flags
 
 
@@ -59,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.threads:
             torch.set_num_threads(args.threads)
+        keep_freed()  # the process is ours, and ends with the command
         _COMMANDS[args.command](args)
     except KeyboardInterrupt as stop:
         sys.stderr.write(f"{stop or 'Stopped.'}\n")
@@ -97,10 +101,14 @@ def _demo(args: argparse.Namespace) -> None:
 
 
 def _adapt(args: argparse.Namespace) -> None:
+    with joined(_device(args.device)) as device:
+        _adapt_on(device, args)
+
+
+def _adapt_on(device: torch.device, args: argparse.Namespace) -> None:
     path = _result_path(args.out, args.target)
     autosave = Path(args.autosave) if args.autosave else path.with_suffix(".autosave.safetensors")
     _prepare(path, args.force)
-    device = _device(args.device)
     config = replace(from_flags(AdaptConfig, args), layers=from_flags(LayerChoice, args, "layers"))
     shift = TextShift(args.source, args.target)
     source = load_generator(args.generator).to(device)
@@ -109,7 +117,9 @@ def _adapt(args: argparse.Namespace) -> None:
         sys.stderr.write(f"There is no autosave at {autosave}; starting at the first step.\n")
     try:
         with _progress(config.steps) as on_step:
-            result = adapt(source, guides, shift, config, on_step, autosave, args.resume)
+            result = adapt(source, guides, shift, config, None if rank() else on_step, autosave, args.resume)
+        if rank():  # process 0 has the same weights, and says so
+            return
         latents = sample(source, range(8), label=config.label)
         before, after = render(source, latents), render(result.generator, latents)
         columns = {f"before: {shift.source}": before, f"after: {shift.target}": after}
@@ -119,6 +129,16 @@ def _adapt(args: argparse.Namespace) -> None:
     except KeyboardInterrupt:
         raise KeyboardInterrupt(wording.how_to_go_on(autosave)) from None
     _say(wording.listing(files))
+
+
+def _bench(args: argparse.Namespace) -> None:
+    device = _device(args.device)
+    config = portraits.RECIPE if args.generator in BUILTINS else AdaptConfig()
+    config = replace(config, steps=args.steps, precision=args.precision, batch=args.batch or config.batch)
+    source = load_generator(args.generator).to(device)
+    guides = [load_guide(name, device=device) for name in args.guide or ["portraits"]]
+    speed = measure(source, guides, TextShift(portraits.SOURCE, portraits.TARGETS[0]), config)
+    _say(wording.speed(source, [guide.name for guide in guides], config, device, speed.parts, speed.peak))
 
 
 def _info(args: argparse.Namespace) -> None:
@@ -294,6 +314,7 @@ def _progress(steps: int) -> Iterator[Callable[[Step], None]]:
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "demo": _demo, "info": _info, "convert": _convert, "sample": _sample, "adapt": _adapt, "compare": _compare,
+    "bench": _bench,
 }  # fmt: skip
 
 

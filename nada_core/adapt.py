@@ -38,6 +38,7 @@ from .layers import (
 from .losses import TERMS, embed, objective, shared_views
 from .memory import Portion
 from .precision import GRADIENT_SCALES, PRECISIONS, arithmetic, tf32
+from .processes import add_up, count, gather, rank, refuse_uneven, share
 from .prompts import TEMPLATES
 from .runs import RunState, fingerprint, load_run, save_run
 from .settings import check, setting
@@ -126,12 +127,15 @@ def adapt(
     The run lives on the generator's device; the guides must be there too. Same seed, CPU and thread count:
     same weights (not checked on GPUs, where some backward passes are not deterministic). When memory runs out, the
     step is done again with half as many latents at once, and so are those that follow.
+    Processes that torch.distributed has joined share each batch; steps and autosaves are those of a run by one, and
+    process 0 alone writes. The images of a step are then the own share's.
     on_step is called after every step, and whatever it raises ends the run. autosave names a file that is rewritten
     every `config.autosave_every` steps and at the end; with `resume` a run goes on from that file, if it is there, to
     exactly the weights it would have reached uninterrupted (up to rounding, where the chunks differ).
 
     Raises:
-        ValueError: for layers, labels, guides, texts or devices that do not fit, and for broken weights.
+        ValueError: for layers, labels, guides, texts, devices or numbers of processes that do not fit, and for broken
+            weights.
         FileExistsError: when the autosave file is already there and `resume` was not asked for.
         OSError: when the autosave file has no place to go.
         CheckpointError: when the autosave belongs to another run.
@@ -140,6 +144,7 @@ def adapt(
     """
     config = config or AdaptConfig()
     refuse_unfit(generator, guides, config.label)
+    refuse_uneven(config.batch)
     _refuse_autosave(autosave, resume)
     rng = torch.Generator().manual_seed(config.seed)
     teacher, student = generator, copy.deepcopy(generator).requires_grad_(False).eval()
@@ -160,17 +165,20 @@ def adapt(
         trained = parameter_names(config.layers, run.chosen.layers)
         with only_trainable(student, trained), torch.enable_grad(), tf32(config.precision == "tf32"):
             images, after = _see(student, aims, drawn, chunk, config.precision)  # ... and after
-            loss, terms = objective(aims, config.terms, before, after)
+            loss, terms = objective(aims, config.terms, gather(before), gather(after))
             (loss * GRADIENT_SCALES[config.precision]).backward()
         return images, loss.item(), terms
 
     for index in range(run.index, config.steps):
         if config.layers.mode != "adaptive" or index % config.layers.every == 0:
             run.chosen = choose(config.layers, student, aims, rng, config.label, run.voters, config.precision)
-        images, loss, terms = run.portion.fit(compare, _draw(teacher, config, rng))
+        drawn = _draw(teacher, config, rng)
+        # What one process would do again, the others would wait for in vain.
+        images, loss, terms = run.portion.fit(compare, drawn) if count() == 1 else compare(drawn, run.portion.size)
         run.learn(index, loss)
         run.record(index, loss, terms)
-        if autosave is not None and ((index + 1) % config.autosave_every == 0 or index + 1 == config.steps):
+        due = (index + 1) % config.autosave_every == 0 or index + 1 == config.steps
+        if autosave is not None and due and not rank():
             save_run(autosave, run.state(), identity)
         if on_step is not None:
             on_step(Step(index, config.steps, **run.last(), images=images.detach, generator=student))
@@ -216,6 +224,7 @@ class _Run:
             group["lr"] = self.config.lr * _rate(self.config, index)
         if (scale := GRADIENT_SCALES[self.config.precision]) != 1:
             torch._foreach_div_([p.grad for p in self.trainable.values() if p.grad is not None], scale)
+        add_up([p.grad for p in self.trainable.values() if p.grad is not None])
         norm = torch.nn.utils.clip_grad_norm_(self.trainable.values(), self.config.clip).item()
         if not math.isfinite(loss + norm):  # said before the weights take it in
             raise FloatingPointError(f"step {index} has loss {loss} and a gradient of norm {norm}; lower the learning "
@@ -303,7 +312,8 @@ def _draw(teacher: Generator, config: AdaptConfig, rng: torch.Generator) -> _Dra
     z = torch.randn(config.batch, teacher.z_dim, generator=rng).to(device)
     ws = teacher.map(z, teacher.one_hot(config.label, config.batch), config.psi)
     noise: Noise = teacher.draw_noise(config.batch, rng) if config.noise == "random" else config.noise  # type: ignore[assignment]
-    return _Drawn(ws, noise, shared_views(config.views, teacher.resolution, rng))
+    noise = noise if isinstance(noise, str) else [share(maps) for maps in noise]
+    return _Drawn(share(ws), noise, shared_views(config.views, teacher.resolution, rng))
 
 
 def _see(

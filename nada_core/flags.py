@@ -14,6 +14,7 @@ from . import __version__, portraits
 from .adapt import AdaptConfig
 from .checkpoints import BUILTINS
 from .layers import LayerChoice
+from .precision import PRECISIONS
 from .settings import add_flags
 
 ROWS, CELLS = 16, 64  # a larger picture is no longer taken in at a glance
@@ -67,6 +68,8 @@ def _parser(defaults: _Defaults) -> argparse.ArgumentParser:
     _adapt_flags(_command(commands, "adapt", "move a generator into a new domain",
                           "adapt portraits --target zombie --out out",
                           "adapt ffhq.pkl --guide ViT-B-32:openai --guide ViT-B-16:openai --target zombie --out out",
+                          "adapt ffhq.pkl --guide ViT-B-32:openai --target elf --batch 8 --out out"
+                          "  # with `torchrun --nproc-per-node 2 -m nada_core`, on two GPUs",
                           ), defaults)  # fmt: skip
 
     compare = _command(commands, "compare", "show the same latents through several generators, side by side",
@@ -80,6 +83,16 @@ def _parser(defaults: _Defaults) -> argparse.ArgumentParser:
     figures.add_argument("--guide", action="append", metavar="NAME", help="a guide to judge by; may be repeated")
     figures.add_argument("--source", default="photo", metavar="TEXT", help="what GEN_A makes (default photo)")
     figures.add_argument("--target", metavar="TEXT", help="what the others should make")
+
+    bench = _command(commands, "bench", "say how fast a training runs here and what takes the time", "bench",
+                     "bench ffhq.pkl --guide ViT-B-32:openai --precision bf16")  # fmt: skip
+    bench.add_argument("generator", metavar="GENERATOR", nargs="?", default="portraits",
+                       help="a generator's file, or a built-in name (default portraits)")  # fmt: skip
+    bench.add_argument("--guide", action="append", metavar="NAME", help="may be repeated (default portraits)")
+    bench.add_argument("--steps", type=_positive, default=22, metavar="N",
+                       help="two of them are not timed (default 22)")  # fmt: skip
+    bench.add_argument("--batch", type=_positive, metavar="N", help="latents a step (default: as the training's)")
+    bench.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32", help="(default fp32)")
     return parser
 
 

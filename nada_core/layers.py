@@ -19,6 +19,7 @@ from .clip import Aim, ClipGuide, ImageShift, TextShift, as_guides, take_aim
 from .generators import Generator, Layer
 from .memory import Portion
 from .precision import arithmetic
+from .processes import add_up, share
 from .settings import check, setting
 
 
@@ -182,7 +183,9 @@ def row_movement(
     portion: how many latents pass at once, where a run remembers it; otherwise `choice.chunk`, or less if need be.
     """
     portion = portion or Portion(min(choice.chunk, len(z)))
-    return portion.fit(_row_movement, choice, generator, aims, z, label, precision)
+    total = portion.fit(_row_movement, choice, generator, aims, z, label, precision)
+    add_up([total])
+    return total.cpu() / (len(z) * generator.w_dim)
 
 
 def _row_movement(
@@ -190,8 +193,8 @@ def _row_movement(
     chunk: int,
 ) -> Tensor:  # fmt: skip
     device = generator.w_avg.device
-    total = torch.zeros(generator.num_ws)
-    for part in z.to(device).split(chunk):
+    total = torch.zeros(generator.num_ws, device=device)
+    for part in share(z.to(device)).split(chunk):
         with torch.no_grad():
             start = generator.map(part, generator.one_hot(label, len(part)))
         ws = start.clone().requires_grad_()
@@ -202,8 +205,8 @@ def _row_movement(
                 likeness = [a.weight * (a.guide.encode_images(images) @ a.goal.mT).sum() for a in aims]
                 (slope,) = torch.autograd.grad(sum(likeness, torch.zeros_like(likeness[0])) / len(z), ws)
                 ws = (ws + choice.rate * slope).detach().requires_grad_()
-        total += (ws - start).detach().abs().sum(dim=(0, 2)).cpu()
-    return total / (len(z) * generator.w_dim)
+        total += (ws - start).detach().abs().sum(dim=(0, 2))
+    return total
 
 
 @contextmanager
