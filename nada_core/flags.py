@@ -65,11 +65,10 @@ def _parser(defaults: _Defaults) -> argparse.ArgumentParser:
     _latent_flags(pictures, "0-15", f"; the grid shows the first {CELLS}")
     pictures.add_argument("--separate", metavar="DIR", help="also write every picture on its own, in full size")
 
-    _adapt_flags(_command(commands, "adapt", "move a generator into a new domain",
+    _adapt_flags(_command(commands, "adapt", "move a generator into a new domain; under `torchrun --nproc-per-node N -m "
+                          "nada_core adapt ...` N processes share each batch",
                           "adapt portraits --target zombie --out out",
                           "adapt ffhq.pkl --guide ViT-B-32:openai --guide ViT-B-16:openai --target zombie --out out",
-                          "adapt ffhq.pkl --guide ViT-B-32:openai --target elf --batch 8 --out out"
-                          "  # with `torchrun --nproc-per-node 2 -m nada_core`, on two GPUs",
                           ), defaults)  # fmt: skip
 
     compare = _command(commands, "compare", "show the same latents through several generators, side by side",

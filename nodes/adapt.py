@@ -27,8 +27,9 @@ from ._widgets import settings, widgets
 
 #: The widgets of Adapt Generator in their order; new ones go to the end.
 CONFIG = ("steps", "batch", "lr", "seed", "terms.direction", "terms.global", "terms.angle", "views", "psi", "noise",
-          "schedule", "label", "warmup", "beta1", "beta2", "clip", "ema", "chunk")  # fmt: skip
-RARE = ("label", "warmup", "beta1", "beta2", "clip", "ema", "chunk")
+          "schedule", "label", "warmup", "beta1", "beta2", "clip", "ema", "chunk", "precision",
+          "checkpointing")  # fmt: skip
+RARE = ("label", "warmup", "beta1", "beta2", "clip", "ema", "chunk", "precision", "checkpointing")
 SHOWN = 4  # latents in the live preview
 
 

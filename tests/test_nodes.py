@@ -53,7 +53,7 @@ CONTRACT = {
         "train",
         ["generator", "guide", "shift", "layers", "steps", "batch", "lr", "seed", "direction_loss", "global_loss",
          "angle_loss", "views", "psi", "noise", "schedule", "label", "warmup", "beta1", "beta2", "clip", "ema",
-         "chunk"],
+         "chunk", "precision", "checkpointing"],
         [("generator", "NADA_GENERATOR"), ("domain", "NADA_DOMAIN"), ("training", "LOSS_MAP")],
     ),
     "PlotTraining": ("train", ["training", "smoothing"], [("plot", "IMAGE")]),
