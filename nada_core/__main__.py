@@ -1,4 +1,4 @@
-"""The command line: `python -m nada_core demo | info | convert | sample | adapt | compare | align |
+"""The command line: `python -m nada_core demo | info | convert | sample | adapt | compare | bench | align |
 encode | invert | directions | edit`.
 
 Every sub-command is a thin call of the public functions, and its flags are read from the same dataclasses. What a
@@ -39,6 +39,7 @@ from . import (
     load_guide,
     load_image,
     load_latents,
+    load_perceptual,
     photos,
     plot_heat,
     plot_lines,
@@ -50,6 +51,7 @@ from . import (
     save_image,
     wording,
 )
+from .bench import measure
 from .checkpoints import BUILTINS
 from .clip import built_in_guides
 from .console import device_of, prepare, progress, say
@@ -57,8 +59,10 @@ from .files import RawCheckpoint, read_checkpoint
 from .flags import CELLS, ROWS, parse
 from .identity import load_identity
 from .images import square
+from .memory import keep_freed
 from .metrics import embed
 from .portraits.content import Content
+from .processes import joined, rank
 from .recipes import check_prompts
 from .settings import from_flags
 
@@ -70,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.threads:
             torch.set_num_threads(args.threads)
+        keep_freed()  # the process is ours, and ends with the command
         _COMMANDS[args.command](args)
     except KeyboardInterrupt as stop:
         sys.stderr.write(f"{stop or 'Stopped.'}\n")
@@ -109,24 +114,32 @@ def _demo(args: argparse.Namespace) -> None:
 
 
 def _adapt(args: argparse.Namespace) -> None:
+    with joined(device_of(args.device)) as device:
+        _adapt_on(device, args)
+
+
+def _adapt_on(device: torch.device, args: argparse.Namespace) -> None:
     path = _result_path(args.out, args.target or Path((args.image or ["adapted"])[0]).stem)
     autosave = Path(args.autosave) if args.autosave else path.with_suffix(".autosave.safetensors")
     prepare(path, args.force)
-    device = device_of(args.device)
     config = replace(from_flags(AdaptConfig, args), layers=from_flags(LayerChoice, args, "layers"))
     source = load_generator(args.generator).to(device)
     shift = _shift(args, source.resolution)
     named = args.guide or [(name, 1.0) for name in portraits.GUIDES]
     guides = [(load_guide(name, device=device), weight) for name, weight in named]
     judge = load_guide(args.judge, device=device) if args.judge else None
+    perceptual = load_perceptual(args.perceptual, device) if args.perceptual else None
     identity = load_identity(args.identity, device) if args.identity else None
     for doubt in (doubt for guide, _ in guides for doubt in check_prompts(guide, shift)):
-        sys.stderr.write(f"warning: {doubt}\n")
+        sys.stderr.write(f"warning: {doubt}\n" if not rank() else "")
     if args.resume and not autosave.exists():
         sys.stderr.write(f"There is no autosave at {autosave}; starting at the first step.\n")
     try:
         with progress(config.steps) as tick:
-            result = adapt(source, guides, shift, config, _told(tick), autosave, args.resume, judge, identity=identity)
+            told = None if rank() else _told(tick)
+            result = adapt(source, guides, shift, config, told, autosave, args.resume, judge, perceptual, identity)
+        if rank():  # process 0 has the same weights, and says so
+            return
         latents = sample(source, range(8), label=config.label)
         before, after = render(source, latents), render(result.generator, latents)
         target = args.target or f"{len(args.image)} pictures"
@@ -150,6 +163,16 @@ def _shift(args: argparse.Namespace, size: int) -> TextShift | ImageShift | Mixe
     style = ImageShift(torch.cat([square(load_image(name), size) for name in args.image]))
     share = args.image_weight
     return style if words is None else MixedShift((words, style), (1 - share, share))
+
+
+def _bench(args: argparse.Namespace) -> None:
+    device = device_of(args.device)
+    config = portraits.RECIPE if args.generator in BUILTINS else AdaptConfig()
+    config = replace(config, steps=args.steps, precision=args.precision, batch=args.batch or config.batch)
+    source = load_generator(args.generator).to(device)
+    guides = [load_guide(name, device=device) for name in args.guide or ["portraits"]]
+    speed = measure(source, guides, TextShift(portraits.SOURCE, portraits.TARGETS[0]), config)
+    say(wording.speed(source, [guide.name for guide in guides], config, device, speed.parts, speed.peak))
 
 
 def _info(args: argparse.Namespace) -> None:
@@ -305,7 +328,7 @@ def _told(tick: Callable[[int, str], None]) -> Callable[[Step], None]:
 _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "demo": _demo, "info": _info, "convert": _convert, "sample": _sample, "adapt": _adapt, "compare": _compare,
     "align": photos.align_command, "encode": photos.encode_command, "invert": photos.invert_command,
-    "directions": photos.directions_command, "edit": photos.edit_command,
+    "directions": photos.directions_command, "edit": photos.edit_command, "bench": _bench,
 }  # fmt: skip
 
 

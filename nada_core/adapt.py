@@ -51,6 +51,8 @@ from .losses import TERMS, embed, objective, shared_views
 from .low_rank import factors, fold, hand_on
 from .memory import Portion
 from .overshoot import Candidate, best, is_over, why
+from .precision import GRADIENT_SCALES, PRECISIONS, arithmetic, tf32
+from .processes import add_up, count, gather, rank, refuse_uneven, share
 from .prompts import TEMPLATES
 from .runs import RunState, fingerprint, load_run, save_run
 from .settings import check, setting
@@ -84,6 +86,10 @@ class AdaptConfig:
     autosave_every: int = setting(50, "write the autosave file every so many steps", low=1, high=100_000)
     chunk: int = setting(0, "latents that pass through the networks at once, with the same result for less memory; 0: "
                             "the whole batch", low=0, high=256)  # fmt: skip
+    precision: str = setting("fp32", "arithmetic of the generators; all but fp32 is quicker, where the machine has it, "
+                                     "and changes the pictures a little", choices=tuple(PRECISIONS))  # fmt: skip
+    checkpointing: int = setting(0, "blocks of at least so many pixels a side are computed again on the way back, with "
+                                    "the same result for less memory; 0: none", low=0, high=1024)  # fmt: skip
     layers: LayerChoice = field(default_factory=LayerChoice)
     anchor: float = setting(0.0, "weight of the distance of the trained weights from where they started, as a share "
                             "of their length; it needs more steps", low=0.0, high=1e6, step=0.5)  # fmt: skip
@@ -158,6 +164,8 @@ def adapt(
     The run lives on the generator's device; the guides must be there too. Same seed, CPU and thread count:
     same weights (not checked on GPUs, where some backward passes are not deterministic). When memory runs out, the
     step is done again with half as many latents at once, and so are those that follow.
+    Processes that torch.distributed has joined share each batch; steps and autosaves are those of a run by one, and
+    process 0 alone writes. The images of a step are then the own share's.
     on_step is called after every step, and whatever it raises ends the run. autosave names a file that is rewritten
     every `config.autosave_every` steps and at the end; with `resume` a run goes on from that file, if it is there, to
     exactly the weights it would have reached uninterrupted (up to rounding, where the chunks differ).
@@ -165,7 +173,8 @@ def adapt(
     perceptual, identity: the networks of `config.lpips` and `config.id`, which keep pictures near what they were.
 
     Raises:
-        ValueError: for layers, labels, guides, texts or devices that do not fit, and for broken weights.
+        ValueError: for layers, labels, guides, texts, devices or numbers of processes that do not fit, and for broken
+            weights.
         FileExistsError: when the autosave file is already there and `resume` was not asked for.
         OSError: when the autosave file has no place to go.
         CheckpointError: when the autosave belongs to another run.
@@ -174,12 +183,14 @@ def adapt(
     """
     config = config or AdaptConfig()
     refuse_unfit(generator, [*as_guides(guides), *([judge] if judge else [])], config.label)
+    refuse_uneven(config.batch)
     _refuse_autosave(autosave, resume)
     _refuse_judge(judge, guides, config)
     kept = _kept(config, perceptual, identity)
     rng = torch.Generator().manual_seed(config.seed)
     teacher, student = generator, copy.deepcopy(generator).requires_grad_(False).eval()
     student.source = None  # the file's weights are what it will no longer have
+    student.recompute = config.checkpointing
     start = first_look(teacher, config.seed, config.label) if starts_at_images(shift) else None
     aims = take_aim(guides, shift, start)
     run = _Run(config, teacher, student, rng)
@@ -193,31 +204,38 @@ def adapt(
         """Where a step's memory goes, and so what is done again if there is too little. It leaves gradients only."""
         run.forget()
         with torch.no_grad():  # the same latents, noise and views, before ...
-            source, before, _ = _see(teacher, aims, drawn, chunk)
+            source, before, _ = _see(teacher, aims, drawn, chunk, config.precision)
             likeness = Likeness(source, kept, perceptual, identity) if kept else None
-        with only_trainable(student, parameter_names(config.layers, run.chosen.layers)), torch.enable_grad():
-            images, after, unlike = _see(student, aims, drawn, chunk, likeness)  # ... and after
-            loss, terms = objective(aims, config.terms, before, after)
-            for name, value in unlike.items():
-                loss, terms = loss + kept[name] * value.mean(), {**terms, name: float(value.detach().mean())}
+        trained = parameter_names(config.layers, run.chosen.layers)
+        with only_trainable(student, trained), torch.enable_grad(), tf32(config.precision == "tf32"):
+            images, after, unlike = _see(student, aims, drawn, chunk, config.precision, likeness)  # ... and after
+            loss, terms = objective(aims, config.terms, gather(before), gather(after))
+            for name, values in unlike.items():
+                (whole,) = gather([values])
+                loss, terms = loss + kept[name] * whole.mean(), {**terms, name: float(whole.detach().mean())}
             if config.anchor:
                 held = anchor.distance(run.weights, run.start, importance)
-                loss, terms = loss + config.anchor * held, {**terms, "anchor": float(held.detach())}
-            loss.backward()
+                once = held / count()  # the processes' gradients will be added up
+                loss = loss + config.anchor * (once + (held - once).detach())
+                terms = {**terms, "anchor": float(held.detach())}
+            (loss * GRADIENT_SCALES[config.precision]).backward()
         return images, loss.item(), terms
 
     for index in range(run.index, config.steps):
         if run.is_over:
             break
         if config.layers.mode != "adaptive" or index % config.layers.every == 0:
-            run.chosen = choose(config.layers, student, aims, rng, config.label, run.voters)
-        images, loss, terms = run.portion.fit(compare, _draw(teacher, config, rng))
+            run.chosen = choose(config.layers, student, aims, rng, config.label, run.voters, config.precision)
+        drawn = _draw(teacher, config, rng)
+        # What one process would do again, the others would wait for in vain.
+        images, loss, terms = run.portion.fit(compare, drawn) if count() == 1 else compare(drawn, run.portion.size)
         run.learn(index, loss)
         run.record(index, loss, terms)
         ending = index + 1 == config.steps
         if look is not None and ((index + 1) % config.keep_every == 0 or ending):
             run.consider(look)
-        if autosave is not None and ((index + 1) % config.autosave_every == 0 or ending or run.is_over):
+        due = (index + 1) % config.autosave_every == 0 or ending or run.is_over
+        if autosave is not None and due and not rank():
             save_run(autosave, run.state(), mark)
         if on_step is not None:
             on_step(Step(index, config.steps, **run.last(), images=images.detach, generator=student))
@@ -324,6 +342,9 @@ class _Run:
             group["lr"] = self.config.lr * _rate(self.config, index)
         if self.folded:
             hand_on(self.weights, self.trainable)
+        if (scale := GRADIENT_SCALES[self.config.precision]) != 1:
+            torch._foreach_div_([p.grad for p in self.trainable.values() if p.grad is not None], scale)
+        add_up([p.grad for p in self.trainable.values() if p.grad is not None])
         norm = torch.nn.utils.clip_grad_norm_(self.trainable.values(), self.config.clip).item()
         if not math.isfinite(loss + norm):  # said before the weights take it in
             raise FloatingPointError(f"step {index} has loss {loss} and a gradient of norm {norm}; lower the learning "
@@ -361,6 +382,7 @@ class _Run:
         """Put in place what was chosen, or the averaged weights, where an average was asked for."""
         self._put(self.best or self.average)
         self.forget()
+        self.student.recompute = 0
 
     @torch.no_grad()
     def _put(self, values: Mapping[str, Tensor]) -> None:
@@ -437,7 +459,8 @@ def _draw(teacher: Generator, config: AdaptConfig, rng: torch.Generator) -> _Dra
     z = torch.randn(config.batch, teacher.z_dim, generator=rng).to(device)
     ws = teacher.map(z, teacher.one_hot(config.label, config.batch), config.psi)
     noise: Noise = teacher.draw_noise(config.batch, rng) if config.noise == "random" else config.noise  # type: ignore[assignment]
-    return _Drawn(ws, noise, _views(config, teacher.resolution, rng))
+    noise = noise if isinstance(noise, str) else [share(maps) for maps in noise]
+    return _Drawn(share(ws), noise, _views(config, teacher.resolution, rng))
 
 
 def _views(config: AdaptConfig, size: int, rng: torch.Generator) -> Callable[[Tensor], Tensor]:
@@ -445,14 +468,16 @@ def _views(config: AdaptConfig, size: int, rng: torch.Generator) -> Callable[[Te
 
 
 def _see(
-    generator: Generator, aims: Sequence[Aim], drawn: _Drawn, chunk: int, likeness: Likeness | None = None
-) -> tuple[Tensor, tuple[Tensor, ...], dict[str, Tensor]]:
+    generator: Generator, aims: Sequence[Aim], drawn: _Drawn, chunk: int, precision: str,
+    likeness: Likeness | None = None,
+) -> tuple[Tensor, tuple[Tensor, ...], dict[str, Tensor]]:  # fmt: skip
     """The images [N, 3, H, W], detached, every guide's embeddings [V N, D] of their views, and by name how unlike each
     image is to what it was [N], chunk after chunk."""
     names = tuple(likeness.weights) if likeness else ()
 
     def see(ws: Tensor, noise: Noise, rows: Tensor) -> tuple[Tensor, ...]:
-        images = generator.synthesize(ws, noise)
+        with arithmetic(precision, ws.device):
+            images = generator.synthesize(ws, noise)
         unlike = likeness.terms(images, rows) if likeness else {}
         return images, *(unlike[name] for name in names), *embed(aims, drawn.look(images))
 
@@ -464,8 +489,8 @@ def _see(
         parts = [checkpoint(see, ws, noise, part, use_reentrant=False, preserve_rng_state=False)
                  for (ws, noise), part in zip(drawn.parts(chunk), rows.split(chunk), strict=True)]  # fmt: skip
         images, *seen = (torch.cat(column) for column in zip(*parts, strict=True))
-    count = len(names)
-    return images.detach(), tuple(seen[count:]), dict(zip(names, seen[:count], strict=True))
+    first = len(names)
+    return images.detach(), tuple(seen[first:]), dict(zip(names, seen[:first], strict=True))
 
 
 def _provenance(
@@ -500,7 +525,7 @@ def _identity(
     parts = parts_of(shift)
     told = {
         "generator": teacher.spec(),
-        "config": {k: v for k, v in asdict(config).items() if k not in ("autosave_every", "chunk")},
+        "config": {k: v for k, v in asdict(config).items() if k not in ("autosave_every", "chunk", "checkpointing")},
         "guides": [(guide.fingerprint, weight) for guide, weight in as_guides(guides)],
         "judge": judge.fingerprint if judge else None,
         "shift": [(asdict(part) if isinstance(part, TextShift) else "images", weight) for part, weight in parts],

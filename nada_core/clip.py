@@ -31,6 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .files import BUILTIN
+from .precision import tf32
 from .prompts import TEMPLATES, fill
 
 
@@ -42,7 +43,7 @@ class ClipGuide(nn.Module):
     """A frozen image-text encoder in float32. Attributes: name, size (height, width), dim, antialias.
 
     Embeddings of images are differentiable with respect to the images; the weights never receive gradients.
-    Differences of nearly equal unit vectors drown in half precision, so autocast is switched off inside.
+    Differences of nearly equal unit vectors drown in half precision, so autocast and TF32 are switched off inside.
     """
 
     mean: Tensor
@@ -101,7 +102,7 @@ class ClipGuide(nn.Module):
 
     def encode_images(self, x: Tensor) -> Tensor:
         """Unit vectors [N, D] of images [N, 3, H, W] in -1..1, any size; differentiable."""
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(x.device.type, enabled=False), tf32(False):
             model: Any = self.model
             return F.normalize(model.encode_image(self.prepare(x)).float(), dim=-1)
 

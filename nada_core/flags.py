@@ -16,6 +16,7 @@ from .checkpoints import BUILTINS
 from .invert import PRESETS, InvertConfig
 from .layers import LayerChoice
 from .pivotal import TuneConfig
+from .precision import PRECISIONS
 from .recipes import RECIPES, Recipe
 from .settings import add_flags
 from .text_edit import TextEditConfig
@@ -71,7 +72,8 @@ def _parser(defaults: _Defaults) -> argparse.ArgumentParser:
     _latent_flags(pictures, "0-15", f"; the grid shows the first {CELLS}")
     pictures.add_argument("--separate", metavar="DIR", help="also write every picture on its own, in full size")
 
-    _adapt_flags(_command(commands, "adapt", "move a generator into a new domain",
+    _adapt_flags(_command(commands, "adapt", "move a generator into a new domain; under `torchrun --nproc-per-node N "
+                          "-m nada_core adapt ...` N processes share each batch",
                           "adapt portraits --target zombie --out out",
                           "adapt ffhq.pkl --guide ViT-B-32:openai --guide ViT-B-16:openai --target zombie --out out",
                           "adapt portraits --recipe style --target 'pencil sketch' --out out",
@@ -88,6 +90,15 @@ def _parser(defaults: _Defaults) -> argparse.ArgumentParser:
     figures.add_argument("--guide", action="append", metavar="NAME", help="a guide to judge by; may be repeated")
     figures.add_argument("--source", default="photo", metavar="TEXT", help="what GEN_A makes (default photo)")
     figures.add_argument("--target", metavar="TEXT", help="what the others should make")
+    bench = _command(commands, "bench", "say how fast a training runs here and what takes the time", "bench",
+                     "bench ffhq.pkl --guide ViT-B-32:openai --precision bf16")  # fmt: skip
+    bench.add_argument("generator", metavar="GENERATOR", nargs="?", default="portraits",
+                       help="a generator's file, or a built-in name (default portraits)")  # fmt: skip
+    bench.add_argument("--guide", action="append", metavar="NAME", help="may be repeated (default portraits)")
+    bench.add_argument("--steps", type=_positive, default=22, metavar="N",
+                       help="two of them are not timed (default 22)")  # fmt: skip
+    bench.add_argument("--batch", type=_positive, metavar="N", help="latents a step (default: as the training's)")
+    bench.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32", help="(default fp32)")
     _photo_commands(commands, defaults)
     return parser
 
@@ -224,7 +235,7 @@ def _adapt_flags(parser: argparse.ArgumentParser, defaults: _Defaults, required:
                              + "; ".join(f"{name}, {recipe.about}" for name, recipe in RECIPES.items()))  # fmt: skip
     parser.add_argument("--judge", metavar="NAME", help="a guide that leads nothing and chooses the step to keep, with "
                                                         "--keep-every")  # fmt: skip
-    parser.add_argument("--identity", metavar="FILE", help="the face recogniser of --id")
+    _eyes(parser, False)
     parser.add_argument("--out", required=required, metavar="PATH",
                         help="a .safetensors file, or a folder for TARGET.safetensors")  # fmt: skip
     parser.add_argument("--force", action="store_true", help="overwrite an earlier result")

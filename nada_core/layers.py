@@ -19,6 +19,8 @@ from .clip import Aim, ClipGuide, Shift, as_guides, starts_at_images, take_aim
 from .generators import Generator, Layer
 from .low_rank import factors
 from .memory import Portion
+from .precision import arithmetic
+from .processes import add_up, share
 from .settings import check, setting
 
 
@@ -124,8 +126,10 @@ def choose(
     rng: torch.Generator,
     label: int | None = None,
     portion: Portion | None = None,
+    precision: str = "fp32",
 ) -> Chosen:
     """Choose the layers of the next step. label: the class of a conditional generator. portion: see `row_movement`.
+    precision: the generator's arithmetic, as in `AdaptConfig`.
 
     The random numbers drawn depend on the choice's settings only, never on whether the measurement was worth making,
     so that a run with a count that covers all layers stays comparable with one whose count does not.
@@ -137,7 +141,7 @@ def choose(
     table = _row_table(choice, generator)
     if choice.count >= len(table):
         return Chosen(every)
-    movement = row_movement(choice, generator, aims, z, label, portion)
+    movement = row_movement(choice, generator, aims, z, label, portion, precision)
     order = sorted(table, key=lambda row: -movement[row])[: choice.count]
     picked = {table[row].name for row in order}
     kept = [layer for layer in every if layer.name in picked or (layer.kind == "rgb" and layer not in table.values())]
@@ -180,31 +184,37 @@ def row_movement(
     z: Tensor,
     label: int | None = None,
     portion: Portion | None = None,
+    precision: str = "fp32",
 ) -> Tensor:
     """How far each row of W+ moves on average when `z` [N, z_dim] is optimised towards the goal: [L].
 
     portion: how many latents pass at once, where a run remembers it; otherwise `choice.chunk`, or less if need be.
     """
-    return (portion or Portion(min(choice.chunk, len(z)))).fit(_row_movement, choice, generator, aims, z, label)
+    portion = portion or Portion(min(choice.chunk, len(z)))
+    total = portion.fit(_row_movement, choice, generator, aims, z, label, precision)
+    add_up([total])
+    return total.cpu() / (len(z) * generator.w_dim)
 
 
 def _row_movement(
-    choice: LayerChoice, generator: Generator, aims: Sequence[Aim], z: Tensor, label: int | None, chunk: int
-) -> Tensor:
+    choice: LayerChoice, generator: Generator, aims: Sequence[Aim], z: Tensor, label: int | None, precision: str,
+    chunk: int,
+) -> Tensor:  # fmt: skip
     device = generator.w_avg.device
-    total = torch.zeros(generator.num_ws)
-    for part in z.to(device).split(chunk):
+    total = torch.zeros(generator.num_ws, device=device)
+    for part in share(z.to(device)).split(chunk):
         with torch.no_grad():
             start = generator.map(part, generator.one_hot(label, len(part)))
         ws = start.clone().requires_grad_()
         with _frozen(generator):
             for _ in range(choice.steps):
-                images = generator.synthesize(ws)
+                with arithmetic(precision, device):
+                    images = generator.synthesize(ws)
                 likeness = [a.weight * (a.guide.encode_images(images) @ a.goal.mT).sum() for a in aims]
                 (slope,) = torch.autograd.grad(sum(likeness, torch.zeros_like(likeness[0])) / len(z), ws)
                 ws = (ws + choice.rate * slope).detach().requires_grad_()
-        total += (ws - start).detach().abs().sum(dim=(0, 2)).cpu()
-    return total / (len(z) * generator.w_dim)
+        total += (ws - start).detach().abs().sum(dim=(0, 2))
+    return total
 
 
 @contextmanager

@@ -1,8 +1,10 @@
-"""Work that does not fit into memory, done again in smaller portions."""
+"""Work that does not fit into memory, done again in smaller portions; and memory that a process keeps for itself."""
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -43,3 +45,17 @@ class Portion:
             gc.collect()  # a guide of another make may hold on to its error in a circle
             if torch.cuda.is_initialized():
                 torch.cuda.empty_cache()
+
+
+def keep_freed() -> bool:
+    """Let the process keep the memory it has freed, for the next image of that size: asked for anew, every page of it
+    comes with a fault and is filled with zeros first. It holds for the whole process and for good, so it is for
+    programs, not for libraries. Does nothing, and returns False, where the C library is not glibc.
+
+    The same from outside: MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=-1 MALLOC_TOP_PAD_=67108864.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
+    if mallopt is None:
+        return False
+    trim_threshold, top_pad, mmap_max = -1, -2, -4  # M_TRIM_THRESHOLD and so on, in malloc.h
+    return all(mallopt(option, value) for option, value in ((trim_threshold, -1), (top_pad, 1 << 26), (mmap_max, 0)))

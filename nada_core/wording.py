@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .adapt import AdaptConfig
 from .clip import ClipGuide, TextShift
 from .files import RawCheckpoint, read_metadata
 from .generators import Generator
@@ -131,3 +132,17 @@ def how_to_go_on(autosave: Path) -> str:
         return "Stopped before the first autosave; nothing was written."
     steps = json.loads(told["run"])["index"]
     return f"Stopped. {steps} steps are safe in {autosave}; go on with the same command and --resume."
+
+
+def speed(generator: Generator, guides: Sequence[str], config: AdaptConfig, device: torch.device,
+          parts: Mapping[str, float], peak: int | None) -> str:  # fmt: skip
+    """A measured training: steps a second, the share of every part in a step's seconds, the peak of memory in bytes."""
+    seconds = sum(parts.values())
+    where = f"cpu, {torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    lines = [
+        f"{generator.resolution} x {generator.resolution} pixels, batch {config.batch}, {config.precision}, seen by "
+        f"{', '.join(guides)}; on {where}",
+        f"{1 / seconds:.2f} steps a second, {seconds * 1e3:.0f} ms a step",
+        *(f"  {part:<10} {share * 1e3:8.1f} ms {share / seconds:6.1%}" for part, share in parts.items()),
+    ]
+    return "\n".join(lines + ([] if peak is None else [f"peak memory {peak / 2**30:.2f} GiB"]))

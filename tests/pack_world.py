@@ -40,7 +40,7 @@ CONTRACT = {
         ["generator", "guide", "shift", "layers", "steps", "batch", "lr", "seed", "direction_loss", "global_loss",
          "angle_loss", "views", "psi", "noise", "schedule", "label", "warmup", "beta1", "beta2", "clip", "ema",
          "chunk", "relation_loss", "mean_offset_loss", "covariance_loss", "mirror", "patches", "anchor", "fisher",
-         "lpips", "id", "keep_every", "patience", "judge", "recipe", "likeness"],
+         "lpips", "id", "keep_every", "patience", "precision", "checkpointing", "judge", "recipe", "likeness"],
         [("generator", "NADA_GENERATOR"), ("domain", "NADA_DOMAIN"), ("training", "LOSS_MAP"),
          ("chosen_because", "STRING")],
     ),

@@ -20,6 +20,7 @@ from nada_core.adapt import Adaptation, AdaptConfig, Step, adapt
 from nada_core.clip import ImageShift, MixedShift, TextShift
 from nada_core.files import CheckpointError, read_metadata
 from nada_core.generators import Generator, StyleGAN2
+from nada_core.generators.stylegan2 import Block
 from nada_core.layers import LayerChoice
 from nada_core.low_rank import factors
 from nada_core.prompts import TEMPLATES
@@ -530,6 +531,69 @@ def test_no_memory_for_one_latent_says_what_to_do(layers: LayerChoice) -> None:
     with pytest.raises(torch.cuda.OutOfMemoryError, match=r"one latent at a time \(no room\)\. Take a smaller guide"):
         adapt(made, guide(model=Narrow(0, 0)), SHIFT, settings(batch=4, layers=layers))
     assert not changed(before, made.state_dict())
+
+
+@pytest.mark.parametrize("change", [
+    {}, {"checkpointing": 8}, {"checkpointing": 4, "chunk": 2}, {"checkpointing": 16, "layers": ADAPTIVE},
+])  # fmt: skip
+def test_what_is_computed_again_does_not_change_the_run(change: dict[str, Any]) -> None:
+    config = settings(**(WHOLE | change))
+    again, whole = (adapt(generator(), guide(), SHIFT, one) for one in (config, replace(config, checkpointing=0)))
+    assert_alike(whole, again)
+    assert again.generator.recompute == 0
+
+
+def test_blocks_that_are_computed_again_keep_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, ran = generator(), []
+    monkeypatch.setattr(Block, "forward", counted(ran, Block.forward))
+    adapt(made, guide(), SHIFT, settings(steps=1, checkpointing=8))
+    assert ran.count(4) == 2 and ran.count(8) == ran.count(16) == 3  # before, after, and once more going back
+
+
+def counted(ran: list[int], forward: Any) -> Any:
+    def run(block: Any, *given: Any) -> Any:
+        ran.append(block.size)
+        return forward(block, *given)
+
+    return run
+
+
+# ---- precision ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
+@pytest.mark.parametrize("layers", [LayerChoice(), ADAPTIVE])
+def test_fewer_bits_go_the_same_way(precision: str, layers: LayerChoice) -> None:
+    config = settings(steps=3, layers=layers, beta2=0.9)
+    exact, rough = (adapt(generator(), guide(), SHIFT, replace(config, precision=one)) for one in ("fp32", precision))
+    for one, other in zip(exact.history, rough.history, strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], abs=0.05)
+    assert all(value.dtype == torch.float32 for value in rough.generator.state_dict().values())
+    ws = exact.generator.map(torch.randn(4, 6, generator=rng(1)))
+    torch.testing.assert_close(*(one.generator.synthesize(ws) for one in (exact, rough)), atol=0.3, rtol=0.1)
+    same = not changed(exact.generator.state_dict(), rough.generator.state_dict())
+    assert same == (precision == "tf32")  # which a CPU does not have
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_fewer_bits_reach_the_gradients_in_proportion(tmp_path: Path, precision: str) -> None:
+    def slope(given: str) -> Tensor:
+        config = settings(steps=1, beta1=0.0, clip=1e6, precision=given)
+        (state,) = saved_each_step(tmp_path / f"{given}.safetensors", config)
+        return torch.cat([value.flatten() for value in of(state, "optimizer.exp_avg").values()])
+
+    exact, rough = slope("fp32"), slope(precision)
+    assert torch.cosine_similarity(exact, rough, 0) > 0.98
+    assert rough.norm() == pytest.approx(exact.norm().item(), rel=0.1)
+
+
+def test_the_last_block_and_the_picture_are_float32() -> None:
+    made, seen = generator(), []
+    for name in ("b4", "b8", "b16"):
+        made.synthesis.get_submodule(name).register_forward_hook(lambda _, __, out: seen.append([x.dtype for x in out]))
+    with torch.autocast("cpu", torch.bfloat16):
+        image = made.synthesize(made.map(torch.randn(2, 6, generator=rng())))
+    assert seen == [[torch.bfloat16, torch.float32]] * 2 + [[torch.float32] * 2] and image.dtype == torch.float32
 
 
 # ---- classes ------------------------------------------------------------------------------------------------------

@@ -595,6 +595,20 @@ def test_what_is_wrong_with_a_photo_is_one_line(run: Run, world: Path, words: tu
     assert files() == {"small.png", "tiny.png"}
 
 
+# ---- bench --------------------------------------------------------------------------------------------------------
+
+
+def test_bench_says_what_takes_the_time(run: Run, shelf: Path) -> None:
+    code, out, _ = run("bench", shelf / "a.safetensors", "--steps", 4, "--precision", "bf16")
+    assert code == 0 and not files()
+    assert "16 x 16 pixels, batch 2, bf16, seen by portraits; on " in out and "steps a second" in out
+    lines = [line.split() for line in out.splitlines() if line.startswith("  ")]
+    assert [line[0] for line in lines] == ["selection", "teacher", "student", "guide", "backward", "optimiser"]
+    assert sum(float(line[-1].rstrip("%")) for line in lines) == pytest.approx(100, abs=0.5)
+    code, _, err = run("bench", shelf / "a.safetensors", "--steps", 2)
+    assert code == 2 and "give more steps" in err
+
+
 # ---- demo ---------------------------------------------------------------------------------------------------------
 
 

@@ -19,12 +19,13 @@ CORE = ROOT / "nada_core"
 
 # A room imports only from floors below its own. A new room gets its floor here first.
 FLOORS = {
-    "files": 0, "images": 0, "low_rank": 0, "memory": 0, "ops": 0, "prompts": 0, "ramps": 0, "settings": 0,
+    "files": 0, "images": 0, "low_rank": 0, "memory": 0, "ops": 0, "precision": 0, "processes": 0, "prompts": 0,
+    "ramps": 0, "settings": 0,
     "clip": 1, "faces": 1, "generators": 1, "irse": 1, "perceptual": 1, "plots": 1,
     "anchor": 2, "checkpoints": 2, "domains": 2, "identity": 2, "latents": 2, "layers": 2, "likeness": 2, "losses": 2,
     "metrics": 2, "overshoot": 2, "runs": 2,
     "adapt": 3, "directions": 3, "encoders": 3, "invert": 3, "pivotal": 3, "text_edit": 3,
-    "console": 4, "portraits": 4, "recipes": 4, "wording": 4,
+    "bench": 4, "console": 4, "portraits": 4, "recipes": 4, "wording": 4,
     "__init__": 5, "flags": 5, "photos": 5,
     "__main__": 6,
 }  # fmt: skip

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from functools import partial
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nada_core.ops import bias_act, modulated_conv, smooth, upsample
+from nada_core.ops import bias_act, modulated_conv, smooth, styled_conv, upsample
 from nada_core.ops.convolution import demodulation
 
 
@@ -99,3 +100,67 @@ def test_gradients_first_and_second() -> None:
     for function, arguments in checked:
         assert torch.autograd.gradcheck(function, arguments, fast_mode=True)
         assert torch.autograd.gradgradcheck(function, arguments, fast_mode=True)
+
+
+# ---- the layer as one operation -----------------------------------------------------------------------------------
+
+
+def layer(up: bool, noise: tuple[int, ...] | None) -> tuple[Tensor, ...]:
+    given = draw(2, 3, 4, 4), draw(2, 3, 3, 3), draw(2, 3), draw(2)
+    return given if noise is None else (*given, draw(*noise))
+
+
+def step_by_step(x: Tensor, weight: Tensor, style: Tensor, bias: Tensor, noise: Tensor | None = None, *, up: bool,
+                 clamp: float | None) -> Tensor:  # fmt: skip
+    x = modulated_conv(x, weight, style, up=up)
+    return bias_act(x if noise is None else x + noise, bias, clamp)
+
+
+def at_once(x: Tensor, weight: Tensor, style: Tensor, bias: Tensor, noise: Tensor | None = None, *, up: bool,
+            clamp: float | None) -> Tensor:  # fmt: skip
+    return styled_conv(x, weight, style, noise, bias, up=up, clamp=clamp)
+
+
+@pytest.mark.parametrize("clamp", [None, 1.0])
+@pytest.mark.parametrize(("up", "size"), [(False, 4), (True, 8)])
+def test_a_styled_layer_is_its_steps_and_so_are_its_gradients(up: bool, size: int, clamp: float | None) -> None:
+    for noise in (None, (2, 1, size, size), (size, size), (1, 1, size, size)):
+        given = layer(up, noise)
+        apart, together = (f(*given, up=up, clamp=clamp) for f in (step_by_step, at_once))
+        torch.testing.assert_close(together, apart)
+        seed = torch.randn(apart.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        for one, other in zip(torch.autograd.grad(apart, given, seed), torch.autograd.grad(together, given, seed),
+                              strict=True):  # fmt: skip
+            torch.testing.assert_close(other, one)
+
+
+@pytest.mark.parametrize("kept", range(5))
+def test_a_styled_layer_gives_only_the_gradients_asked_for(kept: int) -> None:
+    given = [one.detach().requires_grad_(index == kept) for index, one in enumerate(layer(True, (8, 8)))]
+    (alone,) = torch.autograd.grad(at_once(*given, up=True, clamp=None).square().sum(), given[kept])
+    every = layer(True, (8, 8))
+    together = torch.autograd.grad(at_once(*every, up=True, clamp=None).square().sum(), every)
+    torch.testing.assert_close(alone, together[kept])
+
+
+@pytest.mark.parametrize("up", [False, True])
+def test_a_styled_layer_differentiates_twice(up: bool) -> None:
+    given = layer(up, (8, 8) if up else (4, 4))
+    function = partial(at_once, up=up, clamp=None)
+    assert torch.autograd.gradcheck(function, given, fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, given, fast_mode=True)
+
+
+def test_a_styled_layer_keeps_its_input_and_its_output_only() -> None:
+    """One image a layer, as the output is the next one's input: what a training step's memory hangs on."""
+    x, *rest = (one.float().detach().requires_grad_() for one in layer(False, (4, 4)))
+    kept: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = at_once(x, *rest, up=False, clamp=None)
+    images = {tensor.data_ptr() for tensor in kept if tensor.ndim == 4 and tensor.shape[-1] == 4 and len(tensor) == 2}
+    assert images == {x.data_ptr(), out.data_ptr()}

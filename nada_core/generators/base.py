@@ -39,6 +39,7 @@ class Generator(nn.Module):
     num_ws: int
     c_dim: int
     source: str | None = None  # sha256 of the file it was loaded from
+    recompute: int = 0  # blocks of at least so many pixels a side are computed again on the way back; 0: none
     mapping: nn.Module  # called with z [N, z_dim] and a label [N, c_dim] or None; holds the buffer w_avg [C]
 
     @property
@@ -91,6 +92,8 @@ class Generator(nn.Module):
 
         noise: "const", the generator's own maps, the same for the whole batch; "random", fresh maps a sample drawn
         from `rng`; "none"; or a list of maps, as `draw_noise` gives them.
+
+        Under torch.autocast all blocks but the last run in its type; images are float32 all the same.
         """
         raise NotImplementedError
 

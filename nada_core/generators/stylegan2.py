@@ -12,8 +12,9 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from ..ops import bias_act, modulated_conv, upsample
+from ..ops import bias_act, styled_conv, upsample
 from .base import Generator, Layer, Noise, Rng
 
 
@@ -66,7 +67,9 @@ class StyleGAN2(Generator):
     def synthesize(self, ws: Tensor, noise: Noise = "const", rng: Rng = None) -> Tensor:
         self._check_ws(ws)
         maps = self._noise_maps(noise, len(ws), rng, [conv.noise_const for _, conv in self.synthesis.convolutions()])
-        return self.synthesis(ws, maps).float()
+        half = torch.get_autocast_dtype(ws.device.type) if torch.is_autocast_enabled(ws.device.type) else None
+        with torch.autocast(ws.device.type, enabled=False):  # which type an operation has is said below, block by block
+            return self.synthesis(ws, maps, half, self.recompute).float()
 
     def layers(self) -> tuple[Layer, ...]:
         found: list[Layer] = []
@@ -159,10 +162,8 @@ class Convolution(nn.Module):
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:  # x [N, I, H, W], w [N, C]
         # Demodulation cancels any constant factor of the weights, so an equalised learning rate would do nothing here.
-        x = modulated_conv(x, self.weight, self.affine(w), up=self.up)
-        if noise is not None:
-            x = x + noise * self.noise_strength
-        return bias_act(x, self.bias, self.clamp)
+        noise = None if noise is None else noise * self.noise_strength
+        return styled_conv(x, self.weight, self.affine(w), noise, self.bias, up=self.up, clamp=self.clamp)
 
 
 class ToRGB(nn.Module):
@@ -181,7 +182,9 @@ class ToRGB(nn.Module):
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         style = self.affine(w) * (1.0 / math.sqrt(self.weight.shape[1]))
-        rgb = modulated_conv(x, self.weight, style, demodulate=False) + self.bias[:, None, None]
+        # With three channels out, weights of each sample's own are smaller than one more image of what came in.
+        weight = self.weight[:, :, 0, 0] * style[:, None]  # [N, 3, I]
+        rgb = (weight.to(x.dtype) @ x.flatten(2)).unflatten(2, x.shape[2:]).to(w.dtype) + self.bias[:, None, None]
         return rgb if self.clamp is None else rgb.clamp(-self.clamp, self.clamp)
 
 
@@ -207,6 +210,13 @@ class Block(nn.Module):
             yield "conv0", self.conv0
         yield "conv1", self.conv1
 
+    def forward(self, x: Tensor, rgb: Tensor, ws: Tensor, noise: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
+        """x [N, I, H, W] and the colours so far [N, 3, H, W]; ws [N, its rows, C]; a map of noise a convolution."""
+        for row, (_, conv) in enumerate(self.convolutions()):
+            x = conv(x, ws[:, row], noise[row])
+        colours = self.torgb(x, ws[:, -1])
+        return x, colours if self.size == 4 else upsample(rgb) + colours
+
 
 class Synthesis(nn.Module):
     """Blocks of doubling resolution, each adding its colours to the upsampled sum of those below (section 4.1)."""
@@ -228,17 +238,21 @@ class Synthesis(nn.Module):
             for part, conv in block.convolutions():
                 yield f"b{block.size}.{part}", conv
 
-    def forward(self, ws: Tensor, noise: Sequence[Tensor | None]) -> Tensor:  # ws [N, L, C]
-        x = rgb = ws.new_zeros(())
+    def forward(self, ws: Tensor, noise: Sequence[Tensor | None], half: torch.dtype | None = None,
+                recompute: int = 0) -> Tensor:  # ws [N, L, C]
+        """half: the type of all blocks but the last, whose rounding the eye would see. recompute: see Generator."""
+        x = self.get_submodule("b4").get_parameter("const").expand(len(ws), -1, -1, -1)
+        rgb = ws.new_zeros(())
         row = 0
         for block in self.blocks():
-            if block.size == 4:
-                x = block.const.expand(len(ws), -1, -1, -1)
-            for _, conv in block.convolutions():
-                x = conv(x, ws[:, row], noise[row])
-                row += 1
-            colours = block.torgb(x, ws[:, row])
-            rgb = colours if block.size == 4 else upsample(rgb) + colours
+            count = 1 if block.size == 4 else 2
+            x = x.to(ws.dtype if half is None or block.size == self.sizes[-1] else half)
+            given = x, rgb, ws[:, row : row + count + 1], noise[row : row + count]
+            if recompute and block.size >= recompute and torch.is_grad_enabled():
+                x, rgb = checkpoint(block, *given, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x, rgb = block(*given)
+            row += count
         return rgb
 
 

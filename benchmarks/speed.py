@@ -1,0 +1,313 @@
+"""What a training step costs: beside the plain restatement of the original's mathematics, by part, and at its peak.
+
+    python -m benchmarks.speed                            every case; docs/speed.md shows what has been measured
+    python -m benchmarks.speed --cases 64-off 256-real    some of them
+    python -m benchmarks.speed --resolution 128 --select real --guides 2 --precision bf16    one of your own
+    python -m benchmarks.speed --growth                   time against batch, memory against steps
+
+Random weights: StyleGAN2 of configuration F, guides of ViT-B/32's or another architecture. Each side of a case is a
+process of its own, so that its peak of memory is its own too; they take turns step by step, and a ratio is that of the
+median steps. What is compared is CPU time on one thread, which a busy machine disturbs less than the clock on the wall.
+The first step of each is not timed; its floating-point operations are counted. Rows that were measured are kept under
+out/ and not measured again; remove them to do so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from benchmarks.naive import NaiveGenerator, NaiveTraining
+from nada_core import AdaptConfig, ClipGuide, LayerChoice, TextShift
+from nada_core.bench import PARTS, Stopwatch, measure, peak_memory
+from nada_core.generators import StyleGAN2
+from nada_core.memory import keep_freed
+from nada_core.precision import PRECISIONS, arithmetic
+
+SHIFT = TextShift("photo", "sketch", ("a {} of a face",))
+
+
+@dataclass(frozen=True)
+class Side:
+    """What runs in a process of its own. kept: freed memory stays in the process, as it does in `python -m nada_core`.
+    The plain restatement knows neither; it is what the others are held against."""
+
+    name: str
+    precision: str = "fp32"
+    kept: bool = False
+
+
+NAIVE, OURS, KEPT = Side("naive"), Side("fp32"), Side("fp32, memory kept", kept=True)
+BF16, BF16_KEPT = Side("bf16", "bf16"), Side("bf16, memory kept", "bf16", kept=True)
+
+
+@dataclass(frozen=True)
+class Case:
+    """select: off; real, two thirds of the layers are chosen each step; all, every layer would be chosen anyway.
+    steps: timed ones. goal: the ratio that is wanted at least, and the one that is aimed at."""
+
+    resolution: int
+    select: str
+    guides: int = 1
+    batch: int = 2
+    steps: int = 3
+    sides: tuple[Side, ...] = (OURS, KEPT)
+    goal: str = "-"
+
+    @property
+    def layers(self) -> LayerChoice:
+        if self.select == "off":
+            return LayerChoice(mode="all")
+        rows = 2 * self.resolution.bit_length() - 4
+        return LayerChoice(mode="adaptive", count=2 * rows // 3 if self.select == "real" else 18)
+
+
+CASES: dict[str, Case] = {
+    "64-off": Case(64, "off", steps=5),
+    "64-real": Case(64, "real", steps=5),
+    "128-off": Case(128, "off"),
+    "256-off": Case(256, "off", sides=(OURS, KEPT, BF16, BF16_KEPT), goal="2.5, 3.5 (bf16: 4, 5.5)"),
+    "256-real": Case(256, "real", guides=2, steps=1, goal="4, 6"),
+    "256-all": Case(256, "all", guides=2, steps=1, goal="9, 14"),
+    "512-off": Case(512, "off", steps=1),
+    "1024-off": Case(1024, "off", guides=2, steps=1, goal="4, 6"),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One side of a case: seconds by part of every timed step, pictures of shared latents and noise [2, 3, R, R]."""
+
+    steps: list[dict[str, float]]
+    images: Tensor
+    flops: float  # of a step
+    peak: int
+
+    @property
+    def seconds(self) -> float:
+        return statistics.median(sum(step.values()) for step in self.steps)
+
+    def part(self, name: str) -> float:
+        return statistics.median(step[name] for step in self.steps)
+
+
+class Counter(TorchDispatchMode):
+    """Floating-point operations by torch's own table. Its FlopCounterMode cannot follow torch.autograd.grad."""
+
+    flops = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if count := flop_registry.get(func.overloadpacket):
+            self.flops += count(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def parts_of(case: Case, architecture: str) -> tuple[StyleGAN2, list[ClipGuide], AdaptConfig]:
+    """The same weights in every process."""
+    import open_clip
+
+    generator = StyleGAN2(case.resolution, rng=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for _, conv in generator.synthesis.convolutions():
+            conv.noise_strength.fill_(0.1)
+    guides = []
+    for index in range(case.guides):
+        torch.manual_seed(index)
+        model = open_clip.create_model(architecture, pretrained=None)
+        dim = open_clip.get_model_config(architecture)["embed_dim"]
+        guides.append(ClipGuide(f"random-{index}", model, open_clip.get_tokenizer(architecture), dim))
+    return generator, guides, AdaptConfig(steps=100_000, batch=case.batch, layers=case.layers)
+
+
+def work(side: Side, case: Case, architecture: str, link: Connection) -> None:
+    """A process: sends its pictures, then the seconds of a step each time it is asked for one, and last its peak."""
+    torch.set_num_threads(1)
+    if side.kept:
+        keep_freed()
+    generator, guides, config = parts_of(case, architecture)
+    config = replace(config, precision=side.precision)
+    rng, counter = torch.Generator().manual_seed(1), Counter()
+    with torch.no_grad():
+        ws, noise = generator.map(torch.randn(2, generator.z_dim, generator=rng)), generator.draw_noise(2, rng)
+        if side == NAIVE:
+            link.send(NaiveGenerator(generator)(ws, noise).numpy())
+        else:
+            with arithmetic(side.precision, ws.device):
+                link.send(generator.synthesize(ws, noise).numpy())
+    counted = False
+
+    def answer(lap: dict[str, float]) -> None:
+        nonlocal counted
+        if not counted:  # the first step was run under the counter
+            counter.__exit__(None, None, None)
+            counted = True
+        link.send(lap)
+        if not link.recv():
+            raise EOFError
+
+    link.recv()
+    counter.__enter__()
+    try:
+        if side == NAIVE:
+            training, watch = NaiveTraining(generator, guides, SHIFT, config), Stopwatch(ws.device, time.process_time)
+            while True:
+                training.step(watch.mark)
+                answer(watch.lap())
+                watch.lap()
+        else:
+            measure(generator, guides, SHIFT, config, clock=time.process_time, on_step=answer)
+    except EOFError:
+        link.send((counter.flops, peak_memory(ws.device)))
+
+
+def compare(case: Case, architecture: str) -> dict[Side, Run]:
+    """The sides of a case, taking turns."""
+    context = get_context("spawn")
+    links: dict[Side, Any] = {}
+    images: dict[Side, Tensor] = {}
+    laps: dict[Side, list[dict[str, float]]] = {}
+    for side in (NAIVE, *case.sides):
+        links[side], theirs = context.Pipe()
+        context.Process(target=work, args=(side, case, architecture, theirs), daemon=True).start()
+        images[side], laps[side] = torch.from_numpy(links[side].recv()), []
+    for index in range(case.steps + 1):
+        for side, link in links.items():
+            link.send(True)
+            lap = link.recv()
+            if index:
+                laps[side].append(lap)
+            sys.stderr.write(f"{case.resolution} {case.select}: {side.name}, step {index}: {sum(lap.values()):.2f} s\n")
+    runs = {}
+    for side, link in links.items():
+        link.send(False)
+        runs[side] = Run(laps[side], images[side], *link.recv())
+    return runs
+
+
+def matmul_peak(dtype: torch.dtype, size: int = 2048) -> float:
+    """Floating-point operations a second of CPU time, as a large product of matrices reaches them."""
+    a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+    seconds = []
+    for _ in range(5):
+        start = time.process_time()
+        a @ b
+        seconds.append(time.process_time() - start)
+    return 2 * size**3 / min(seconds)
+
+
+def rows(case: Case, runs: dict[Side, Run], peak: float) -> Iterator[str]:
+    """A row of the table a side."""
+    naive = runs[NAIVE]
+    for side, run in runs.items():
+        ratio, error = naive.seconds / run.seconds, (run.images - naive.images).abs()
+        about = "the measure" if side == NAIVE else f"{ratio:.1f}x"
+        # Products of fewer bits have a higher peak of their own; all are held against that of float32.
+        yield (f"| {case.resolution} px, selection {case.select}, {case.guides} guide{'s' * (case.guides > 1)} "
+               f"| {side.name} | {run.seconds:.2f} s | {about} | {case.goal if side != NAIVE else '-'} "
+               f"| {error.max():.1e} ({error.mean() / naive.images.std():.1e}) | {run.peak / 2**30:.1f} GiB "
+               f"| {run.flops / 1e9:.0f} | {run.flops / run.seconds / peak:.0%} "
+               f"| {', '.join(f'{part} {run.part(part):.2f}' for part in PARTS)} |")  # fmt: skip
+
+
+COLUMNS = ("case", "side", "CPU time a step", "ratio", "wanted", "largest (mean) error of a picture", "peak memory",
+           "GFLOP", "share of matmul's peak", "seconds by part")  # fmt: skip
+HEAD = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
+
+
+def growth(steps: int) -> Iterator[str]:
+    """In the built-in world: seconds against the batch, resident memory against the number of steps."""
+    from nada_core import adapt, load_generator, load_guide
+    from nada_core.portraits import RECIPE
+
+    generator, guide, shift = load_generator("portraits"), load_guide("portraits"), TextShift("photo", "joker")
+    yield "| batch | CPU time a step | a latent |"
+    yield "|---|---|---|"
+    for batch in (1, 2, 4, 8, 16):
+        config = replace(RECIPE, steps=12, batch=batch, layers=LayerChoice())
+        laps = measure(generator, guide, shift, config, clock=time.process_time).steps
+        seconds = statistics.median(sum(lap.values()) for lap in laps)
+        yield f"| {batch} | {seconds * 1e3:.0f} ms | {seconds * 1e3 / batch:.1f} ms |"
+    resident: list[float] = []
+
+    def look(_: Any) -> None:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        resident.append(pages * 4096 / 2**10)
+
+    adapt(generator, guide, shift, replace(RECIPE, steps=steps), look)
+    late = torch.tensor(resident[steps // 5 :])
+    index = torch.arange(len(late), dtype=late.dtype)
+    slope = ((index - index.mean()) * (late - late.mean())).sum() / (index - index.mean()).square().sum()
+    yield (f"\nResident memory over {steps} steps, the first fifth left out: {late[0] / 1024:.0f} MiB then, "
+           f"{late[-1] / 1024:.0f} MiB at the end, {slope:.2f} KiB a step.")  # fmt: skip
+
+
+def page(tables: list[str]) -> str:
+    """docs/speed.md."""
+    table = "".join([HEAD, "\n", *tables])
+    return f"""# What a training step costs
+
+Printed by `python -m benchmarks.speed`, which says how. One thread of a CPU, torch {torch.__version__}. On a GPU: not
+measured.
+
+**naive** is `benchmarks/naive.py`. **memory kept**: the process keeps what it has freed, as `python -m nada_core` does
+(`nada_core.memory.keep_freed`); otherwise the allocator is left as it is. The error is that of the pictures of equal
+latents and noise, in brackets the mean as a share of their deviation. With bf16 it is the price, not a fault.
+
+{table}
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__.split("\n")[0])
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=tuple(CASES))
+    parser.add_argument("--guide", default="ViT-B-32", help="an architecture of open_clip (%(default)s)")
+    parser.add_argument("--resolution", type=int, help="a case of your own, instead of those above")
+    parser.add_argument("--select", default="off", choices=("off", "real", "all"))
+    parser.add_argument("--guides", type=int, default=1)
+    parser.add_argument("--precision", default="fp32", choices=tuple(PRECISIONS))
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=3, help="timed ones of a case of your own (%(default)s)")
+    parser.add_argument("--growth", type=int, nargs="?", const=1000, metavar="STEPS",
+                        help="only time against batch, and memory against steps (%(const)s)")  # fmt: skip
+    parser.add_argument("--out", type=Path, default=Path("docs"), help="where speed.md goes (%(default)s)")
+    parser.add_argument("--runs", type=Path, default=Path("out/speed"), help="where rows are kept (%(default)s)")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if args.growth:
+        for line in growth(args.growth):
+            sys.stdout.write(line + "\n")
+        return
+    if args.resolution:
+        side = Side(args.precision, args.precision)
+        case = Case(args.resolution, args.select, args.guides, args.batch, args.steps, (side,))
+        lines = rows(case, compare(case, args.guide), matmul_peak(torch.float32))
+        sys.stdout.write("\n".join([HEAD, *lines]) + "\n")
+        return
+    args.runs.mkdir(parents=True, exist_ok=True)
+    for name in args.cases:
+        path = args.runs / f"{name}.md"
+        if not path.exists():
+            lines = rows(CASES[name], compare(CASES[name], args.guide), matmul_peak(torch.float32))
+            path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        sys.stdout.write(path.read_text(encoding="utf-8"))
+        sys.stdout.flush()
+    found = [path for name in CASES if (path := args.runs / f"{name}.md").exists()]
+    (args.out / "speed.md").write_text(page([path.read_text(encoding="utf-8") for path in found]), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

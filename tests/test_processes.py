@@ -1,0 +1,110 @@
+"""Two processes on a CPU train as one does."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from safetensors.torch import save_file
+from test_cli import CLIP
+from tiny import generator, guide
+
+from nada_core import processes
+from nada_core.adapt import AdaptConfig, Step, adapt
+from nada_core.checkpoints import load_generator, save_generator
+from nada_core.clip import TextShift
+from nada_core.files import read_metadata
+from nada_core.layers import LayerChoice
+
+ROOT = Path(__file__).parents[1]
+SHIFT = TextShift("photo", "sketch", ("a {} of a face", "the {}"))
+CONFIG = AdaptConfig(steps=4, batch=4, lr=0.02, warmup=2, views=2, terms={"direction": 1.0, "angle": 0.5}, ema=0.5,
+                     autosave_every=2, layers=LayerChoice(mode="adaptive", count=2, batch=3, every=2))  # fmt: skip
+CONFIGS = {"adaptive": CONFIG, "const": replace(CONFIG, noise="const", layers=LayerChoice(), chunk=1)}
+
+
+def work(rank: int, folder: Path) -> None:
+    """What each of two processes does: everything, and its own part of every batch."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    for name, config in CONFIGS.items():
+        shares: list[int] = []
+
+        def look(step: Step, shares: list[int] = shares) -> None:
+            shares.append(len(step.images()))
+
+        path = folder / f"{name}.autosave.safetensors"
+        result = adapt(generator(), [guide(0), guide(5)], SHIFT, config, look, autosave=path)
+        assert shares == [2] * 4
+        torch.save((result.generator.state_dict(), result.history), folder / f"{name}.{rank}.pt")
+    try:
+        adapt(generator(), guide(), SHIFT, replace(CONFIG, batch=3))
+    except ValueError as error:
+        (folder / f"refused.{rank}").write_text(str(error))
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("crew")
+    torch.multiprocessing.spawn(work, (folder,), nprocs=2)
+    return folder
+
+
+@pytest.mark.parametrize("name", list(CONFIGS))
+def test_two_processes_do_as_one(folder: Path, name: str) -> None:
+    alone = adapt(generator(), [guide(0), guide(5)], SHIFT, CONFIGS[name])
+    first, second = (torch.load(folder / f"{name}.{rank}.pt", weights_only=True) for rank in (0, 1))
+    for key, value in alone.generator.state_dict().items():
+        torch.testing.assert_close(first[0][key], value, rtol=1e-4, atol=2e-5)
+        assert torch.equal(first[0][key], second[0][key])
+    for one, other in zip(alone.history, first[1], strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-4, abs=1e-6) and other["layers"] == one["layers"]
+    assert first[1] == second[1]
+    assert "run" in read_metadata(folder / f"{name}.autosave.safetensors")
+
+
+def test_a_batch_is_shared_evenly_or_not_at_all(folder: Path) -> None:
+    assert all("a batch of 3 for 2 processes" in (folder / f"refused.{rank}").read_text() for rank in (0, 1))
+
+
+def test_alone_nothing_is_shared() -> None:
+    batch = torch.ones(3, 2)
+    assert processes.count() == 1 and processes.rank() == 0 and processes.share(batch) is batch
+    assert processes.gather([batch])[0] is batch
+    processes.add_up([batch])
+    processes.refuse_uneven(3)
+    assert torch.equal(batch, torch.ones(3, 2))
+    with processes.joined(torch.device("cpu")) as device:
+        assert device.type == "cpu" and not dist.is_initialized()
+
+
+def test_torchrun_adapts_and_one_process_speaks(tmp_path: Path) -> None:
+    save_generator(generator(), tmp_path / "a.safetensors", {})
+    (tmp_path / "guide-two.json").write_text(json.dumps(CLIP))
+    torch.manual_seed(0)
+    state = {name: value.contiguous() for name, value in open_clip.CLIP(**CLIP).state_dict().items()}
+    save_file(state, tmp_path / "guide-two.safetensors")
+    words = ["adapt", "a.safetensors", "--guide", "guide-two.json:guide-two.safetensors", "--target", "zombie",
+             "--steps", "2", "--batch", "2", "--device", "cpu"]  # fmt: skip
+    environment: dict[str, Any] = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    for runner, out in (([sys.executable, "-m"], "one.safetensors"), (torchrun, "two.safetensors")):
+        answer = subprocess.run([*runner, "nada_core", *words, "--out", out], cwd=tmp_path, env=environment,
+                                capture_output=True, text=True)  # fmt: skip
+        assert answer.returncode == 0, answer.stderr
+        assert answer.stdout.count(f"wrote {out}\n") == 1
+    one, two = load_generator(tmp_path / "one.safetensors"), load_generator(tmp_path / "two.safetensors")
+    for p, q in zip(one.parameters(), two.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=2e-5)
+    assert not list(tmp_path.glob("*.autosave*"))
