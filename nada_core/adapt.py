@@ -37,7 +37,7 @@ from .layers import (
 )
 from .losses import TERMS, embed, objective, shared_views
 from .memory import Portion
-from .precision import GRADIENT_SCALES, PRECISIONS, arithmetic, tf32
+from .precision import PRECISIONS, arithmetic, gradient_scale, tf32
 from .processes import add_up, count, gather, rank, refuse_uneven, share
 from .prompts import TEMPLATES
 from .runs import RunState, fingerprint, load_run, save_run
@@ -166,7 +166,7 @@ def adapt(
         with only_trainable(student, trained), torch.enable_grad(), tf32(config.precision == "tf32"):
             images, after = _see(student, aims, drawn, chunk, config.precision)  # ... and after
             loss, terms = objective(aims, config.terms, gather(before), gather(after))
-            (loss * GRADIENT_SCALES[config.precision]).backward()
+            (loss * run.gradient_scale).backward()
         return images, loss.item(), terms
 
     for index in range(run.index, config.steps):
@@ -212,6 +212,7 @@ class _Run:
         self.trainable = trainable = _trainable(student, config)
         self.optimizer = torch.optim.Adam(trainable.values(), lr=config.lr, betas=(config.beta1, config.beta2))
         self.average = {n: p.detach().clone() for n, p in trainable.items()} if config.ema else {}
+        self.gradient_scale = gradient_scale(config.precision, student.resolution)
         self.portion = Portion(min(config.chunk or config.batch, config.batch))
         self.voters = Portion(min(config.layers.chunk, config.layers.batch))
         self.chosen = Chosen(())
@@ -222,9 +223,10 @@ class _Run:
         """One optimiser step. Gradients start as None, not zero: Adam then leaves unchosen layers and moments alone."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * _rate(self.config, index)
-        if (scale := GRADIENT_SCALES[self.config.precision]) != 1:
-            torch._foreach_div_([p.grad for p in self.trainable.values() if p.grad is not None], scale)
-        add_up([p.grad for p in self.trainable.values() if p.grad is not None])
+        slopes = [p.grad for p in self.trainable.values() if p.grad is not None]
+        if self.gradient_scale != 1:
+            torch._foreach_div_(slopes, self.gradient_scale)
+        add_up(slopes)
         norm = torch.nn.utils.clip_grad_norm_(self.trainable.values(), self.config.clip).item()
         if not math.isfinite(loss + norm):  # said before the weights take it in
             raise FloatingPointError(f"step {index} has loss {loss} and a gradient of norm {norm}; lower the learning "
