@@ -56,8 +56,8 @@ BF16, BF16_KEPT = Side("bf16", "bf16"), Side("bf16, memory kept", "bf16", kept=T
 
 @dataclass(frozen=True)
 class Case:
-    """voters: latents that choose layers; batch 2 and 8 of them are the original's numbers, for
-    which the plain restatement wants a large machine. select: off; real, two thirds of the layers are chosen each step; all, every layer would be chosen anyway.
+    """select: off; real, two thirds of the layers are chosen each step; all, every layer would be chosen anyway.
+    voters: latents that choose; batch 2 and 8 voters are the original's, which cost its restatement much memory.
     steps: timed ones. goal: the ratio that is wanted at least, and the one that is aimed at."""
 
     resolution: int
