@@ -57,12 +57,14 @@ BF16, BF16_KEPT = Side("bf16", "bf16"), Side("bf16, memory kept", "bf16", kept=T
 @dataclass(frozen=True)
 class Case:
     """select: off; real, two thirds of the layers are chosen each step; all, every layer would be chosen anyway.
+    voters: latents that choose; batch 2 and 8 voters are the original's, which cost its restatement much memory.
     steps: timed ones. goal: the ratio that is wanted at least, and the one that is aimed at."""
 
     resolution: int
     select: str
     guides: int = 1
     batch: int = 2
+    voters: int = 8
     steps: int = 3
     sides: tuple[Side, ...] = (OURS, KEPT)
     goal: str = "-"
@@ -72,7 +74,8 @@ class Case:
         if self.select == "off":
             return LayerChoice(mode="all")
         rows = 2 * self.resolution.bit_length() - 4
-        return LayerChoice(mode="adaptive", count=2 * rows // 3 if self.select == "real" else 18)
+        return LayerChoice(mode="adaptive", batch=self.voters,
+                           count=2 * rows // 3 if self.select == "real" else 18)  # fmt: skip
 
 
 CASES: dict[str, Case] = {
@@ -82,8 +85,10 @@ CASES: dict[str, Case] = {
     "256-off": Case(256, "off", sides=(OURS, KEPT, BF16, BF16_KEPT), goal="2.5, 3.5 (bf16: 4, 5.5)"),
     "256-real": Case(256, "real", guides=2, steps=1, goal="4, 6"),
     "256-all": Case(256, "all", guides=2, steps=1, goal="9, 14"),
+    "256-real-4": Case(256, "real", voters=4, steps=1),
     "512-off": Case(512, "off", steps=1),
     "1024-off": Case(1024, "off", guides=2, steps=1, goal="4, 6"),
+    "1024-off-1": Case(1024, "off", batch=1, steps=1),
 }
 
 
@@ -216,7 +221,8 @@ def rows(case: Case, runs: dict[Side, Run], peak: float) -> Iterator[str]:
         ratio, error = naive.seconds / run.seconds, (run.images - naive.images).abs()
         about = "the measure" if side == NAIVE else f"{ratio:.1f}x"
         # Products of fewer bits have a higher peak of their own; all are held against that of float32.
-        yield (f"| {case.resolution} px, selection {case.select}, {case.guides} guide{'s' * (case.guides > 1)} "
+        voters = f" by {case.voters}" if case.select == "real" else ""
+        yield (f"| {case.resolution} px, batch {case.batch}, selection {case.select}{voters}, guides: {case.guides} "
                f"| {side.name} | {run.seconds:.2f} s | {about} | {case.goal if side != NAIVE else '-'} "
                f"| {error.max():.1e} ({error.mean() / naive.images.std():.1e}) | {run.peak / 2**30:.1f} GiB "
                f"| {run.flops / 1e9:.0f} | {run.flops / run.seconds / peak:.0%} "
@@ -280,6 +286,7 @@ def main() -> None:
     parser.add_argument("--guides", type=int, default=1)
     parser.add_argument("--precision", default="fp32", choices=tuple(PRECISIONS))
     parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--voters", type=int, default=8)
     parser.add_argument("--steps", type=int, default=3, help="timed ones of a case of your own (%(default)s)")
     parser.add_argument("--growth", type=int, nargs="?", const=1000, metavar="STEPS",
                         help="only time against batch, and memory against steps (%(const)s)")  # fmt: skip
@@ -293,7 +300,7 @@ def main() -> None:
         return
     if args.resolution:
         side = Side(args.precision, args.precision)
-        case = Case(args.resolution, args.select, args.guides, args.batch, args.steps, (side,))
+        case = Case(args.resolution, args.select, args.guides, args.batch, args.voters, args.steps, (side,))
         lines = rows(case, compare(case, args.guide), matmul_peak(torch.float32))
         sys.stdout.write("\n".join([HEAD, *lines]) + "\n")
         return

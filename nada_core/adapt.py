@@ -51,7 +51,7 @@ from .losses import TERMS, embed, objective, shared_views
 from .low_rank import factors, fold, hand_on
 from .memory import Portion
 from .overshoot import Candidate, best, is_over, why
-from .precision import GRADIENT_SCALES, PRECISIONS, arithmetic, tf32
+from .precision import PRECISIONS, arithmetic, gradient_scale, tf32
 from .processes import add_up, count, gather, rank, refuse_uneven, share
 from .prompts import TEMPLATES
 from .runs import RunState, fingerprint, load_run, save_run
@@ -218,7 +218,7 @@ def adapt(
                 once = held / count()  # the processes' gradients will be added up
                 loss = loss + config.anchor * (once + (held - once).detach())
                 terms = {**terms, "anchor": float(held.detach())}
-            (loss * GRADIENT_SCALES[config.precision]).backward()
+            (loss * run.gradient_scale).backward()
         return images, loss.item(), terms
 
     for index in range(run.index, config.steps):
@@ -323,6 +323,7 @@ class _Run:
         self.trainable = trainable  # what the optimiser moves: the same, or what they are made of
         self.optimizer = torch.optim.Adam(trainable.values(), lr=config.lr, betas=(config.beta1, config.beta2))
         self.average = {n: p.detach().clone() for n, p in trainable.items()} if config.ema else {}
+        self.gradient_scale = gradient_scale(config.precision, student.resolution)
         self.portion = Portion(min(config.chunk or config.batch, config.batch))
         self.voters = Portion(min(config.layers.chunk, config.layers.batch))
         self.chosen = Chosen(())
@@ -342,9 +343,10 @@ class _Run:
             group["lr"] = self.config.lr * _rate(self.config, index)
         if self.folded:
             hand_on(self.weights, self.trainable)
-        if (scale := GRADIENT_SCALES[self.config.precision]) != 1:
-            torch._foreach_div_([p.grad for p in self.trainable.values() if p.grad is not None], scale)
-        add_up([p.grad for p in self.trainable.values() if p.grad is not None])
+        slopes = [p.grad for p in self.trainable.values() if p.grad is not None]
+        if self.gradient_scale != 1:
+            torch._foreach_div_(slopes, self.gradient_scale)
+        add_up(slopes)
         norm = torch.nn.utils.clip_grad_norm_(self.trainable.values(), self.config.clip).item()
         if not math.isfinite(loss + norm):  # said before the weights take it in
             raise FloatingPointError(f"step {index} has loss {loss} and a gradient of norm {norm}; lower the learning "

@@ -72,8 +72,8 @@ def _parser(defaults: _Defaults) -> argparse.ArgumentParser:
     _latent_flags(pictures, "0-15", f"; the grid shows the first {CELLS}")
     pictures.add_argument("--separate", metavar="DIR", help="also write every picture on its own, in full size")
 
-    _adapt_flags(_command(commands, "adapt", "move a generator into a new domain; under `torchrun --nproc-per-node N "
-                          "-m nada_core adapt ...` N processes share each batch",
+    _adapt_flags(_command(commands, "adapt", "move a generator into a new domain; `torchrun --nproc-per-node N -m "
+                          "nada_core adapt` lets N processes share each batch",
                           "adapt portraits --target zombie --out out",
                           "adapt ffhq.pkl --guide ViT-B-32:openai --guide ViT-B-16:openai --target zombie --out out",
                           "adapt portraits --recipe style --target 'pencil sketch' --out out",

@@ -17,8 +17,12 @@ PRECISIONS: dict[str, torch.dtype] = {
     "fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16,
 }  # fmt: skip
 
-#: What losses are multiplied by and gradients divided by: a pixel's gradient is below what float16 can tell from zero.
-GRADIENT_SCALES: dict[str, float] = {"fp32": 1.0, "tf32": 1.0, "bf16": 1.0, "fp16": 1024.0}
+
+def gradient_scale(precision: str, resolution: int) -> float:
+    """What a loss is multiplied by and gradients are divided by. The more pixels, the smaller the gradient of each, and
+    float16 cannot tell small numbers from zero nor hold large ones; 1 at 64 pixels a side, a power of 2 elsewhere."""
+    return (resolution / 64) ** 2 if PRECISIONS[precision] == torch.float16 else 1.0
+
 
 
 @contextmanager

@@ -182,7 +182,8 @@ class World:
 
     def adapt(self, **values: Any) -> tuple[Any, Any, Any]:
         given = {"generator": self.generator, "guide": self.guide, "shift": self.shift, **QUICK, **values}
-        return self.call("AdaptGenerator", **given)
+        generator, domain, training, _ = self.call("AdaptGenerator", **given)
+        return generator, domain, training
 
     def latents(self, count: int = 2, seed: int = 0, generator: Any = None) -> Any:
         return self.call("SampleLatents", generator=generator or self.generator, count=count, seed=seed)[0]

@@ -1,0 +1,63 @@
+"""The nodes that say where to go and by which settings: mixed shifts, doubts, recipes, a judge."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from pack_world import QUICK, World
+
+
+def test_two_shifts_are_mixed_by_their_share(either: World) -> None:
+    (words,) = either.call("ShiftFromText", target="zombie", wording="bare")
+    (look,) = either.call("ShiftFromImages", images=torch.rand(2, 64, 64, 3))
+    (mixed,) = either.call("MixShifts", first=words, second=look, share=0.25)
+    assert [weight for _, weight in mixed.parts] == [0.75, 0.25]
+    generator, _, _ = either.adapt(shift=mixed)
+    assert generator.space() == either.generator.space()
+    with pytest.raises(ValueError, match="expected a tuple of TextShift and ImageShift"):
+        either.call("MixShifts", first=mixed, second=look)
+
+
+def test_words_that_say_nothing_are_doubted(world: World) -> None:
+    (clear,) = world.call("ShiftFromText", source="photo", target="zombie")
+    assert world.call("CheckPrompts", guide=world.guide, shift=clear) == (
+        "Nothing to doubt: the guide tells them apart.",)  # fmt: skip
+    (odd,) = world.call("ShiftFromText", source="photo", target="photo with")
+    assert "portraits" in world.call("CheckPrompts", guide=world.guide, shift=odd)[0]
+
+
+def test_a_recipe_changes_what_the_widgets_say(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Seen(Exception):  # noqa: N818
+        pass
+
+    def look(source: object, guides: object, shift: object, config: object, *_: object) -> None:
+        raise Seen(config)
+
+    recipe, advice = world.call("ChooseRecipe", recipe="character")
+    assert "The Joker" in advice and "Guides: ViT-B-32:openai" in advice
+    monkeypatch.setattr(world.module("nodes.adapt"), "adapt", look)
+    monkeypatch.setattr(world.module("nodes.adapt"), "_before_and_now", lambda *_: None)
+    with pytest.raises(Seen) as seen:
+        world.adapt(recipe=recipe, steps=60, lr=0.002)
+    config = seen.value.args[0]
+    assert (config.steps, config.layers.train, config.layers.mode) == (50, "offsets", "all")
+    assert config.lr == pytest.approx(0.05) and config.terms["angle"] == 0.25
+
+
+def test_a_judge_chooses_the_step_and_says_why(world: World) -> None:
+    (other,) = world.call("LoadGuide", guide="portraits-64")
+    given = {"generator": world.generator, "guide": world.guide, "shift": world.shift, **QUICK}
+    *_, because = world.call("AdaptGenerator", **given, judge=other, keep_every=1)
+    assert "the best of 2 candidates to the held-out guide portraits-64" in because
+    assert world.call("AdaptGenerator", **given)[-1] == ""
+    with pytest.raises(ValueError, match="nobody is there to look"):
+        world.call("AdaptGenerator", **given, keep_every=1)
+
+
+def test_likeness_keeps_pictures_near_what_they_were(world: World) -> None:
+    (likeness,) = world.call("LoadLikeness", identity="portraits")
+    given = {"generator": world.generator, "guide": world.guide, "shift": world.shift, **QUICK}
+    training = world.call("AdaptGenerator", **given, likeness=likeness, id=1.0)[2]
+    assert len(training["loss"]) == 2
+    with pytest.raises(ValueError, match="id term weighs 1, but there is no network"):
+        world.call("AdaptGenerator", **given, id=1.0)
