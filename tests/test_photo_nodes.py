@@ -188,7 +188,7 @@ def test_directions_are_found_and_followed(either: World) -> None:
     (each,) = either.call("EditLatents", latents=latents, directions=directions, strength=2.0,
                           per_row="0, 0, 1, 1, 0 0 0 0 0 0")  # fmt: skip
     assert torch.allclose(each.ws, some.ws)
-    for wrong, told in (({"direction": "smile"}, "got the direction 'smile', expected a number from 0 to 2, or one of sefa 0"),
+    for wrong, told in (({"direction": "smile"}, "'smile', expected a number from 0 to 2, or one of sefa 0"),
                         ({"direction": "3"}, "got the direction '3', expected a number from 0 to 2"),
                         ({"per_row": "0 a"}, "Got '0 a' for per_row, expected a number for each row"),
                         ({"per_row": "1 2"}, "expected a finite number, or 10 of them")):  # fmt: skip
