@@ -273,6 +273,12 @@ measured.
 (`nada_core.memory.keep_freed`); otherwise the allocator is left as it is. The error is that of the pictures of equal
 latents and noise, in brackets the mean as a share of their deviation. With bf16 it is the price, not a fault.
 
+The share of matmul's peak is that of a 2048 x 2048 float32 product timed after the steps. More than 100% means that
+others had more of the machine then than during the steps.
+
+What was tried and left out: Winograd's F(4x4, 3x3) in plain torch is no quicker than torch's own convolution. The
+ratios wanted are not all reached.
+
 {table}
 """
 
