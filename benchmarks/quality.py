@@ -247,7 +247,7 @@ latents nobody trained on. What the methods are stands at the top of `benchmarks
 - **other bar**: judge >= 0.90, attributes kept >= 0.8, diversity 0.85 to 1.2, and distance <= 0.6 of the source's, but
   only where photos are at least {_WIDELY:g} from the truth: an elf is a photo but for the ears.
 
-The recipe was chosen by trying variants with seed 0 on part of these latents; seeds 1 and 2 played no part in that.
+The recipe was chosen by trying variants with seed 0 on part of these latents; other seeds played no part in that.
 
 {chr(10).join(lines)}
 
