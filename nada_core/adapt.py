@@ -46,7 +46,7 @@ from .layers import (
     parameter_names,
     refuse_unfit,
 )
-from .likeness import Features, Likeness, Recogniser, refuse_blind, weight
+from .likeness import Features, Likeness, Recogniser, refuse_blind
 from .losses import TERMS, embed, objective, shared_views
 from .low_rank import factors, fold, hand_on
 from .memory import Portion
@@ -97,12 +97,14 @@ class AdaptConfig:
                           low=0, high=1000)  # fmt: skip
     keep_every: int = setting(0, "let a held-out guide look every so many steps, and return what it liked best; 0: "
                                  "return the last state", low=0, high=100_000)  # fmt: skip
-    patience: int = setting(0, "looks in a row without a better state after which the run ends; 0: never", low=0,
-                            high=1000)  # fmt: skip
+    patience: int = setting(0, "looks without a better state, one after another, after which the run ends; 0: never",
+                            low=0, high=1000)  # fmt: skip
     mirror: bool = setting(False, "mirror every second view, where there are two or more")
     patches: int = setting(0, "further views, each of a quarter of the picture: textures close by", low=0, high=16)
-    lpips: float = weight(0.0, "lpips")
-    id: float = weight(0.0, "id")
+    lpips: float = setting(0.0, "weight of LPIPS between every picture and what it was before, which keeps its look",
+                           low=0.0, high=1e4, step=0.05)  # fmt: skip
+    id: float = setting(0.0, "weight of 1 - cosine of the faces before and after, which keeps the person", low=0.0,
+                        high=1e4, step=0.05)  # fmt: skip
 
     def __post_init__(self) -> None:
         check(self)

@@ -47,7 +47,8 @@ def settings(cls: type[T], names: Sequence[str], values: Mapping[str, Any], **mo
 def _input(item: Setting, key: str, default: Any, advanced: bool | None) -> Any:
     told = {"tooltip": _tooltip(item), "advanced": advanced}
     if key:
-        told["tooltip"] = f"Weight of the {key} loss: {(inspect.getdoc(TERMS[key]) or '').partition(';')[0]}."
+        meaning = " ".join((inspect.getdoc(TERMS[key]) or "").partition(";")[0].split())
+        told["tooltip"] = f"Weight of the {key} loss: {meaning}."
         return _float(_term(key), item, default.get(key, 0.0), told)
     if item.kind is int:
         low = -1 if item.optional else item.low  # a number box has no "none"

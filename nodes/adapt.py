@@ -58,7 +58,7 @@ class AdaptGenerator(io.ComfyNode):
                                         "chooses which step's generator comes out."),
                 RecipeType.Input("recipe", optional=True,
                                  tooltip="From Choose Recipe: it changes what the widgets and the layers say, steps "
-                                         "and learning rate in proportion."),
+                                         "and learning rate in proportion, the loss weights as a whole."),
                 LikenessType.Input("likeness", optional=True,
                                    tooltip="From Load Likeness: what the lpips and id terms see with, which keep "
                                            "pictures near what they were."),
@@ -81,12 +81,18 @@ class AdaptGenerator(io.ComfyNode):
                 recipe: Recipe | None = None, likeness: tuple = (None, None), **values: Any) -> Any:  # fmt: skip
         config = settings(AdaptConfig, CONFIG, values, layers=layers or LayerChoice())
         config = recipe.config(config) if recipe else config
-        with for_training(generator, guide, judge[0][0], *likeness) as (source, guides, *seers):
+        with for_training(generator, guide, _one(judge), *likeness) as (source, guides, *seers):
             tick, look = watch(config.steps), _before_and_now(source, config.label)
             result = adapt(source, guides, shift, config, lambda step: tick(step.index + 1, lambda: look(step)), None,
                            False, *seers)  # fmt: skip
             adapted = result.generator.cpu()
         return io.NodeOutput(adapted, result.domain, _training(result), result.chosen_because)
+
+
+def _one(judge: tuple) -> Any:
+    if len(judge) != 1:
+        raise ValueError(f"Got {len(judge)} guides combined as judge, expected one; connect Load CLIP Guide itself.")
+    return judge[0][0]
 
 
 def _before_and_now(source: Generator, label: int | None) -> Callable[[Step], Tensor]:

@@ -165,7 +165,8 @@ class LoadLikeness(io.ComfyNode):
                 ),
             ],
             outputs=[LikenessType.Output("likeness", display_name="likeness",
-                                         tooltip="Both, for Invert Photo, Pivotal Tuning and Edit by Text.")],
+                                         tooltip="Both, for Invert Photo, Pivotal Tuning, Edit by Text and Adapt "
+                                                 "Generator.")],
         )  # fmt: skip
 
     @classmethod

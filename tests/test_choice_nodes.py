@@ -50,6 +50,9 @@ def test_a_judge_chooses_the_step_and_says_why(world: World) -> None:
     *_, because = world.call("AdaptGenerator", **given, judge=other, keep_every=1)
     assert "the best of 2 candidates to the held-out guide portraits-64" in because
     assert world.call("AdaptGenerator", **given)[-1] == ""
+    (both,) = world.call("CombineGuides", first=world.guide, second=other)
+    with pytest.raises(ValueError, match="Got 2 guides combined as judge, expected one"):
+        world.call("AdaptGenerator", **given, judge=both, keep_every=1)
     with pytest.raises(ValueError, match="nobody is there to look"):
         world.call("AdaptGenerator", **given, keep_every=1)
 

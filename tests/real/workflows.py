@@ -39,8 +39,8 @@ WIDTH, COLUMN, GAP = 340, 420, 100  # of a node, from one column to the next, be
 
 #: As high as the page makes a node, title bar excluded; a training node has room for its preview.
 HEIGHTS = {
-    "LoadGenerator": 82, "LoadGuide": 106, "CombineGuides": 106, "ShiftFromText": 106, "ChooseLayers": 294,
-    "AdaptGenerator": 740, "InspectLayers": 150, "SampleLatents": 180, "MixLatents": 130, "InterpolateLatents": 82,
+    "LoadGenerator": 82, "LoadGuide": 106, "CombineGuides": 106, "ShiftFromText": 106, "ChooseLayers": 342,
+    "AdaptGenerator": 1090, "InspectLayers": 150, "SampleLatents": 180, "MixLatents": 130, "InterpolateLatents": 82,
     "Render": 82, "Compare": 220, "PlotTraining": 58, "SaveDomain": 82, "ApplyDomain": 82, "AlignFace": 180,
     "DrawPortrait": 130, "LoadLikeness": 82, "InvertImage": 840, "PivotalTuning": 720, "FindDirections": 150,
     "EditLatents": 190, "SaveLatents": 58,
@@ -130,7 +130,7 @@ HOW_MANY_LAYERS = Workflow(
                node("compare", "Compare", SHOWS, labels="photo\n2 layers\n5 layers\nall layers")),
         *stack(3, node("adapt", "AdaptGenerator", TRAINS, "Adapt with 5 layers", **RECIPE)),
         *stack(4, node("adapt_all", "AdaptGenerator", TRAINS, "Adapt with all layers", **RECIPE)),
-        *stack(3, picture("bars", "how far each layer's latents move", (760, 370)), top=840),
+        *stack(3, picture("bars", "how far each layer's latents move", (760, 370)), top=1200),
         *stack(5, picture("sheet", "the same latents", (820, 1060))),
     ],
     links=[
@@ -278,10 +278,10 @@ PHOTO_TO_DOMAINS = Workflow(
         *stack(4, node("anime", "ShiftFromText", READS, "to anime", target="anime"),
                node("adapt_anime", "AdaptGenerator", TRAINS, "Learn anime", **RECIPE)),
         *stack(2, picture("photographs", "the photos", (340, 300)), picture("inverted", "what inversion makes of them",
-                                                                           (340, 300)), top=1150),
+                                                                           (340, 300)), top=1500),
         *stack(3, node("compare", "Compare", SHOWS, labels="edited\nzombie\njoker\nanime")
                , node("before", "Compare", SHOWS, "Compare before the edit", labels="inverted\nzombie\njoker\nanime"),
-               top=1150),
+               top=1500),
         *stack(5, picture("sheet", "edited, in three domains", (820, 880)),
                picture("sheet_before", "before the edit", (820, 880))),
     ],
