@@ -118,7 +118,7 @@ def run(target: str, name: str, seed: int) -> tuple[str, str, int, dict[str, Any
 
 def key(target: str, name: str, seed: int) -> str:
     """Names a row; changes with its settings and with the weights of the world."""
-    weights = [sha256(path)[:12] for path in sorted(BUILTIN.glob("*.safetensors"))]
+    weights = [sha256(path)[:12] for path in sorted(BUILTIN.glob("*.safetensors")) if path.stem != "identity"]
     method = METHODS[name]
     told = {**_unusual(method.config, AdaptConfig()), "layers": _unusual(method.config.layers, LayerChoice())}
     return f"{target}|{told}|{method.guides}|{method.judge}|{seed}|{weights}"
