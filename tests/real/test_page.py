@@ -33,7 +33,15 @@ def test_a_workflow_opens_and_converts(page: Page, info: dict[str, Any], path: P
     page.open_file(path)
     assert page.missing_nodes() == []
     assert page.errors == []
-    assert bare(page.export()["output"]) == to_api(read(path), info)
+    assert known(bare(page.export()["output"]), info) == to_api(read(path), info)
+
+
+def known(prompt: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
+    """Only inputs that the host asks for: frontend 1.42 has PreviewAny send what its own text box holds, too."""
+    for node in prompt.values():
+        asked = {name for group in info[node["class_type"]]["input"].values() for name in group}
+        node["inputs"] = {name: value for name, value in node["inputs"].items() if name in asked}
+    return prompt
 
 
 @pytest.mark.parametrize("path", workflows(), ids=lambda path: path.stem)
