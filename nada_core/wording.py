@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .adapt import AdaptConfig
 from .clip import ClipGuide, TextShift
 from .files import RawCheckpoint, read_metadata
 from .generators import Generator
@@ -18,6 +17,7 @@ from .likeness import psnr
 from .metrics import direction, diversity, quality
 from .perceptual import Perceptual
 from .prompts import fill
+from .training import AdaptConfig
 
 
 def table(rows: Sequence[Sequence[object]]) -> str:

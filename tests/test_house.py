@@ -24,10 +24,11 @@ FLOORS = {
     "clip": 1, "faces": 1, "generators": 1, "irse": 1, "perceptual": 1, "plots": 1,
     "anchor": 2, "checkpoints": 2, "domains": 2, "identity": 2, "latents": 2, "layers": 2, "likeness": 2, "losses": 2,
     "metrics": 2, "overshoot": 2, "runs": 2,
-    "adapt": 3, "directions": 3, "encoders": 3, "invert": 3, "pivotal": 3, "text_edit": 3,
-    "bench": 4, "console": 4, "portraits": 4, "recipes": 4, "wording": 4,
-    "__init__": 5, "flags": 5, "photos": 5,
-    "__main__": 6,
+    "directions": 3, "encoders": 3, "invert": 3, "pivotal": 3, "text_edit": 3, "training": 3,
+    "adapt": 4, "console": 4, "wording": 4,
+    "bench": 5, "portraits": 5, "recipes": 5,
+    "__init__": 6, "flags": 6, "photos": 6,
+    "__main__": 7,
 }  # fmt: skip
 
 HEAVY = {"PIL", "lpips", "open_clip", "torchvision", "scipy", "matplotlib"}

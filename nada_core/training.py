@@ -1,0 +1,211 @@
+"""How a student is trained: the settings of an adaptation, and what changes in it from step to step.
+
+StyleGAN-NADA (Gal et al., arXiv:2108.00946), section 4 and appendix I; `adapt` has the loop.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .generators import Generator
+from .layers import Chosen, LayerChoice, candidates, parameter_names
+from .losses import TERMS
+from .low_rank import factors, fold, hand_on
+from .memory import Portion
+from .overshoot import Candidate, best, is_over
+from .precision import PRECISIONS, gradient_scale
+from .processes import add_up
+from .runs import RunState
+from .settings import check, setting
+
+
+@dataclass(frozen=True)
+class AdaptConfig:
+    """Settings of one adaptation. The defaults are the paper's (section 4, appendix I) for a published generator."""
+
+    steps: int = setting(300, "optimiser steps", low=1, high=100_000)
+    batch: int = setting(2, "latents a step", low=1, high=256)
+    lr: float = setting(0.002, "Adam's learning rate", low=1e-7, high=1.0, step=1e-4)
+    schedule: str = setting("constant", "learning rate after the warm-up", choices=("constant", "cosine"))
+    warmup: int = setting(10, "steps over which the learning rate rises from zero", low=0, high=10_000)
+    beta1: float = setting(0.0, "Adam's first decay", low=0.0, high=0.999, step=0.01)
+    beta2: float = setting(0.992, "Adam's second decay", low=0.0, high=0.99999, step=0.001)
+    clip: float = setting(10.0, "longest gradient, as a norm over all trained weights", low=1e-6, high=1e6,
+                          step=0.5)  # fmt: skip
+    ema: float = setting(0.0, "decay of the averaged weights that are returned; 0 returns the last ones",
+                         low=0.0, high=0.9999, step=0.001)  # fmt: skip
+    terms: dict[str, float] = setting({"direction": 1.0}, "weights of the loss terms", low=0.0, high=1e4, step=0.05,
+                                        choices=tuple(TERMS))  # fmt: skip
+    views: int = setting(0, "augmented views a guide judges each pair by, alike before and after; 0: the images as "
+                            "they are", low=0, high=16)  # fmt: skip
+    psi: float = setting(1.0, "truncation of the training latents", low=0.0, high=1.0, step=0.05)
+    label: int | None = setting(None, "class of a conditional generator", low=0)
+    noise: str = setting("random", "noise maps, shared by both generators", choices=("random", "const", "none"))
+    seed: int = setting(0, "seed of everything random in the run", low=0, high=2**32 - 1)
+    autosave_every: int = setting(50, "write the autosave file every so many steps", low=1, high=100_000)
+    chunk: int = setting(0, "latents that pass through the networks at once, with the same result for less memory; 0: "
+                            "the whole batch", low=0, high=256)  # fmt: skip
+    precision: str = setting("fp32", "arithmetic of the generators; all but fp32 is quicker, where the machine has it, "
+                                     "and changes the pictures a little", choices=tuple(PRECISIONS))  # fmt: skip
+    checkpointing: int = setting(0, "blocks of at least so many pixels a side are computed again on the way back, with "
+                                    "the same result for less memory; 0: none", low=0, high=1024)  # fmt: skip
+    layers: LayerChoice = field(default_factory=LayerChoice)
+    anchor: float = setting(0.0, "weight of the distance of the trained weights from where they started, as a share "
+                            "of their length; it needs more steps", low=0.0, high=1e6, step=0.5)  # fmt: skip
+    fisher: int = setting(0, "latents that tell how much each weight matters to the anchor; 0: all alike",
+                          low=0, high=1000)  # fmt: skip
+    keep_every: int = setting(0, "let a held-out guide look every so many steps, and return what it liked best; 0: "
+                                 "return the last state", low=0, high=100_000)  # fmt: skip
+    patience: int = setting(0, "looks without a better state, one after another, after which the run ends; 0: never",
+                            low=0, high=1000)  # fmt: skip
+    mirror: bool = setting(False, "mirror every second view, where there are two or more")
+    patches: int = setting(0, "further views, each of a quarter of the picture: textures close by", low=0, high=16)
+    lpips: float = setting(0.0, "weight of LPIPS between every picture and what it was before, which keeps its look",
+                           low=0.0, high=1e4, step=0.05)  # fmt: skip
+    id: float = setting(0.0, "weight of 1 - cosine of the faces before and after, which keeps the person", low=0.0,
+                        high=1e4, step=0.05)  # fmt: skip
+
+    def __post_init__(self) -> None:
+        check(self)
+        if not isinstance(self.layers, LayerChoice):
+            raise ValueError(f"AdaptConfig.layers is {self.layers!r}, expected a LayerChoice, such as LayerChoice().")
+        if self.fisher and not self.anchor:
+            raise ValueError("AdaptConfig.fisher has no anchor to weigh; give the anchor a weight, such as 10.")
+        if self.patience and not self.keep_every:
+            raise ValueError("AdaptConfig.patience has no looks to count; set keep_every, such as 25.")
+        if not any(self.terms.values()):
+            raise ValueError("AdaptConfig.terms weighs nothing; give at least one term a weight, as direction 1.")
+
+
+class Run:
+    """What changes from step to step: weights, their average, the optimiser, the layers in force, the history."""
+
+    def __init__(self, config: AdaptConfig, teacher: Generator, student: Generator, rng: torch.Generator) -> None:
+        self.config, self.student, self.rng = config, student, rng
+        self.weights = _trainable(student, config)  # of the network
+        self.start = {name: teacher.get_parameter(name).detach() for name in self.weights}
+        self.folded = config.layers.train == "low-rank"
+        trainable = factors(self.weights, config.layers.rank, config.seed) if self.folded else self.weights
+        self.trainable = trainable  # what the optimiser moves: the same, or what they are made of
+        self.optimizer = torch.optim.Adam(trainable.values(), lr=config.lr, betas=(config.beta1, config.beta2))
+        self.average = {n: p.detach().clone() for n, p in trainable.items()} if config.ema else {}
+        self.gradient_scale = gradient_scale(config.precision, student.resolution)
+        self.portion = Portion(min(config.chunk or config.batch, config.batch))
+        self.voters = Portion(min(config.layers.chunk, config.layers.batch))
+        self.chosen = Chosen(())
+        self.history: list[dict[str, Any]] = []
+        self.candidates: list[Candidate] = []
+        self.best: dict[str, Tensor] = {}  # of the best candidate so far, on the CPU
+        self.index = 0
+
+    def forget(self) -> None:
+        """Gradients become None, not zero."""
+        for one in (*self.weights.values(), *self.trainable.values()):
+            one.grad = None
+
+    def learn(self, index: int, loss: float) -> None:
+        """One optimiser step. Gradients start as None, not zero: Adam then leaves unchosen layers and moments alone."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.lr * _rate(self.config, index)
+        if self.folded:
+            hand_on(self.weights, self.trainable)
+        slopes = [p.grad for p in self.trainable.values() if p.grad is not None]
+        if self.gradient_scale != 1:
+            torch._foreach_div_(slopes, self.gradient_scale)
+        add_up(slopes)
+        norm = torch.nn.utils.clip_grad_norm_(self.trainable.values(), self.config.clip).item()
+        if not math.isfinite(loss + norm):  # said before the weights take it in
+            raise FloatingPointError(f"step {index} has loss {loss} and a gradient of norm {norm}; lower the learning "
+                                     "rate or the weights of the terms.")  # fmt: skip
+        self.optimizer.step()
+        if self.folded:
+            fold(self.weights, self.start, self.trainable)
+        keep = min(self.config.ema, (1 + index) / (10 + index))  # a short memory first, or the source would linger
+        for name, mean in self.average.items():
+            mean.lerp_(self.trainable[name].detach(), 1 - keep)
+
+    def record(self, index: int, loss: float, terms: dict[str, float]) -> None:
+        self.history.append({"index": index, "loss": loss, "terms": terms, "layers": self.chosen.names,
+                             "movement": self.chosen.movement})  # fmt: skip
+        self.index = index + 1
+
+    def last(self) -> dict[str, Any]:
+        return {key: value for key, value in self.history[-1].items() if key not in ("index", "candidate")}
+
+    def consider(self, look: Callable[[Generator, int, int], Candidate]) -> None:
+        """Let the judge look at what would be returned now, and keep it if there was nothing better."""
+        latest = {name: p.detach().clone() for name, p in self.trainable.items()} if self.average else {}
+        self._put(self.average)
+        self.candidates.append(look(self.student, self.index, min(self.portion.size, 8)))
+        self.history[-1]["candidate"] = asdict(self.candidates[-1])
+        if best(self.candidates) == len(self.candidates) - 1:
+            self.best = {name: p.detach().to("cpu", copy=True) for name, p in self.trainable.items()}
+        self._put(latest)
+
+    @property
+    def is_over(self) -> bool:
+        return is_over(self.candidates, self.config.patience)
+
+    def settle(self) -> None:
+        """Put in place what was chosen, or the averaged weights, where an average was asked for."""
+        self._put(self.best or self.average)
+        self.forget()
+        self.student.recompute = 0
+
+    @torch.no_grad()
+    def _put(self, values: Mapping[str, Tensor]) -> None:
+        for name, value in values.items():
+            self.trainable[name].copy_(value)
+        if self.folded:
+            fold(self.weights, self.start, self.trainable)
+
+    def state(self) -> RunState:
+        moments = {
+            name: {k: v for k, v in self.optimizer.state.get(p, {}).items() if isinstance(v, Tensor)}
+            for name, p in self.trainable.items()
+        }
+        weights = {name: p.detach() for name, p in self.trainable.items()}
+        rng, names = self.rng.get_state(), self.chosen.names
+        return RunState(self.index, weights, self.average, moments, rng, names, self.history, self.best)
+
+    def restore(self, state: RunState) -> None:
+        self._put({name: state.weights[name] for name in self.trainable})
+        for name, p in self.trainable.items():
+            if name in state.average:
+                self.average[name].copy_(state.average[name])
+            if name in state.moments:
+                # Adam counts its steps on the CPU and keeps its moments beside the weights.
+                moments = state.moments[name].items()
+                self.optimizer.state[p] = {k: v.clone() if k == "step" else v.to(p) for k, v in moments}
+        self.rng.set_state(state.rng)
+        self.index = state.index
+        self.history = [{**r, "layers": tuple(r["layers"]), "movement": tuple(r["movement"])} for r in state.history]
+        self.candidates = [Candidate(**record["candidate"]) for record in self.history if "candidate" in record]
+        self.best = state.best
+        known = {layer.name: layer for layer in self.student.layers()}
+        self.chosen = Chosen(tuple(known[name] for name in state.chosen), self.history[-1]["movement"])
+
+
+def _trainable(student: Generator, config: AdaptConfig) -> dict[str, Tensor]:
+    """Every parameter the run may ever train, by name."""
+    layers = candidates(config.layers, student)
+    names = parameter_names(config.layers, layers)
+    if not names:
+        told = ", ".join(layer.name for layer in layers)
+        raise ValueError(f"LayerChoice.train is {config.layers.train!r}, of which {told} has nothing; name other "
+                         "layers, or train their weights.")  # fmt: skip
+    return {name: p for name, p in student.named_parameters() if name in names}
+
+
+def _rate(config: AdaptConfig, index: int) -> float:
+    """The schedule's factor at a step: a linear rise, because the first edits have no direction yet, then its shape."""
+    rise = min(1.0, (index + 1) / (config.warmup + 1))
+    if config.schedule == "constant":
+        return rise
+    return rise * 0.5 * (1 + math.cos(math.pi * index / config.steps))
