@@ -132,6 +132,7 @@ def adapt(
     start = first_look(teacher, config.seed, config.label) if starts_at_images(shift) else None
     aims = take_aim(guides, shift, start)
     run = Run(config, teacher, student, rng)
+    length = anchor.squared_length(run.start) if config.anchor else 0.0
     importance = anchor.fisher(student, aims, run.weights, config.fisher, config.seed, config.label)
     look = _witness(judge, teacher, shift, start, config) if judge else None
     mark = _identity(teacher, guides, shift, config, judge) if autosave is not None else ""
@@ -152,7 +153,7 @@ def adapt(
                 (whole,) = gather([values])
                 loss, terms = loss + kept[name] * whole.mean(), {**terms, name: float(whole.detach().mean())}
             if config.anchor:
-                held = anchor.distance(run.weights, run.start, importance)
+                held = anchor.distance(run.weights, run.start, importance, length)
                 once = held / count()  # the processes' gradients will be added up
                 loss = loss + config.anchor * (once + (held - once).detach())
                 terms = {**terms, "anchor": float(held.detach())}

@@ -17,14 +17,20 @@ from .clip import Aim
 from .generators import Generator
 
 
-def distance(weights: Mapping[str, Tensor], start: Mapping[str, Tensor], importance: Mapping[str, Tensor]) -> Tensor:
-    """Squared distance of the weights from where they started, over the squared length of the start; 0 and up.
+def squared_length(start: Mapping[str, Tensor]) -> float:
+    """Of the weights where they started: the unit of `distance`, which a run measures once."""
+    return sum(float(value.square().sum()) for value in start.values())
+
+
+def distance(
+    weights: Mapping[str, Tensor], start: Mapping[str, Tensor], importance: Mapping[str, Tensor], length: float
+) -> Tensor:
+    """Squared distance of the weights from where they started, over `length`, the start's squared length; 0 and up.
 
     importance: name -> how much each number matters, with a mean of 1 over all of them; without any, all matter alike.
     """
     moved = [(importance[name] if importance else 1) * (weight - start[name]).square()
              for name, weight in weights.items()]  # fmt: skip
-    length = sum(float(value.square().sum()) for value in start.values())
     return torch.stack([one.sum() for one in moved]).sum() / max(length, 1e-12)
 
 

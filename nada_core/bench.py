@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -98,7 +98,7 @@ def measure(
             on_step(laps[-1])
             watch.last = watch.now()  # what the listener did is no part of the next step
 
-    config = AdaptConfig(**{**vars(config), "chunk": 0})
+    config = replace(config, chunk=0)
     with _listening(copy.deepcopy(generator), [guide for guide, _ in as_guides(guides)], watch) as watched:
         adapt(watched, guides, shift, config, finish)
     return Speed(tuple(laps[warm:]), peak_memory(device))

@@ -57,6 +57,8 @@ def encode_command(args: argparse.Namespace) -> None:
 
 def invert_command(args: argparse.Namespace) -> None:
     """Latents, the generator's change where it is tuned, and a grid of it all, into one folder."""
+    if args.start and args.encoder:
+        raise ValueError("Got --start and --encoder, expected one of them: an inversion begins in one place.")
     folder, device = Path(args.out), device_of(args.device)
     path, change = folder / "latents.safetensors", folder / "tuning.safetensors"
     for place in (path, change) if args.tune else (path,):

@@ -9,7 +9,7 @@ import torch
 from tiny import changed, copied, generator, guide, rng
 
 from nada_core.adapt import Adaptation, AdaptConfig, adapt
-from nada_core.anchor import distance, fisher
+from nada_core.anchor import distance, fisher, squared_length
 from nada_core.clip import TextShift, take_aim
 from nada_core.layers import LayerChoice
 
@@ -27,20 +27,22 @@ def length(result: Adaptation) -> float:
 
 def test_distance_is_a_share_of_the_squared_length() -> None:
     start = {"a": torch.randn(3, 4, generator=rng()), "b": torch.randn(5, generator=rng(1))}
-    assert distance({name: 1.1 * value for name, value in start.items()}, start, {}).item() == pytest.approx(0.01)
-    assert distance(start, start, {}).item() == 0.0
+    length = squared_length(start)
+    further = {name: 1.1 * value for name, value in start.items()}
+    assert distance(further, start, {}, length).item() == pytest.approx(0.01)
+    assert distance(start, start, {}, length).item() == 0.0
     far = {"a": start["a"], "b": start["b"] + 1.0}
     whole = sum(value.square().sum() for value in start.values())
     matters = {"a": torch.full((3, 4), 9.0), "b": torch.arange(5.0)}
-    assert distance(far, start, matters).item() == pytest.approx(10 / float(whole))
-    assert distance(far, start, {}).item() == pytest.approx(5 / float(whole))
+    assert distance(far, start, matters, length).item() == pytest.approx(10 / float(whole))
+    assert distance(far, start, {}, length).item() == pytest.approx(5 / float(whole))
 
 
 def test_gradient_of_the_distance_against_finite_differences() -> None:
     start = {"a": torch.randn(4, generator=rng(), dtype=torch.float64)}
     matters = {"a": torch.rand(4, generator=rng(1), dtype=torch.float64)}
     point = torch.randn(4, generator=rng(2), dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: distance({"a": x}, start, matters), point)
+    assert torch.autograd.gradcheck(lambda x: distance({"a": x}, start, matters, 3.0), point)
 
 
 def test_fisher_is_the_mean_squared_slope_of_the_embedding() -> None:

@@ -583,6 +583,7 @@ def test_latents_are_edited_by_text(run: Run, shelf: Path) -> None:
     (("invert", "portraits", "small.png", "--identity", "missing.pth", "--out", "o"), "no such file"),
     (("invert", "portraits", "tiny.png", "--id", "0", "--steps", "1", "--out", "o"), "at least 16"),
     (("invert", "portraits", "small.png", "--perceptual", "vgg16", "--out", "o"), "expected vgg, alex, squeeze"),
+    (("invert", "portraits", "small.png", "--start", "a", "--encoder", "b", "--out", "o"), "expected one of them"),
     (("encode", "portraits", "small.png", "--out", "x.safetensors"), "no such file"),
     (("align", "small.png", "--out", "x.jpg", "--points", "9,9 14,9 9,14 14,14", "--size", "16"), "ends in .png"),
     (("edit", "portraits", "missing.safetensors", "--text", "elf", "--out", "x.safetensors"), "no such file"),
