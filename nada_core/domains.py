@@ -6,7 +6,8 @@ tells which generators a change fits.
 
 A file is safetensors: the changes by the parameters' names, and as metadata `kind`, `version`, `space` and, in JSON, a
 free `provenance`. A compact one (version 2) holds NAME.left and NAME.right for kernels whose change is their product,
-and tells the shapes of such kernels as `shapes`, in JSON.
+and tells the shapes of such kernels as `shapes`, in JSON. Version 3 holds NAME.gain, one number an input channel, for
+kernels that were multiplied by 1 + gain.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .compact import as_gain, take_apart
 from .files import (
     DamagedCheckpointError,
     RawCheckpoint,
@@ -30,10 +32,10 @@ from .files import (
     write_safetensors,
 )
 from .generators import Generator
-from .low_rank import take_apart
 
 KIND = "nada_domain"
-VERSION = 2
+VERSION = 3
+_GAIN = ".gain"
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth value to compare by
@@ -43,11 +45,13 @@ class Domain:
     changes: parameter name -> new minus old, float32, on the CPU; what stayed as it was is not in it.
     space: `Generator.space()` of the source, the fingerprint of the mapping network, which stays as it was.
     provenance: JSON-ready and free; where the change comes from.
+    gains: name of a kernel that was multiplied by 1 + gain -> gain, one number an input channel; it is not in changes.
     """
 
     changes: dict[str, Tensor] = field(repr=False)
     space: str
     provenance: dict[str, Any]
+    gains: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
     def between(cls, source: Generator, adapted: Generator, provenance: Mapping[str, Any] | None = None) -> Domain:
@@ -64,16 +68,21 @@ class Domain:
             raise ValueError("got generators with different mapping networks, expected one generator before and after "
                              "an adaptation; name the one the adaptation started from.")  # fmt: skip
         new = dict(adapted.named_parameters())
-        changes = {}
-        for name, old in source.named_parameters():
-            change = _plain(new[name]) - _plain(old)
-            if change.any():
+        changes, gains = {}, {}
+        for name, parameter in source.named_parameters():
+            old = _plain(parameter)
+            change = _plain(new[name]) - old
+            if not change.any():
+                continue
+            if (gain := as_gain(old, change)) is not None:
+                gains[name] = gain
+            else:
                 changes[name] = change
-        return cls(changes, source.space(), dict(provenance or {}))
+        return cls(changes, source.space(), dict(provenance or {}), gains)
 
     def apply(self, generator: Generator, strength: float = 1.0) -> Generator:
-        """A new generator with parameters old + strength * change, at rest, on the given one's device; the given one
-        stays as it is.
+        """A new generator with parameters old + strength * change, or old * (1 + strength * gain), at rest, on the
+        given one's device; the given one stays as it is.
 
         strength: any finite number. 0 gives the source's weights bit for bit, 1 the adapted ones up to rounding, what
         lies between interpolates, what lies beyond exaggerates or turns the other way. A second domain applied to the
@@ -90,20 +99,27 @@ class Domain:
                              f"this one's {space[:12]}. Load the generator the adaptation started from, or a child "
                              "of it.")  # fmt: skip
         known = dict(generator.named_parameters())
-        if unknown := [name for name in self.changes if name not in known]:
+        if unknown := [name for name in (*self.changes, *self.gains) if name not in known]:
             raise ValueError(f"got a domain that changes {len(unknown)} parameters this generator does not have, the "
                              f"first is {unknown[0]}. Load the generator the adaptation started from.")  # fmt: skip
         for name, change in self.changes.items():
             if change.shape != known[name].shape:
                 raise ValueError(f"got a change of {name} of shape {list(change.shape)}, expected "
                                  f"{list(known[name].shape)}. Load the generator the adaptation started from.")
+        for name, gain in self.gains.items():
+            kernel = known[name]
+            if kernel.ndim != 4 or gain.shape != kernel.shape[1:2]:
+                raise ValueError(f"got gains of {name} of shape {list(gain.shape)} for a kernel of shape "
+                                 f"{list(kernel.shape)}. Load the generator the adaptation started from.")
         with torch.inference_mode(False), torch.no_grad():  # else a host's inference mode would forbid training it
             made = copy.deepcopy(generator).requires_grad_(False).eval()
             made.zero_grad(set_to_none=True)
             made.source = None  # the file's weights are what it no longer has
-            for name, change in self.changes.items() if strength else ():  # even -0 stays -0
+            for name in (*self.changes, *self.gains) if strength else ():  # even -0 stays -0
                 weight = made.get_parameter(name)
-                weight.add_(change.to(weight.device) * strength)
+                change = self.changes[name].to(weight) if name in self.changes else (
+                    weight * self.gains[name].to(weight)[:, None, None])  # fmt: skip
+                weight.add_(change * strength)
                 if not weight.isfinite().all():
                     raise ValueError(f"strength {strength:g} takes {name} beyond what {weight.dtype} holds; take a "
                                      "number closer to 1.")  # fmt: skip
@@ -138,13 +154,15 @@ def save_domain(
         raise ValueError(f"got {type(adapted).__name__}, expected a Domain or an Adaptation; Domain.between(source, "
                          "adapted) makes one of two generators.")  # fmt: skip
     changes, shapes = _apart(domain.changes) if compact else (domain.changes, {})
+    changes = {**changes, **{f"{name}{_GAIN}": gain for name, gain in domain.gains.items()}}
     changes = {name: change.half() if half else change for name, change in changes.items()}
     if broken := [name for name, change in changes.items() if not change.isfinite().all()]:
         raise ValueError(f"{broken[0]} and {len(broken) - 1} more hold NaN or infinity{' in float16' if half else ''}; "
                          "nothing was written. Save another domain" + (", or without half." if half else "."))
     told = {**domain.provenance, **(provenance or {})}
-    version = {"version": "2", "shapes": json.dumps(shapes)} if shapes else {"version": "1"}
-    write_safetensors(path, changes, {"kind": KIND, **version, "space": domain.space, "provenance": json.dumps(told)})
+    version = 3 if domain.gains else 2 if shapes else 1
+    described = {"version": str(version), **({"shapes": json.dumps(shapes)} if shapes else {})}
+    write_safetensors(path, changes, {"kind": KIND, **described, "space": domain.space, "provenance": json.dumps(told)})
 
 
 def _apart(changes: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
@@ -197,7 +215,8 @@ def read_domain(path: str | Path) -> Domain:
     except (KeyError, RuntimeError, TypeError) as error:
         raise DamagedCheckpointError(f"{path}: factors of a kernel that do not fit ({type(error).__name__}: {error}). "
                                      "The file was changed; copy it again.") from error
-    return Domain(changes, space, provenance)
+    gains = {name: changes.pop(name) for name in list(changes) if name.endswith(_GAIN)}
+    return Domain(changes, space, provenance, {name.removesuffix(_GAIN): gain for name, gain in gains.items()})
 
 
 def load_domain(generator: Generator, path: str | Path, strength: float = 1.0) -> Generator:

@@ -8,7 +8,7 @@ Letters: N latents, L rows of W+, C width of a row.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from .clip import Aim, ClipGuide, Shift, as_guides, starts_at_images, take_aim
+from .compact import factors, gains
 from .generators import Generator, Layer
-from .low_rank import factors
 from .memory import Portion
 from .precision import arithmetic
 from .processes import add_up, share
@@ -46,8 +46,9 @@ class LayerChoice:
     train: str = setting(
         "weights", "what of a layer is trained: weights, all of it; convolutions, kernel and bias; affines, what makes "
         "styles of latents; offsets, one constant a style (StyleSpace), which wants ten times the learning rate or "
-        "more; low-rank, a change of the kernel of few degrees of freedom",
-        choices=("weights", "convolutions", "affines", "offsets", "low-rank"),
+        "more; modulation, one factor an input channel of a kernel, which wants more, too; low-rank, a change of the "
+        "kernel of few degrees of freedom",
+        choices=("weights", "convolutions", "affines", "offsets", "modulation", "low-rank"),
     )  # fmt: skip
     rank: int = setting(4, "low-rank: rank of the change of a kernel", low=1, high=64)
 
@@ -245,17 +246,21 @@ def _is_trained(choice: LayerChoice, layer: Layer, name: str) -> bool:
         "affines": affine,
         # An offset of the style (StyleDomain's S space) is an offset of its bias: the affine adds nothing after it.
         "offsets": affine and name.endswith(".bias"),
-        "low-rank": not affine and not constant and name.endswith(".weight"),
-    }[choice.train]
+    }.get(choice.train, not affine and not constant and name.endswith(".weight"))  # what is left has compact kernels
 
 
 def count_trained(choice: LayerChoice, generator: Generator) -> int:
     """How many numbers this choice may train in all; a float32 of each is what a change takes to store."""
     names = parameter_names(choice, candidates(choice, generator))
-    weights = [weight for name, weight in generator.named_parameters() if name in names]
-    if choice.train != "low-rank":
-        return sum(weight.numel() for weight in weights)
-    return sum(part.numel() for part in factors({str(i): w for i, w in enumerate(weights)}, choice.rank, 0).values())
+    weights = {name: weight for name, weight in generator.named_parameters() if name in names}
+    return sum(part.numel() for part in trained_parts(choice, weights, 0).values())
+
+
+def trained_parts(choice: LayerChoice, weights: Mapping[str, Tensor], seed: int) -> Mapping[str, Tensor]:
+    """What an optimiser moves to change these weights of the network: themselves, or what their change is made of."""
+    if choice.train == "low-rank":
+        return factors(weights, choice.rank, seed)
+    return gains(weights) if choice.train == "modulation" else weights
 
 
 def _row_table(choice: LayerChoice, generator: Generator) -> dict[int, Layer]:

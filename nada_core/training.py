@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .compact import COMPACT, fold, hand_on
 from .generators import Generator
-from .layers import Chosen, LayerChoice, candidates, parameter_names
+from .layers import Chosen, LayerChoice, candidates, parameter_names, trained_parts
 from .losses import TERMS
-from .low_rank import factors, fold, hand_on
 from .memory import Portion
 from .overshoot import Candidate, best, is_over
 from .precision import PRECISIONS, gradient_scale
@@ -90,9 +90,8 @@ class Run:
         self.config, self.student, self.rng = config, student, rng
         self.weights = _trainable(student, config)  # of the network
         self.start = {name: teacher.get_parameter(name).detach() for name in self.weights}
-        self.folded = config.layers.train == "low-rank"
-        trainable = factors(self.weights, config.layers.rank, config.seed) if self.folded else self.weights
-        self.trainable = trainable  # what the optimiser moves: the same, or what they are made of
+        self.folded = config.layers.train in COMPACT
+        self.trainable = trainable = trained_parts(config.layers, self.weights, config.seed)
         self.optimizer = torch.optim.Adam(trainable.values(), lr=config.lr, betas=(config.beta1, config.beta2))
         self.average = {n: p.detach().clone() for n, p in trainable.items()} if config.ema else {}
         self.gradient_scale = gradient_scale(config.precision, student.resolution)
@@ -114,7 +113,7 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * _rate(self.config, index)
         if self.folded:
-            hand_on(self.weights, self.trainable)
+            hand_on(self.weights, self.start, self.trainable)
         slopes = [p.grad for p in self.trainable.values() if p.grad is not None]
         if self.gradient_scale != 1:
             torch._foreach_div_(slopes, self.gradient_scale)

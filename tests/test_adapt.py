@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -18,11 +19,11 @@ from torch import Tensor
 
 from nada_core.adapt import Adaptation, AdaptConfig, Step, adapt
 from nada_core.clip import ImageShift, MixedShift, TextShift
+from nada_core.compact import factors
 from nada_core.files import CheckpointError, read_metadata
 from nada_core.generators import Generator, StyleGAN2
 from nada_core.generators.stylegan2 import Block
 from nada_core.layers import LayerChoice
-from nada_core.low_rank import factors
 from nada_core.prompts import TEMPLATES
 
 SHIFT = TextShift("photo", "sketch", ("a {} of a face", "the {}"))
@@ -127,7 +128,8 @@ def test_all_trains_the_synthesis_and_what_was_asked_for(rgb: bool, noise: bool)
 
 
 ENDS = {"weights": ("weight", "bias", "const"), "convolutions": (".weight", ".bias"),
-        "affines": (".affine.weight", ".affine.bias"), "offsets": (".affine.bias",), "low-rank": (".weight",)}
+        "affines": (".affine.weight", ".affine.bias"), "offsets": (".affine.bias",), "modulation": (".weight",),
+        "low-rank": (".weight",)}
 
 
 @pytest.mark.parametrize("layers", [LayerChoice(rgb=True), replace(ADAPTIVE, every=1, rgb=True)])
@@ -139,7 +141,8 @@ def test_of_a_layer_is_trained_what_was_asked_for(layers: LayerChoice, train: st
     may = {name for layer in made.layers() for name in layer.parameters if name.endswith(ENDS[train])
            and (train in ("weights", "affines", "offsets") or "affine" not in name)}  # fmt: skip
     assert moved and moved <= may and (layers.mode == "adaptive" or moved == may)
-    assert moved == result.domain.changes.keys()
+    assert moved == {*result.domain.changes, *result.domain.gains}
+    assert bool(result.domain.gains) == (train == "modulation")
 
 
 @pytest.mark.parametrize("train", ENDS)
@@ -181,6 +184,36 @@ def test_low_rank_steps_follow_the_chain_rule() -> None:
     torch.testing.assert_close(left @ right, change.flatten(1).detach(), atol=1e-6, rtol=1e-4)
     # Without memory Adam moves every number by the learning rate, in the direction its gradient says.
     torch.testing.assert_close(left.abs(), torch.full_like(left, 0.05), atol=1e-4, rtol=1e-3)
+
+
+def test_modulation_is_a_factor_of_the_style() -> None:
+    """The domain modulation of HyperDomainNet: what a gain does to the kernel, it would do to the styles."""
+    made = generator()
+    result = adapt(made, guide(), SHIFT, settings(steps=6, lr=0.3, layers=LayerChoice(train="modulation", rgb=True)))
+    assert not result.domain.changes and len(result.domain.gains) == 8
+    twin = copy.deepcopy(made)
+    with torch.no_grad():
+        for name, gain in result.domain.gains.items():
+            affine = twin.get_submodule(name.removesuffix(".weight") + ".affine")
+            affine.weight.mul_((1 + gain)[:, None])
+            affine.bias.mul_(1 + gain)
+    ws = made.map(torch.randn(4, made.z_dim, generator=rng()))
+    got, wanted = (one.synthesize(ws, "none") for one in (result.generator, twin))
+    torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
+    assert (got - made.synthesize(ws, "none")).abs().max() > 1e-2
+
+
+def test_modulation_steps_follow_the_chain_rule() -> None:
+    made, name, seen = generator(), "synthesis.b8.conv1.weight", []
+    base = settings(steps=1, lr=1e-3, warmup=0, beta1=0.9, beta2=0.999, clip=1e6)  # Adam's first step is its lr, signed
+    for train in ("weights", "modulation"):
+        layers = LayerChoice(mode="named", names=("b8.conv1",), train=train)
+        adapt(made, guide(), SHIFT, replace(base, layers=layers),
+              lambda step: seen.append(step.generator.get_parameter(name)))  # fmt: skip
+    start = made.get_parameter(name)
+    gain = (seen[1] / start - 1).mean((0, 2, 3))
+    torch.testing.assert_close(gain.abs(), torch.full_like(gain, 1e-3), rtol=1e-2, atol=1e-6)
+    torch.testing.assert_close(seen[1], start * (1 + gain)[:, None, None], rtol=1e-5, atol=1e-6)
 
 
 def test_layers_without_anything_to_train_are_refused() -> None:
@@ -242,7 +275,7 @@ def test_the_first_steps_are_finite_even_for_one_latent(noise: str) -> None:
 def test_the_loss_goes_down(train: str) -> None:
     config = settings(steps=60, layers=LayerChoice(train=train), lr=0.1 if train == "offsets" else 0.02)
     losses = [record["loss"] for record in adapt(generator(), guide(), SHIFT, config).history]
-    assert sum(losses[-10:]) / 10 < (0.7 if train in ("affines", "offsets") else 0.6) * losses[0]
+    assert sum(losses[-10:]) / 10 < (0.7 if train in ("affines", "offsets", "modulation") else 0.6) * losses[0]
 
 
 def test_steps_and_history_tell_the_same() -> None:
@@ -692,7 +725,8 @@ def test_an_autosave_without_a_place_is_refused_before_the_work(tmp_path: Path) 
     {"noise": "none", "layers": LayerChoice(mode="named", names=("b8.conv0", "b16.torgb"))},
     {"layers": replace(ADAPTIVE, train="offsets"), "ema": 0.5},
     {"layers": replace(ADAPTIVE, train="low-rank", rank=2), "ema": 0.5},
-], ids=["all", "adaptive", "adaptive-rgb", "named", "offsets", "low-rank"])  # fmt: skip
+    {"layers": replace(ADAPTIVE, train="modulation"), "ema": 0.5},
+], ids=["all", "adaptive", "adaptive-rgb", "named", "offsets", "low-rank", "modulation"])  # fmt: skip
 def test_a_killed_run_goes_on_to_exactly_the_same_weights(tmp_path: Path, change: dict[str, Any]) -> None:
     config, path = settings(steps=10, autosave_every=4, lr=0.1, **change), tmp_path / "run.safetensors"
     whole = adapt(generator(), guide(), SHIFT, config)

@@ -217,7 +217,7 @@ def test_other_files_are_told_for_what_they_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("told", "fault", "words"), [
-    ({"version": "3"}, UnsupportedCheckpointError, "format version 3, known is 2"),
+    ({"version": "4"}, UnsupportedCheckpointError, "format version 4, known is 3"),
     ({"version": '"new"'}, UnsupportedCheckpointError, "format version new"),
     ({"version": "{"}, DamagedCheckpointError, "description cannot be read"),
     ({"version": None}, DamagedCheckpointError, "KeyError: 'version'"),
@@ -271,6 +271,30 @@ def test_kernels_of_low_rank_are_stored_as_factors(tmp_path: Path) -> None:
         torch.testing.assert_close(found.changes[name], change, rtol=1e-4, atol=1e-6)
     assert read_metadata(tmp_path / "True.safetensors")["version"] == "2"
     assert read_metadata(tmp_path / "False.safetensors")["version"] == "1"  # which old readers know
+
+
+def test_kernels_that_were_modulated_are_stored_as_gains(tmp_path: Path) -> None:
+    """HyperDomainNet's whole point: a domain of a few thousand numbers."""
+    config = AdaptConfig(steps=3, lr=0.1, layers=LayerChoice(train="modulation", rgb=True))
+    result, path = adapt(generator(), guide(), TextShift("photo", "sketch"), config), tmp_path / "x.safetensors"
+    save_domain(result, path)
+    stored = load_file(path)
+    assert sum(v.numel() for v in stored.values()) == count_trained(config.layers, generator())
+    assert read_metadata(path)["version"] == "3"
+    found = read_domain(path)
+    assert not found.changes and not changed(found.gains, result.domain.gains)
+    source, there = generator().state_dict(), result.generator.state_dict()
+    for strength in (0.0, 0.5, 1.0):
+        for name, weight in found.apply(generator(), strength).state_dict().items():
+            torch.testing.assert_close(weight, source[name] + strength * (there[name] - source[name]))
+
+
+@pytest.mark.parametrize(("name", "gain"), [("synthesis.b8.conv1.weight", 3), ("synthesis.b8.conv1.bias", 4),
+                                             ("nobody.weight", 4)])  # fmt: skip
+def test_gains_of_another_generator_are_refused(name: str, gain: int) -> None:
+    made = Domain({}, generator().space(), {}, {name: torch.ones(gain)})
+    with pytest.raises(ValueError, match="Load the generator the adaptation started from"):
+        made.apply(generator())
 
 
 def test_what_is_not_of_low_rank_is_stored_as_it_is(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ CORE = ROOT / "nada_core"
 
 # A room imports only from floors below its own. A new room gets its floor here first.
 FLOORS = {
-    "files": 0, "images": 0, "low_rank": 0, "memory": 0, "ops": 0, "precision": 0, "processes": 0, "prompts": 0,
+    "compact": 0, "files": 0, "images": 0, "memory": 0, "ops": 0, "precision": 0, "processes": 0, "prompts": 0,
     "ramps": 0, "settings": 0,
     "clip": 1, "faces": 1, "generators": 1, "irse": 1, "perceptual": 1, "plots": 1,
     "anchor": 2, "checkpoints": 2, "domains": 2, "identity": 2, "latents": 2, "layers": 2, "likeness": 2, "losses": 2,

@@ -351,7 +351,8 @@ def test_the_first_look_fits_into_little_memory(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize(("train", "rgb", "wanted"), [
     ("convolutions", False, 23_583_744 + 5_568), ("affines", False, 3_102_624), ("offsets", False, 6_048),
-    ("affines", True, 3_102_624 + 1_559_520), ("offsets", True, 9_088), ("low-rank", False, 0),
+    ("affines", True, 3_102_624 + 1_559_520), ("offsets", True, 9_088), ("modulation", False, 6_048),
+    ("low-rank", False, 0),
 ])  # fmt: skip
 def test_counts_at_1024_pixels_are_the_published_ones(train: str, rgb: bool, wanted: int) -> None:
     """StyleDomain (arXiv:2212.10229), table of section 3: 23.6M, 4.6M, 6.0K."""

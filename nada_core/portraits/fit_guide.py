@@ -39,6 +39,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
               "text_cfg": _TEXT},
     "guide-64": {"embed_dim": 128, "vision_cfg": {"image_size": 64, "layers": [2, 3, 2, 1], "width": 16},
                  "text_cfg": _TEXT},
+    "guide-vit": {"embed_dim": 128, "text_cfg": _TEXT,
+                  "vision_cfg": {"image_size": 64, "layers": 4, "width": 128, "head_width": 32, "patch_size": 8}},
 }  # fmt: skip
 _EARLY_EPS, _EPS, _SMOOTH_EPS = 3.0, 4.0, 6.0  # the adversary's longest steps, L2 over a 0..1 picture
 _PAIRS, _BROKEN = 28, 12  # contents shown in two styles, and pictures that are none of them, in a batch
