@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -29,6 +30,7 @@ from typing import Any, TypeAlias
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .files import BUILTIN
 from .precision import tf32
@@ -70,6 +72,9 @@ class ClipGuide(nn.Module):
         table = getattr(text, "token_embedding", None)
         self._unseen = table.weight.eq(0).all(dim=1).cpu() if table is not None else None  # [V]
         self.eval()
+        if type(visual).__name__ == "ModifiedResNet":  # open_clip's, where a norm follows its convolution
+            _ = self.fingerprint  # it is of the weights as they came
+            _fold_norms(visual)
 
     def train(self, mode: bool = True) -> ClipGuide:
         """A guide stays in evaluation mode whatever it is asked: dropout would make the direction wander."""
@@ -147,6 +152,17 @@ class ClipGuide(nn.Module):
     def _knows(self, tokens: Sequence[int]) -> bool:
         """Rows of the token table that no caption ever used are zero in guides with a small vocabulary."""
         return self._unseen is None or not any(self._unseen[token] for token in tokens)
+
+
+def _fold_norms(visual: nn.Module) -> None:
+    """Batch norms at rest are a factor and an offset a channel: write them into the convolutions before them, which
+    spares a pass over memory each, there and back. Between unit vectors this is rounding."""
+    for parent in visual.modules():
+        children = list(parent.named_children())
+        for (name, conv), (after, norm) in itertools.pairwise(children):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(parent, name, fuse_conv_bn_eval(conv, norm).requires_grad_(False))
+                setattr(parent, after, nn.Identity())
 
 
 # ---- loading ------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nada_core.clip import (
@@ -135,6 +135,24 @@ def test_fingerprint_tells_weights_and_preprocessing_apart(guide: ClipGuide, fol
     again.antialias = False
     again.__dict__.pop("fingerprint")
     assert again.fingerprint != guide.fingerprint
+
+
+def test_batch_norms_are_folded_without_a_change_of_what_is_seen() -> None:
+    path = built_in_guides()["portraits"]
+    model = open_clip.CLIP(**json.loads(path.read_text())).eval()
+    model.load_state_dict({name: value.float() for name, value in load_file(path.with_suffix(".safetensors")).items()})
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert norms and all((norm.running_mean != 0).any() for norm in norms)
+    guide, images = load_guide("portraits"), noise(4, 64, 64)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in guide.modules())
+    seen = {}
+    for name, encode in (("whole", model.encode_image), ("folded", guide.model.encode_image)):
+        x = guide.prepare(images).requires_grad_()
+        out = F.normalize(encode(x), dim=-1)
+        (slope,) = torch.autograd.grad(out[:, 0].sum(), x)
+        seen[name] = (out.detach(), slope)
+    torch.testing.assert_close(seen["folded"][0], seen["whole"][0], atol=1e-6, rtol=0)
+    torch.testing.assert_close(seen["folded"][1], seen["whole"][1], atol=1e-6, rtol=1e-4)
 
 
 # ---- directions ---------------------------------------------------------------------------------------------------
