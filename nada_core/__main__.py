@@ -96,7 +96,7 @@ def _demo(args: argparse.Namespace) -> None:
     prepare(path, force=True)
     config, shift = portraits.RECIPE, TextShift(portraits.SOURCE, args.target)
     source = load_generator("portraits").to(device)
-    guides = [load_guide(name, device=device) for name in portraits.GUIDES]
+    guides = [(load_guide(name, device=device), weight) for name, weight in portraits.GUIDES]
     judge, content = portraits.Judge.load(), Content.load()
     with progress(config.steps) as tick:
         result = adapt(source, guides, shift, config, _told(tick))
@@ -125,8 +125,8 @@ def _adapt_on(device: torch.device, args: argparse.Namespace) -> None:
     config = replace(from_flags(AdaptConfig, args), layers=from_flags(LayerChoice, args, "layers"))
     source = load_generator(args.generator).to(device)
     shift = _shift(args, source.resolution)
-    named = args.guide or [(name, 1.0) for name in portraits.GUIDES]
-    guides = [(load_guide(name, device=device), weight) for name, weight in named]
+    named = args.guide or portraits.GUIDES
+    guides = [(load_guide(name, device=device, compiled=args.compile), weight) for name, weight in named]
     judge = load_guide(args.judge, device=device) if args.judge else None
     perceptual = load_perceptual(args.perceptual, device) if args.perceptual else None
     identity = load_identity(args.identity, device) if args.identity else None

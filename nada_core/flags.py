@@ -218,11 +218,14 @@ def _latent_flags(parser: argparse.ArgumentParser, seeds: str, note: str = "") -
 def _adapt_flags(parser: argparse.ArgumentParser, defaults: _Defaults, required: bool = True) -> None:
     parser.add_argument("generator", metavar="GENERATOR", nargs=None if required else "?",
                         help="a generator's file, or a built-in name")  # fmt: skip
-    usual = f" (default {' and '.join(portraits.GUIDES)})" if defaults.builtin else ""
+    leading = " and ".join(f"{name}={weight:g}" for name, weight in portraits.GUIDES)
+    usual = f" (default {leading})" if defaults.builtin else ""
     parser.add_argument("--guide", type=_weighted, action="append", metavar="NAME[=WEIGHT]",
                         required=required and not defaults.builtin,
                         help="a built-in name, ARCHITECTURE:TAG (downloaded on first use) or ARCHITECTURE:FILE; may be "
                              "repeated" + usual)  # fmt: skip
+    parser.add_argument("--compile", action="store_true",
+                        help="compile the guides first, which takes a minute or more and only pays in long runs")
     source = "photo" if defaults.recipe is None or defaults.builtin else defaults.recipe.source
     parser.add_argument("--source", default=source, metavar="TEXT", help=f"what it makes now (default {source})")
     parser.add_argument("--target", metavar="TEXT", help="what it shall make")

@@ -19,8 +19,8 @@ CORE = ROOT / "nada_core"
 
 # A room imports only from floors below its own. A new room gets its floor here first.
 FLOORS = {
-    "compact": 0, "files": 0, "images": 0, "memory": 0, "ops": 0, "precision": 0, "processes": 0, "prompts": 0,
-    "ramps": 0, "settings": 0,
+    "compact": 0, "compiling": 0, "files": 0, "images": 0, "memory": 0, "ops": 0, "precision": 0, "processes": 0,
+    "prompts": 0, "ramps": 0, "settings": 0,
     "clip": 1, "faces": 1, "generators": 1, "irse": 1, "perceptual": 1, "plots": 1,
     "anchor": 2, "checkpoints": 2, "domains": 2, "identity": 2, "latents": 2, "layers": 2, "likeness": 2, "losses": 2,
     "metrics": 2, "overshoot": 2, "runs": 2,

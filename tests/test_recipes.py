@@ -41,7 +41,7 @@ def test_every_recipe_runs(name: str) -> None:
 # ---- prompts ------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=["portraits", "portraits-64"])
+@pytest.fixture(scope="module", params=["portraits", "portraits-64", "portraits-vit"])
 def eye(request: pytest.FixtureRequest) -> ClipGuide:
     return load_guide(request.param)
 

@@ -1,4 +1,4 @@
-"""Re-create the weights of the built-in world: about three hours on two CPU cores.
+"""Re-create the weights of the built-in world: about four and a half hours on a CPU core.
 
     python -m nada_core.portraits.fit                      everything, into nada_core/portraits/weights
     python -m nada_core.portraits.fit judge --minutes 20   one part
@@ -19,6 +19,7 @@ from . import fit_generator, fit_guide, fit_identity, fit_judge
 
 PARTS: dict[str, tuple[Callable[..., None], float]] = {
     "guide": (fit_guide.fit, 64.0), "guide-64": (partial(fit_guide.fit, name="guide-64", seed=100), 64.0),
+    "guide-vit": (partial(fit_guide.fit, name="guide-vit", seed=200), 66.0),
     "generator": (fit_generator.fit, 34.0), "judge": (fit_judge.fit, 20.0),
     "identity": (fit_identity.fit, 16.0),
 }  # fmt: skip

@@ -33,7 +33,8 @@ from .corrupt import corrupt
 from .render import ATTRIBUTES, STYLES, readable, render, visible
 
 _TEXT = {"context_length": 48, "vocab_size": 49408, "width": 48, "heads": 3, "layers": 2}
-#: File name to architecture. The second guide sees the pictures in their own size and is built narrower.
+#: File name to architecture. The second guide sees the pictures in their own size and is built narrower, the third is
+#: a transformer of patches.
 CONFIGS: dict[str, dict[str, Any]] = {
     "guide": {"embed_dim": 128, "vision_cfg": {"image_size": 96, "layers": [2, 2, 2, 1], "width": 20},
               "text_cfg": _TEXT},

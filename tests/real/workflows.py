@@ -21,7 +21,8 @@ from page import Page, open_page
 from PIL import Image
 from server import serve
 
-#: What works on the built-in generator (`nada_core.portraits.RECIPE`), as the widgets of two nodes.
+#: What works on the built-in generator with one guide and chosen layers, as the widgets of two nodes. With all layers,
+#: two guides and `nada_core.portraits.RECIPE` it works better; the templates show the choice.
 RECIPE: dict[str, Any] = {
     "steps": 240, "batch": 4, "lr": 0.015, "angle_loss": 0.25, "views": 2, "noise": "const", "schedule": "cosine",
     "beta2": 0.99, "mirror": True,
@@ -148,7 +149,7 @@ SEVERAL_GUIDES = Workflow(
         *stack(-1, note(
             "# Two guides are harder to fool\n\nA guide can be pleased by patterns in which no eye sees the "
             "target. Two guides that were built differently share few such weaknesses, so what pleases both is more "
-            "likely to be real; the paper adds ViT-B/32 and ViT-B/16.\n\nThe two built-in guides were fitted apart "
+            "likely to be real; the paper adds ViT-B/32 and ViT-B/16.\n\nThese two built-in guides were fitted apart "
             "from each other and see pictures in different sizes. The columns: the source, each guide alone, both "
             "together.\n\nFor a generator of your own choose `ViT-B-32:openai` and `ViT-B-16:openai`.", 380)),
         *stack(0, node("generator", "LoadGenerator", READS), node("first", "LoadGuide", READS, guide="portraits"),
