@@ -170,9 +170,10 @@ def _bench(args: argparse.Namespace) -> None:
     config = portraits.RECIPE if args.generator in BUILTINS else AdaptConfig()
     config = replace(config, steps=args.steps, precision=args.precision, batch=args.batch or config.batch)
     source = load_generator(args.generator).to(device)
-    guides = [load_guide(name, device=device) for name in args.guide or ["portraits"]]
+    named = [(name, 1.0) for name in args.guide or ()] or portraits.GUIDES
+    guides = [(load_guide(name, device=device), weight) for name, weight in named]
     speed = measure(source, guides, TextShift(portraits.SOURCE, portraits.TARGETS[0]), config)
-    say(wording.speed(source, [guide.name for guide in guides], config, device, speed.parts, speed.peak))
+    say(wording.speed(source, [guide.name for guide, _ in guides], config, device, speed.parts, speed.peak))
 
 
 def _info(args: argparse.Namespace) -> None:

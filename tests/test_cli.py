@@ -52,7 +52,7 @@ CLIP = {
 
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """a and b.safetensors, equal but for the synthesis; other.safetensors; two guides under the built-in names."""
+    """a and b.safetensors, equal but for the synthesis; other.safetensors; guides under the built-in names."""
     shelf = tmp_path_factory.mktemp("shelf")
     settings: dict[str, Any] = {"resolution": 16, "z_dim": 6, "w_dim": 6, "mapping_layers": 2, "widths": [8, 7, 4]}
     generator = StyleGAN2(**settings, rng=torch.Generator().manual_seed(0))
@@ -62,7 +62,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
             value.mul_(1.2)
     save_generator(generator, shelf / "b.safetensors", {})
     save_generator(StyleGAN2(**settings, rng=torch.Generator().manual_seed(1)), shelf / "other.safetensors", {})
-    for seed, name in enumerate(("guide", "guide-64")):
+    for seed, name in enumerate(("guide", "guide-64", "guide-vit")):
         (shelf / f"{name}.json").write_text(json.dumps(CLIP))
         torch.manual_seed(seed)
         state = {key: value.contiguous() for key, value in open_clip.CLIP(**CLIP).state_dict().items()}
@@ -602,7 +602,7 @@ def test_what_is_wrong_with_a_photo_is_one_line(run: Run, world: Path, words: tu
 def test_bench_says_what_takes_the_time(run: Run, shelf: Path) -> None:
     code, out, _ = run("bench", shelf / "a.safetensors", "--steps", 4, "--precision", "bf16")
     assert code == 0 and not files()
-    assert "16 x 16 pixels, batch 2, bf16, seen by portraits; on " in out and "steps a second" in out
+    assert "16 x 16 pixels, batch 2, bf16, seen by portraits-64, portraits-vit; on " in out and "steps a second" in out
     lines = [line.split() for line in out.splitlines() if line.startswith("  ")]
     assert [line[0] for line in lines] == ["selection", "teacher", "student", "guide", "backward", "optimiser"]
     assert sum(float(line[-1].rstrip("%")) for line in lines) == pytest.approx(100, abs=0.5)
