@@ -73,9 +73,9 @@ _TERMS = {"relation": 10.0, "mean_offset": 1.0, "covariance": 1.0, "global": 0.3
 #: What else is trained, and the learning rate it wants, as a multiple of the recipe's.
 _TRAINED: dict[str, tuple[dict[str, Any], float]] = {
     "selected": ({"mode": "adaptive"}, 1.0), "convolutions": ({"train": "convolutions"}, 1.0),
-    "affines": ({"train": "affines"}, 2.0), "modulation": ({"train": "modulation"}, 3.0),
-    "offsets": ({"train": "offsets"}, 10.0), "low-rank": ({"train": "low-rank"}, 2.0),
-    "low-rank 16": ({"train": "low-rank", "rank": 16}, 2.0),
+    "affines": ({"train": "affines"}, 2.0), "modulation": ({"train": "modulation"}, 15.0),
+    "offsets": ({"train": "offsets"}, 20.0), "low-rank": ({"train": "low-rank"}, 2.0),
+    "low-rank 16": ({"train": "low-rank", "rank": 16}, 0.7),
 }  # fmt: skip
 
 METHODS: dict[str, Method] = {

@@ -46,7 +46,7 @@ class LayerChoice:
     train: str = setting(
         "weights", "what of a layer is trained: weights, all of it; convolutions, kernel and bias; affines, what makes "
         "styles of latents; offsets, one constant a style (StyleSpace), which wants ten times the learning rate or "
-        "more; modulation, one factor an input channel of a kernel, which wants more, too; low-rank, a change of the "
+        "more; modulation, one factor an input channel of a kernel, which wants as much; low-rank, a change of the "
         "kernel of few degrees of freedom",
         choices=("weights", "convolutions", "affines", "offsets", "modulation", "low-rank"),
     )  # fmt: skip
