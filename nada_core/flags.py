@@ -94,7 +94,8 @@ def _parser(defaults: _Defaults) -> argparse.ArgumentParser:
                      "bench ffhq.pkl --guide ViT-B-32:openai --precision bf16")  # fmt: skip
     bench.add_argument("generator", metavar="GENERATOR", nargs="?", default="portraits",
                        help="a generator's file, or a built-in name (default portraits)")  # fmt: skip
-    bench.add_argument("--guide", action="append", metavar="NAME", help="may be repeated (default: those that lead the demo)")
+    bench.add_argument("--guide", action="append", metavar="NAME",
+                       help="may be repeated (default: those that lead the demo)")  # fmt: skip
     bench.add_argument("--steps", type=_positive, default=22, metavar="N",
                        help="two of them are not timed (default 22)")  # fmt: skip
     bench.add_argument("--batch", type=_positive, metavar="N", help="latents a step (default: as the training's)")
