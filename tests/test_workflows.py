@@ -201,9 +201,12 @@ def test_every_widget_has_its_value(worlds: dict[str, World], path: Path) -> Non
 
 
 def recipe(kind: str) -> dict[str, Any]:
-    """The widgets of Adapt Generator or Choose Layers as the built-in world wants them."""
+    """The widgets of Adapt Generator or Choose Layers as the built-in world wants them.
+
+    Templates choose layers although training all of them comes a little nearer here: others will want the choice.
+    """
     if kind == "ChooseLayers":
-        return {**vars(RECIPE.layers), "names": ", ".join(RECIPE.layers.names)}
+        return {**vars(RECIPE.layers), "mode": "adaptive", "names": ", ".join(RECIPE.layers.names)}
     terms = {f"{term}_loss": RECIPE.terms.get(term, 0.0) for term in TERMS}
     plain = {name: value for name, value in vars(RECIPE).items() if name not in ("terms", "layers", "autosave_every")}
     return {**plain, **terms, "label": -1 if RECIPE.label is None else RECIPE.label}
