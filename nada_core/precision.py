@@ -24,7 +24,6 @@ def gradient_scale(precision: str, resolution: int) -> float:
     return (resolution / 64) ** 2 if PRECISIONS[precision] == torch.float16 else 1.0
 
 
-
 @contextmanager
 def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
     """Inside, generators run in `precision`; afterwards all switches are as they were."""
