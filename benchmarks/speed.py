@@ -276,14 +276,8 @@ latents and noise, in brackets the mean as a share of their deviation. With bf16
 The share of matmul's peak is that of a 2048 x 2048 float32 product timed after the steps. More than 100% means that
 others had more of the machine then than during the steps.
 
-What was tried and left out: Winograd's F(4x4, 3x3) in plain torch is no quicker than torch's own convolution. Nearly
-all of the rest is spent in those convolutions, too, so there are no kernels of our own. The ratios wanted are not all
-reached.
-
-Not in the table: guides that are residual networks, as the built-in ones are, have their batch norms folded into their
-convolutions when they are loaded, which saves 25 to 28% of their time and changes embeddings by 6e-8. `adapt --compile`
-saves 4 and 10% of the time of two built-in guides, after 55 and 275 s of compiling. A training step of `make demo` took
-114 to 122 ms with one guide and chosen layers; with two guides and all layers it takes 107 to 114.
+What was tried and left out: Winograd's F(4x4, 3x3) in plain torch is no quicker than torch's own convolution. The
+ratios wanted are not all reached.
 
 {table}
 """
