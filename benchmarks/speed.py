@@ -15,6 +15,7 @@ out/ and not measured again; remove them to do so.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 import time
@@ -31,10 +32,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from benchmarks.naive import NaiveGenerator, NaiveTraining
-from nada_core import AdaptConfig, ClipGuide, LayerChoice, TextShift
+from nada_core import AdaptConfig, ClipGuide, LayerChoice, TextShift, adapt, load_generator, load_guide
 from nada_core.bench import PARTS, Stopwatch, measure, peak_memory
 from nada_core.generators import StyleGAN2
-from nada_core.memory import keep_freed
+from nada_core.portraits import GUIDES, RECIPE
 from nada_core.precision import PRECISIONS, arithmetic
 
 SHIFT = TextShift("photo", "sketch", ("a {} of a face",))
@@ -42,16 +43,15 @@ SHIFT = TextShift("photo", "sketch", ("a {} of a face",))
 
 @dataclass(frozen=True)
 class Side:
-    """What runs in a process of its own. kept: freed memory stays in the process, as it does in `python -m nada_core`.
-    The plain restatement knows neither; it is what the others are held against."""
+    """What runs in a process of its own. native: with the kernels of `nada_core.ops` that a compiler can build. The
+    plain restatement knows neither; it is what the others are held against."""
 
     name: str
     precision: str = "fp32"
-    kept: bool = False
+    native: bool = True
 
 
-NAIVE, OURS, KEPT = Side("naive"), Side("fp32"), Side("fp32, memory kept", kept=True)
-BF16, BF16_KEPT = Side("bf16", "bf16"), Side("bf16, memory kept", "bf16", kept=True)
+NAIVE, OURS, TORCH, BF16 = Side("naive"), Side("fp32"), Side("fp32, torch alone", native=False), Side("bf16", "bf16")
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,9 @@ class Case:
     batch: int = 2
     voters: int = 8
     steps: int = 3
-    sides: tuple[Side, ...] = (OURS, KEPT)
+    sides: tuple[Side, ...] = (OURS, TORCH)
     goal: str = "-"
+    world: bool = False  # the built-in generator and guides, in place of random ones
 
     @property
     def layers(self) -> LayerChoice:
@@ -79,10 +80,11 @@ class Case:
 
 
 CASES: dict[str, Case] = {
+    "world": Case(64, "off", guides=2, batch=4, steps=20, world=True),
     "64-off": Case(64, "off", steps=5),
     "64-real": Case(64, "real", steps=5),
     "128-off": Case(128, "off"),
-    "256-off": Case(256, "off", sides=(OURS, KEPT, BF16, BF16_KEPT), goal="2.5, 3.5 (bf16: 4, 5.5)"),
+    "256-off": Case(256, "off", sides=(OURS, TORCH, BF16), goal="2.5, 3.5 (bf16: 4, 5.5)"),
     "256-real": Case(256, "real", guides=2, steps=1, goal="4, 6"),
     "256-all": Case(256, "all", guides=2, steps=1, goal="9, 14"),
     "256-real-4": Case(256, "real", voters=4, steps=1),
@@ -118,6 +120,9 @@ class Counter(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         if count := flop_registry.get(func.overloadpacket):
             self.flops += count(*args, **(kwargs or {}), out_val=out)
+        elif func.namespace == "nada_winograd":  # counted as the direct method's, of which it has a quarter
+            x, other = args[:2]
+            self.flops += 18 * x.numel() * (out if func.overloadpacket.__name__ == "convolve" else other).shape[1]
         return out
 
 
@@ -125,6 +130,11 @@ def parts_of(case: Case, architecture: str) -> tuple[StyleGAN2, list[ClipGuide],
     """The same weights in every process."""
     import open_clip
 
+    config = AdaptConfig(steps=100_000, batch=case.batch, layers=case.layers)
+    if case.world:
+        named = load_generator("portraits")
+        assert isinstance(named, StyleGAN2)
+        return named, [load_guide(name) for name, _ in GUIDES[: case.guides]], config
     generator = StyleGAN2(case.resolution, rng=torch.Generator().manual_seed(0))
     with torch.no_grad():
         for _, conv in generator.synthesis.convolutions():
@@ -135,14 +145,14 @@ def parts_of(case: Case, architecture: str) -> tuple[StyleGAN2, list[ClipGuide],
         model = open_clip.create_model(architecture, pretrained=None)
         dim = open_clip.get_model_config(architecture)["embed_dim"]
         guides.append(ClipGuide(f"random-{index}", model, open_clip.get_tokenizer(architecture), dim))
-    return generator, guides, AdaptConfig(steps=100_000, batch=case.batch, layers=case.layers)
+    return generator, guides, config
 
 
 def work(side: Side, case: Case, architecture: str, link: Connection) -> None:
     """A process: sends its pictures, then the seconds of a step each time it is asked for one, and last its peak."""
     torch.set_num_threads(1)
-    if side.kept:
-        keep_freed()
+    if not side.native:
+        os.environ["NADA_NATIVE"] = "0"
     generator, guides, config = parts_of(case, architecture)
     config = replace(config, precision=side.precision)
     rng, counter = torch.Generator().manual_seed(1), Counter()
@@ -222,7 +232,8 @@ def rows(case: Case, runs: dict[Side, Run], peak: float) -> Iterator[str]:
         about = "the measure" if side == NAIVE else f"{ratio:.1f}x"
         # Products of fewer bits have a higher peak of their own; all are held against that of float32.
         voters = f" by {case.voters}" if case.select == "real" else ""
-        yield (f"| {case.resolution} px, batch {case.batch}, selection {case.select}{voters}, guides: {case.guides} "
+        where = "the built-in world, " if case.world else ""
+        yield (f"| {where}{case.resolution} px, batch {case.batch}, selection {case.select}{voters}, guides: {case.guides} "
                f"| {side.name} | {run.seconds:.2f} s | {about} | {case.goal if side != NAIVE else '-'} "
                f"| {error.max():.1e} ({error.mean() / naive.images.std():.1e}) | {run.peak / 2**30:.1f} GiB "
                f"| {run.flops / 1e9:.0f} | {run.flops / run.seconds / peak:.0%} "
@@ -236,9 +247,6 @@ HEAD = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
 
 def growth(steps: int) -> Iterator[str]:
     """In the built-in world: seconds against the batch, resident memory against the number of steps."""
-    from nada_core import adapt, load_generator, load_guide
-    from nada_core.portraits import RECIPE
-
     generator, guide, shift = load_generator("portraits"), load_guide("portraits"), TextShift("photo", "joker")
     yield "| batch | CPU time a step | a latent |"
     yield "|---|---|---|"
@@ -269,15 +277,18 @@ def page(tables: list[str]) -> str:
 Printed by `python -m benchmarks.speed`, which says how. One thread of a CPU, torch {torch.__version__}. On a GPU: not
 measured.
 
-**naive** is `benchmarks/naive.py`. **memory kept**: the process keeps what it has freed, as `python -m nada_core` does
-(`nada_core.memory.keep_freed`); otherwise the allocator is left as it is. The error is that of the pictures of equal
-latents and noise, in brackets the mean as a share of their deviation. With bf16 it is the price, not a fault.
+**naive** is `benchmarks/naive.py`. **fp32** is what every training does: it keeps freed memory while it lasts
+(`nada_core.memory`), and convolves natively where a C++ compiler is there (`nada_core/ops/winograd.cpp`, built once;
+`NADA_NATIVE=0` in the environment does without). **torch alone**: without that. The error is that of the pictures of
+equal latents and noise, in brackets the mean as a share of their deviation. With bf16 it is the price, not a fault.
 
-The share of matmul's peak is that of a 2048 x 2048 float32 product timed after the steps. More than 100% means that
-others had more of the machine then than during the steps.
+Operations are counted as the direct method needs them. The share of matmul's peak is that of a 2048 x 2048 float32
+product timed after the steps; convolutions of torch and ours are quicker than its products on this processor.
 
-What was tried and left out: Winograd's F(4x4, 3x3) in plain torch is no quicker than torch's own convolution. The
-ratios wanted are not all reached.
+In ComfyUI trainings run in a thread of their own, where the C library keeps freed memory only if ComfyUI was started
+with `MALLOC_ARENA_MAX=1` in its environment.
+
+What was tried and left out: Winograd's F(4x4, 3x3) in plain torch is no quicker than torch's own convolution.
 
 {table}
 """

@@ -59,7 +59,6 @@ from .files import RawCheckpoint, read_checkpoint
 from .flags import CELLS, ROWS, parse
 from .identity import load_identity
 from .images import square
-from .memory import keep_freed
 from .metrics import embed
 from .portraits.content import Content
 from .processes import joined, rank
@@ -74,7 +73,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.threads:
             torch.set_num_threads(args.threads)
-        keep_freed()  # the process is ours, and ends with the command
         _COMMANDS[args.command](args)
     except KeyboardInterrupt as stop:
         sys.stderr.write(f"{stop or 'Stopped.'}\n")

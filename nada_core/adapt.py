@@ -44,6 +44,7 @@ from .layers import (
 )
 from .likeness import Features, Likeness, Recogniser, refuse_blind
 from .losses import embed, objective, shared_views
+from .memory import freed_memory_kept
 from .overshoot import Candidate, why
 from .precision import arithmetic, tf32
 from .processes import count, gather, rank, refuse_uneven, share
@@ -85,6 +86,7 @@ class Adaptation:
     chosen_because: str = ""
 
 
+@freed_memory_kept()
 def adapt(
     generator: Generator,
     guides: ClipGuide | Sequence[ClipGuide | tuple[ClipGuide, float]],

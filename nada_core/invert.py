@@ -20,7 +20,7 @@ from .generators import Generator, Noise
 from .images import square
 from .latents import Latents, render
 from .likeness import Features, Likeness, Recogniser, psnr, refuse_blind, refuse_strangers, weight
-from .memory import Portion
+from .memory import Portion, freed_memory_kept
 from .ramps import ramp
 from .settings import check, setting
 
@@ -109,6 +109,7 @@ class Inversion:
     config: InvertConfig
 
 
+@freed_memory_kept()
 def invert(
     generator: Generator,
     images: Tensor,

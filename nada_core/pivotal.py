@@ -23,7 +23,7 @@ from .generators import Generator
 from .images import square
 from .latents import Latents, render
 from .likeness import Features, Likeness, Recogniser, psnr, refuse_blind, refuse_strangers, weight
-from .memory import Portion
+from .memory import Portion, freed_memory_kept
 from .ramps import ramp
 from .settings import check, setting
 
@@ -91,6 +91,7 @@ class Tuning:
     config: TuneConfig
 
 
+@freed_memory_kept()
 def tune(
     generator: Generator,
     images: Tensor,

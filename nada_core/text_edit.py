@@ -21,7 +21,7 @@ from .latents import Latents, render
 from .layers import refuse_unfit
 from .likeness import Recogniser, refuse_strangers
 from .losses import embed, objective, shared_views
-from .memory import Portion
+from .memory import Portion, freed_memory_kept
 from .ramps import ramp
 from .settings import check, setting
 
@@ -70,6 +70,7 @@ class EditStep:
     images: Callable[[], Tensor]
 
 
+@freed_memory_kept()
 def edit_by_text(
     generator: Generator,
     latents: Latents,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,6 @@ from nada_core.bench import PARTS, measure
 from nada_core.clip import ClipGuide, TextShift
 from nada_core.layers import LayerChoice
 
-ROOT = Path(__file__).parents[1]
 optimizer = importlib.import_module("torch.optim.optimizer")  # torch.optim hides it behind a name of its own
 SHIFT = TextShift("photo", "sketch", ("the {}",))
 ADAPTIVE = LayerChoice(mode="adaptive", count=2, batch=2)
@@ -104,9 +101,3 @@ def test_the_plain_restatement_trains(layers: LayerChoice) -> None:
     assert all(torch.tensor(losses).isfinite()) and moved and not any(name.startswith("rgbs") for name in moved)
     assert marks[:6] == list(PARTS)
     assert not changed(NaiveGenerator(generator()).state_dict(), training.frozen.state_dict())
-
-
-def test_a_process_may_keep_the_memory_it_has_freed() -> None:
-    """In a process of its own, because it holds for good. That it pays is shown by benchmarks.speed."""
-    program = "import torch; from nada_core.memory import keep_freed; keep_freed(); torch.ones(2**24).sum()"
-    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0

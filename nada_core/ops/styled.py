@@ -18,6 +18,7 @@ from torch import Tensor
 from .activation import GAIN, SLOPE, bias_act
 from .convolution import demodulation, modulated_conv
 from .fir import smooth, smooth_back
+from .winograd import conv3x3, conv3x3_back
 
 
 def styled_conv(
@@ -50,7 +51,7 @@ class _StyledConv(torch.autograd.Function):
         if up:
             out = smooth(F.conv_transpose2d(scaled, weight.transpose(0, 1), stride=2))
         else:
-            out = F.conv2d(scaled, weight, padding=1)
+            out = conv3x3(scaled, weight)
         del scaled
         out.mul_(_as_factor(scale * GAIN, x))  # leaky ReLU commutes with the gain, which rides on small tensors
         if noise is not None:
@@ -88,14 +89,16 @@ class _StyledConv(torch.autograd.Function):
         del grad
 
         slope.mul_(_as_factor(scale * GAIN, x))
-        slope = smooth_back(slope) if ctx.up else slope
-        kernel = weight.transpose(0, 1) if ctx.up else weight
-        to_x, to_weight, _ = torch.ops.aten.convolution_backward(
-            slope, x * _as_factor(style, x) if need[1] else x, kernel, None, [2, 2] if ctx.up else [1, 1],
-            [0, 0] if ctx.up else [1, 1], [1, 1], ctx.up, [0, 0], 1, [need[0] or need[2], need[1], False],
-        )  # fmt: skip
-        if to_weight is not None and ctx.up:
-            to_weight = to_weight.transpose(0, 1)
+        scaled = x * _as_factor(style, x) if need[1] else x
+        if ctx.up:
+            slope = smooth_back(slope)
+            to_x, to_weight, _ = torch.ops.aten.convolution_backward(
+                slope, scaled, weight.transpose(0, 1), None, [2, 2], [0, 0], [1, 1], True, [0, 0], 1,
+                [need[0] or need[2], need[1], False],
+            )  # fmt: skip
+            to_weight = to_weight.transpose(0, 1) if need[1] else None
+        else:
+            to_x, to_weight = conv3x3_back(slope, scaled, weight, need[0] or need[2], need[1])
         to_style = _dot(to_x, x, style.dtype) if need[2] else None
         to_x = to_x.mul_(_as_factor(style, x)) if need[0] else None
         return to_x, to_weight, to_style, to_scale, to_noise, by_channel.sum(0) if need[5] else None, None, None
