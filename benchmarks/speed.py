@@ -232,8 +232,8 @@ def rows(case: Case, runs: dict[Side, Run], peak: float) -> Iterator[str]:
         about = "the measure" if side == NAIVE else f"{ratio:.1f}x"
         # Products of fewer bits have a higher peak of their own; all are held against that of float32.
         voters = f" by {case.voters}" if case.select == "real" else ""
-        where = "the built-in world, " if case.world else ""
-        yield (f"| {where}{case.resolution} px, batch {case.batch}, selection {case.select}{voters}, guides: {case.guides} "
+        where = "built-in world" if case.world else f"{case.resolution} px"
+        yield (f"| {where}, batch {case.batch}, selection {case.select}{voters}, guides: {case.guides} "
                f"| {side.name} | {run.seconds:.2f} s | {about} | {case.goal if side != NAIVE else '-'} "
                f"| {error.max():.1e} ({error.mean() / naive.images.std():.1e}) | {run.peak / 2**30:.1f} GiB "
                f"| {run.flops / 1e9:.0f} | {run.flops / run.seconds / peak:.0%} "

@@ -14,6 +14,15 @@ from pack_world import NEWEST, OLDEST, World
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def extensions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """What is compiled on the way is compiled anew in every run, and goes with it."""
+    with pytest.MonkeyPatch.context() as patch:
+        path = tmp_path_factory.mktemp("extensions")
+        patch.setenv("TORCH_EXTENSIONS_DIR", str(path))
+        yield path
+
+
 @pytest.fixture(scope="module")
 def worlds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], World]]:
     from open_clip.tokenizer import SimpleTokenizer

@@ -38,12 +38,12 @@ def inside():
 faults()
 outside, start = faults(), resident()
 kept, held = inside()
-print(outside, kept, held - start, resident() - start, faults())
+print(outside, kept, held - start, resident() - start)
 """
     run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    outside, kept, held, left, again = map(int, run.stdout.split())
-    assert kept < outside / 10 and again > outside / 2
-    assert held > 2**25 and left < 2**25
+    outside, kept, held, left = map(int, run.stdout.split())
+    assert kept < outside / 10
+    assert held > 2**25 > left
 
 
 @pytest.mark.parametrize("function", [adapt, invert, tune, edit_by_text])
