@@ -8,10 +8,10 @@ Finished runs are kept under out/ and not run again while weights and settings a
 
 `paper` is StyleGAN-NADA by its own settings but for a learning rate that this small generator wants: the directional
 loss on the layers chosen anew every step, by the first implementation's map, which is one off (`true map`: by ours).
-`recipe` is the built-in world's own, and all others are the recipe but for one thing: `global` pulls every picture to
-the text, `plain` has no term beside the direction, `+ NAME` has one more, `selected` trains few layers. Then, what is
-trained and what leads; `chosen` trains twice as long and lets the held-out guide choose the step; `long` trains for
-1000 steps.
+`recipe` is the built-in world's own, `fresh` is the recipe with new latents every step, and all others are fresh but
+for one thing: `global` pulls every picture to the text, `plain` has no term beside the direction, `+ NAME` has one
+more, `selected` trains few layers. Then, what is trained and what leads; `chosen` trains twice as long and lets the
+held-out guide choose the step; `long` trains for 1000 steps.
 """
 
 from __future__ import annotations
@@ -64,10 +64,11 @@ def _with(base: AdaptConfig, layers: Mapping[str, Any] | None = None, **changes:
     return replace(base, layers=replace(base.layers, **(layers or {})), **changes)
 
 
+_FRESH = replace(RECIPE, pool=0)
 _DIRECTION = {"direction": 1.0}
-_PLAIN = replace(RECIPE, terms=_DIRECTION)
+_PLAIN = replace(_FRESH, terms=_DIRECTION)
 #: The paper's settings (section 4, appendix I) at the built-in world's learning rate; k = 5 of 9 layers.
-_PAPER = AdaptConfig(lr=RECIPE.lr, batch=RECIPE.batch, noise="const",
+_PAPER = AdaptConfig(lr=_FRESH.lr, batch=_FRESH.batch, noise="const",
                      layers=LayerChoice(mode="adaptive", count=5, mapping="reference"))  # fmt: skip
 _TERMS = {"relation": 10.0, "mean_offset": 1.0, "covariance": 1.0, "global": 0.3}
 #: What else is trained, and the learning rate it wants, as a multiple of the recipe's.
@@ -80,24 +81,26 @@ _TRAINED: dict[str, tuple[dict[str, Any], float]] = {
 
 METHODS: dict[str, Method] = {
     "recipe": Method(RECIPE),
+    "fresh": Method(_FRESH),
     "paper": Method(_PAPER),
     "paper, true map": Method(_with(_PAPER, {"mapping": "true"})),
-    "global": Method(replace(RECIPE, terms={"global": 1.0})),
+    "global": Method(replace(_FRESH, terms={"global": 1.0})),
     "plain": Method(_PLAIN),
-    **{f"+ {name}": Method(replace(RECIPE, terms={**RECIPE.terms, name: weight})) for name, weight in _TERMS.items()},
-    "+ patches": Method(replace(RECIPE, patches=2)),
-    "+ anchor": Method(replace(RECIPE, anchor=1.0)),
-    "+ anchor by Fisher": Method(replace(RECIPE, anchor=1.0, fisher=64)),
-    "+ id": Method(replace(RECIPE, id=0.25)),
-    **{name: Method(_with(RECIPE, layers, lr=RECIPE.lr * pace)) for name, (layers, pace) in _TRAINED.items()},
-    **{f"led by {name}": Method(RECIPE, ((name, 1.0),)) for name, _ in GUIDES},
-    "led by all three": Method(RECIPE, (*GUIDES, (HELD_OUT, 1.0))),
-    "chosen": Method(replace(RECIPE, steps=2 * RECIPE.steps, keep_every=40), judge=HELD_OUT),
+    **{f"+ {name}": Method(replace(_FRESH, terms={**_FRESH.terms, name: weight})) for name, weight in _TERMS.items()},
+    "+ patches": Method(replace(_FRESH, patches=2)),
+    "+ anchor": Method(replace(_FRESH, anchor=1.0)),
+    "+ anchor by Fisher": Method(replace(_FRESH, anchor=1.0, fisher=64)),
+    "+ id": Method(replace(_FRESH, id=0.25)),
+    **{name: Method(_with(_FRESH, layers, lr=_FRESH.lr * pace)) for name, (layers, pace) in _TRAINED.items()},
+    **{f"led by {name}": Method(_FRESH, ((name, 1.0),)) for name, _ in GUIDES},
+    "led by all three": Method(_FRESH, (*GUIDES, (HELD_OUT, 1.0))),
+    "chosen": Method(replace(_FRESH, steps=2 * _FRESH.steps, keep_every=40), judge=HELD_OUT),
     "plain, long": Method(replace(_PLAIN, steps=1000)),
+    "fresh, long": Method(replace(_FRESH, steps=1000)),
     "recipe, long": Method(replace(RECIPE, steps=1000)),
 }  # fmt: skip
 SHOWN = 5
-_DRAWN = ("recipe", "paper", "global", "plain, long", "recipe, long")
+_DRAWN = ("recipe", "fresh", "paper", "global", "plain, long")
 _FIGURES = ("judge", "attributes", "source_attributes", "distance", "source_distance", "diversity")
 _WIDELY = 0.1  # distance of photos to the truth from which a style counts as changing pixels widely
 

@@ -138,15 +138,21 @@ def adapt(
     importance = anchor.fisher(student, aims, run.weights, config.fisher, config.seed, config.label)
     look = _witness(judge, teacher, shift, start, config) if judge else None
     mark = _identity(teacher, guides, shift, config, judge) if autosave is not None else ""
+    seen: dict[int, tuple[Tensor, ...]] = {}  # of the pool's batches, what the guides saw in the source
+    frozen = config.precision if config.frozen_precision == "same" else config.frozen_precision
     if autosave is not None and resume and Path(autosave).exists():
         run.restore(load_run(autosave, mark))
 
     def compare(drawn: _Drawn, chunk: int) -> tuple[Tensor, float, dict[str, float]]:
         """Where a step's memory goes, and so what is done again if there is too little. It leaves gradients only."""
         run.forget()
-        with torch.no_grad():  # the same latents, noise and views, before ...
-            source, before, _ = _see(teacher, aims, drawn, chunk, config.precision)
+        before, likeness = seen.get(drawn.number), None
+        if before is None:
+            with torch.no_grad():  # the same latents, noise and views, before ...
+                source, before, _ = _see(teacher, aims, drawn, chunk, frozen)
             likeness = Likeness(source, kept, perceptual, identity) if kept else None
+            if config.pool and not kept:  # pictures, which likeness needs, would fill the memory
+                seen[drawn.number] = before
         trained = parameter_names(config.layers, run.chosen.layers)
         with only_trainable(student, trained), torch.enable_grad(), tf32(config.precision == "tf32"):
             images, after, unlike = _see(student, aims, drawn, chunk, config.precision, likeness)  # ... and after
@@ -167,7 +173,7 @@ def adapt(
             break
         if config.layers.mode != "adaptive" or index % config.layers.every == 0:
             run.chosen = choose(config.layers, student, aims, rng, config.label, run.voters, config.precision)
-        drawn = _draw(teacher, config, rng)
+        drawn = _draw(teacher, config, rng, index)
         # What one process would do again, the others would wait for in vain.
         images, loss, terms = run.portion.fit(compare, drawn) if count() == 1 else compare(drawn, run.portion.size)
         run.learn(index, loss)
@@ -256,6 +262,7 @@ def _witness(
 class _Drawn:
     """What both generators share in a step."""
 
+    number: int  # of the step, or of the batch in its pool
     ws: Tensor  # [N, L, C]
     noise: Noise  # a name, or one map [N, 1, R, R] a convolution
     look: Callable[[Tensor], Tensor]  # images [n, 3, H, W] -> their views [V n, 3, H, W]
@@ -269,13 +276,17 @@ class _Drawn:
 
 
 @torch.no_grad()
-def _draw(teacher: Generator, config: AdaptConfig, rng: torch.Generator) -> _Drawn:
+def _draw(teacher: Generator, config: AdaptConfig, rng: torch.Generator, number: int) -> _Drawn:
     device = teacher.w_avg.device
+    if config.pool:  # random numbers of a batch's own, the same whenever it comes
+        number %= config.pool
+        seeds = torch.randint(2**31, (config.pool,), generator=torch.Generator().manual_seed(config.seed))
+        rng = torch.Generator().manual_seed(int(seeds[number]))
     z = torch.randn(config.batch, teacher.z_dim, generator=rng).to(device)
     ws = teacher.map(z, teacher.one_hot(config.label, config.batch), config.psi)
     noise: Noise = teacher.draw_noise(config.batch, rng) if config.noise == "random" else config.noise  # type: ignore[assignment]
     noise = noise if isinstance(noise, str) else [share(maps) for maps in noise]
-    return _Drawn(share(ws), noise, _views(config, teacher.resolution, rng))
+    return _Drawn(number, share(ws), noise, _views(config, teacher.resolution, rng))
 
 
 def _views(config: AdaptConfig, size: int, rng: torch.Generator) -> Callable[[Tensor], Tensor]:

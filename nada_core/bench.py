@@ -119,15 +119,17 @@ def peak_memory(device: torch.device) -> int | None:
 @contextmanager
 def _listening(teacher: Generator, guides: Sequence[ClipGuide], watch: Stopwatch) -> Iterator[Generator]:
     """Hooks that mark the parts. The loop copies the teacher, and with it the hooks, to make the student."""
-    synthesis = teacher.get_submodule("synthesis")
-    choosing = True  # until the teacher draws, all that happens is the choice of layers
+    synthesis, mapping = (teacher.get_submodule(name) for name in ("synthesis", "mapping"))
+    choosing = True  # until latents are drawn, all that happens is the choice of layers
 
-    def drawing(network: nn.Module, _: Any) -> None:
+    def drawn(network: nn.Module, _: Any) -> None:
         nonlocal choosing
-        if network is synthesis:
+        if network is mapping:
             watch.mark("selection")
             choosing = False
-        elif not choosing:
+
+    def drawing(network: nn.Module, _: Any) -> None:
+        if not choosing and network is not synthesis:
             watch.mark("guide")
 
     def ended(part: str) -> Callable[..., None]:
@@ -143,6 +145,7 @@ def _listening(teacher: Generator, guides: Sequence[ClipGuide], watch: Stopwatch
         choosing = True
 
     with ExitStack() as hooks:
+        mapping.register_forward_pre_hook(drawn)
         synthesis.register_forward_pre_hook(drawing)
         synthesis.register_forward_hook(ended(""))
         for guide in guides:

@@ -30,7 +30,7 @@ from ._widgets import settings, widgets
 CONFIG = ("steps", "batch", "lr", "seed", "terms.direction", "terms.global", "terms.angle", "views", "psi", "noise",
           "schedule", "label", "warmup", "beta1", "beta2", "clip", "ema", "chunk", "terms.relation",
           "terms.mean_offset", "terms.covariance", "mirror", "patches", "anchor", "fisher", "lpips", "id", "keep_every",
-          "patience", "precision", "checkpointing")  # fmt: skip
+          "patience", "precision", "checkpointing", "pool", "frozen_precision")  # fmt: skip
 RARE = CONFIG[11:]
 SHOWN = 4  # latents in the live preview
 

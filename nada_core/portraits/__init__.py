@@ -27,7 +27,7 @@ TARGETS = STYLES[1:]
 #: choice of them; who wants one (mode adaptive) does well with these numbers.
 RECIPE = AdaptConfig(
     steps=240, batch=4, lr=0.015, schedule="cosine", beta2=0.99, views=2, mirror=True, noise="const",
-    terms={"direction": 1.0, "angle": 0.25},
+    terms={"direction": 1.0, "angle": 0.25}, pool=60,
     layers=LayerChoice(mode="all", count=5, batch=4, every=4, rgb=True),
 )  # fmt: skip
 
