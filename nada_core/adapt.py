@@ -139,7 +139,7 @@ def adapt(
     look = _witness(judge, teacher, shift, start, config) if judge else None
     mark = _identity(teacher, guides, shift, config, judge) if autosave is not None else ""
     seen: dict[int, tuple[Tensor, ...]] = {}  # of the pool's batches, what the guides saw in the source
-    frozen = config.precision if config.frozen_precision == "same" else config.frozen_precision
+    frozen = config.precision if config.frozen_precision == "as_trained" else config.frozen_precision
     if autosave is not None and resume and Path(autosave).exists():
         run.restore(load_run(autosave, mark))
 

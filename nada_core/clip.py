@@ -76,6 +76,7 @@ class ClipGuide(nn.Module):
         if type(visual).__name__ == "ModifiedResNet":  # open_clip's, where a norm follows its convolution
             _ = self.fingerprint  # it is of the weights as they came
             _fold_norms(visual)
+        _put_sequence_first(visual)
 
     def train(self, mode: bool = True) -> ClipGuide:
         """A guide stays in evaluation mode whatever it is asked: dropout would make the direction wander."""
@@ -164,6 +165,16 @@ def _fold_norms(visual: nn.Module) -> None:
             if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                 setattr(parent, name, fuse_conv_bn_eval(conv, norm).requires_grad_(False))
                 setattr(parent, after, nn.Identity())
+
+
+def _put_sequence_first(visual: object) -> None:
+    """open_clip holds a batch of sequences, torch's attention wants a sequence of batches, and multiplies in pieces what
+    is only turned for it. Turned for good before the first block, the numbers are the same."""
+    transformer: Any = getattr(visual, "transformer", None)
+    attentions = [getattr(block, "attn", None) for block in getattr(transformer, "resblocks", ())]
+    if type(transformer).__name__ == "Transformer" and all(type(a) is nn.MultiheadAttention for a in attentions):
+        for layout in (transformer, *attentions):
+            layout.batch_first = False
 
 
 # ---- loading ------------------------------------------------------------------------------------------------------

@@ -70,10 +70,10 @@ class AdaptConfig:
                            low=0.0, high=1e4, step=0.05)  # fmt: skip
     id: float = setting(0.0, "weight of 1 - cosine of the faces before and after, which keeps the person", low=0.0,
                         high=1e4, step=0.05)  # fmt: skip
-    pool: int = setting(0, "batches of latents that come again and again, before which the source need be looked at "
-                           "once only; 0: new latents every step", low=0, high=100_000)  # fmt: skip
-    frozen_precision: str = setting("same", "arithmetic of the frozen generator alone; same: as precision says",
-                                    choices=("same", *PRECISIONS))  # fmt: skip
+    pool: int = setting(0, "so many batches of latents take turns, and what the guides see in the source is worked out "
+                           "once for each; 0: new latents every step", low=0, high=100_000)  # fmt: skip
+    frozen_precision: str = setting("as_trained", "arithmetic of the frozen generator alone; as_trained: that of the "
+                                                  "trained one", choices=("as_trained", *PRECISIONS))  # fmt: skip
 
     def __post_init__(self) -> None:
         check(self)

@@ -336,6 +336,7 @@ def test_the_average_is_returned_and_remembers_little_at_first(tmp_path: Path) -
 @pytest.mark.parametrize("change", [
     {"views": 2}, {"terms": {"direction": 1.0, "global": 1.0}}, {"psi": 0.5}, {"noise": "none"}, {"batch": 3},
     {"lr": 0.01}, {"beta1": 0.5}, {"beta2": 0.9}, {"schedule": "cosine"}, {"warmup": 0}, {"ema": 0.5}, {"patches": 1},
+    {"pool": 2}, {"frozen_precision": "bf16"},
 ])  # fmt: skip
 def test_every_setting_reaches_the_weights(change: dict[str, Any]) -> None:
     plain, other = (adapt(generator(), guide(), SHIFT, settings(**given)).generator for given in ({}, change))
@@ -566,6 +567,37 @@ def test_no_memory_for_one_latent_says_what_to_do(layers: LayerChoice) -> None:
     assert not changed(before, made.state_dict())
 
 
+# ---- a pool of latents --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("noise", ["random", "const"])
+def test_the_source_of_a_pool_is_looked_at_once(monkeypatch: pytest.MonkeyPatch, noise: str) -> None:
+    made, ran = generator(), []
+    monkeypatch.setattr(Block, "forward", counted(ran, Block.forward))
+    adapt(made, guide(), SHIFT, settings(steps=8, pool=3, noise=noise))
+    assert ran.count(16) == 3 + 8
+
+
+def test_what_is_remembered_of_a_pool_is_what_would_be_seen() -> None:
+    """A term that wants the pictures themselves has the source drawn every time. Here it finds all faces alike."""
+    config = settings(steps=7, pool=2, views=2, patches=1, mirror=True, noise="random")
+    known = adapt(generator(), guide(), SHIFT, config)
+    again = adapt(generator(), guide(), SHIFT, replace(config, id=1.0), identity=lambda x: x.flatten(1) * 0 + 1)
+    assert not changed(known.generator.state_dict(), again.generator.state_dict())
+
+
+def test_the_batches_of_a_pool_differ_and_come_again() -> None:
+    shown: list[Tensor] = []
+    adapt(generator(), guide(), SHIFT, settings(steps=6, pool=3, lr=1e-7), lambda step: shown.append(step.images()))
+    assert all(float((shown[i] - shown[i + 3]).abs().max()) < 1e-3 for i in range(3))
+    assert all(float((shown[i] - shown[i + 1]).abs().max()) > 0.1 for i in range(5))
+
+
+def test_a_pool_survives_smaller_chunks() -> None:
+    config = settings(**WHOLE, pool=2)
+    assert_alike(*(adapt(generator(), guide(), SHIFT, replace(config, chunk=size)) for size in (0, 2)))
+
+
 @pytest.mark.parametrize("change", [
     {}, {"checkpointing": 8}, {"checkpointing": 4, "chunk": 2}, {"checkpointing": 16, "layers": ADAPTIVE},
 ])  # fmt: skip
@@ -606,6 +638,17 @@ def test_fewer_bits_go_the_same_way(precision: str, layers: LayerChoice) -> None
     torch.testing.assert_close(*(one.generator.synthesize(ws) for one in (exact, rough)), atol=0.3, rtol=0.1)
     same = not changed(exact.generator.state_dict(), rough.generator.state_dict())
     assert same == (precision == "tf32")  # which a CPU does not have
+
+
+@pytest.mark.parametrize(("precision", "frozen", "halves"), [
+    ("fp32", "as_trained", (False, False)), ("fp32", "bf16", (True, False)),
+    ("bf16", "fp32", (False, True)), ("bf16", "as_trained", (True, True)),
+])  # fmt: skip
+def test_the_frozen_generator_may_have_a_precision_of_its_own(precision: str, frozen: str, halves: tuple) -> None:
+    made, half = generator(), []
+    made.synthesis.register_forward_hook(lambda _, given, __: half.append(given[2] == torch.bfloat16))
+    adapt(made, guide(), SHIFT, settings(steps=1, precision=precision, frozen_precision=frozen))
+    assert tuple(half) == halves  # the student has the hook, too
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -726,7 +769,8 @@ def test_an_autosave_without_a_place_is_refused_before_the_work(tmp_path: Path) 
     {"layers": replace(ADAPTIVE, train="offsets"), "ema": 0.5},
     {"layers": replace(ADAPTIVE, train="low-rank", rank=2), "ema": 0.5},
     {"layers": replace(ADAPTIVE, train="modulation"), "ema": 0.5},
-], ids=["all", "adaptive", "adaptive-rgb", "named", "offsets", "low-rank", "modulation"])  # fmt: skip
+    {"pool": 3, "views": 2, "layers": ADAPTIVE},
+], ids=["all", "adaptive", "adaptive-rgb", "named", "offsets", "low-rank", "modulation", "pool"])  # fmt: skip
 def test_a_killed_run_goes_on_to_exactly_the_same_weights(tmp_path: Path, change: dict[str, Any]) -> None:
     config, path = settings(steps=10, autosave_every=4, lr=0.1, **change), tmp_path / "run.safetensors"
     whole = adapt(generator(), guide(), SHIFT, config)

@@ -65,6 +65,13 @@ def test_every_part_of_a_step_is_timed_once(layers: LayerChoice) -> None:
     assert speed.seconds == pytest.approx(sum(speed.parts.values())) and speed.peak and speed.peak > 2**20
 
 
+def test_what_a_pool_spares_is_not_timed() -> None:
+    config = AdaptConfig(steps=4, layers=ADAPTIVE, pool=1)
+    speed = measure(generator(), towered(), SHIFT, config, warm=1, clock=Ticks())
+    # Of the guide the source's look is spared; its mark before the student stays.
+    assert all(step == {**dict.fromkeys(PARTS, 1.0), "teacher": 0.0, "guide": 2.0} for step in speed.steps)
+
+
 def test_measuring_leaves_everything_as_it_was() -> None:
     made, eye = generator(), towered()
     before = copied(made.state_dict())
@@ -72,6 +79,7 @@ def test_measuring_leaves_everything_as_it_was() -> None:
     model: Any = eye.model
     assert not changed(before, made.state_dict()) and not model.visual._forward_hooks
     assert not made.synthesis._forward_hooks and not made.synthesis._forward_pre_hooks
+    assert not made.mapping._forward_pre_hooks
     assert not optimizer._global_optimizer_pre_hooks and not optimizer._global_optimizer_post_hooks
 
 

@@ -155,6 +155,17 @@ def test_batch_norms_are_folded_without_a_change_of_what_is_seen() -> None:
     torch.testing.assert_close(seen["folded"][1], seen["whole"][1], atol=1e-6, rtol=1e-4)
 
 
+def test_attention_over_whole_products_sees_the_same(folder: Path, guide: ClipGuide) -> None:
+    model = open_clip.CLIP(**CONFIG).eval()
+    model.load_state_dict(load_file(folder / "tiny.safetensors"))
+    x, whole = guide.prepare(noise(3)), []
+    (block,) = guide.model.visual.transformer.resblocks  # type: ignore[union-attr]
+    watching = block.attn.register_forward_pre_hook(lambda _, given: whole.append(given[0].is_contiguous()))
+    torch.testing.assert_close(guide.model.encode_image(x), model.encode_image(x), atol=1e-6, rtol=1e-5)
+    watching.remove()
+    assert whole == [True] and not block.attn.batch_first and block.attn.in_proj_weight.shape == (96, 32)
+
+
 # ---- directions ---------------------------------------------------------------------------------------------------
 
 
