@@ -168,7 +168,7 @@ def _fold_norms(visual: nn.Module) -> None:
 
 
 def _put_sequence_first(visual: object) -> None:
-    """open_clip holds a batch of sequences, torch's attention wants a sequence of batches, and multiplies in pieces what
+    """open_clip holds a batch of sequences; torch's attention wants a sequence of batches and multiplies in pieces what
     is only turned for it. Turned for good before the first block, the numbers are the same."""
     transformer: Any = getattr(visual, "transformer", None)
     attentions = [getattr(block, "attn", None) for block in getattr(transformer, "resblocks", ())]
