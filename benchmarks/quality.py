@@ -8,10 +8,10 @@ Finished runs are kept under out/ and not run again while weights and settings a
 
 `paper` is StyleGAN-NADA by its own settings but for a learning rate that this small generator wants: the directional
 loss on the layers chosen anew every step, by the first implementation's map, which is one off (`true map`: by ours).
-`recipe` is the built-in world's own, `fresh` is the recipe with new latents every step, and all others are fresh but
-for one thing: `global` pulls every picture to the text, `plain` has no term beside the direction, `+ NAME` has one
-more, `selected` trains few layers. Then, what is trained and what leads; `chosen` trains twice as long and lets the
-held-out guide choose the step; `long` trains for 1000 steps.
+`recipe` is the built-in world's own. `fresh` has new latents and two views of each every step, and takes as long with
+fewer steps; all others are fresh but for one thing: `global` pulls every picture to the text, `plain` has no term
+beside the direction, `+ NAME` has one more, `selected` trains few layers. Then, what is trained and what leads;
+`chosen` trains twice as long and lets the held-out guide choose the step; `long` trains for 1000 steps.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ def _with(base: AdaptConfig, layers: Mapping[str, Any] | None = None, **changes:
     return replace(base, layers=replace(base.layers, **(layers or {})), **changes)
 
 
-_FRESH = replace(RECIPE, pool=0)
+#: What the recipe was before latents came again: slower steps, and fewer of them in about the same time.
+_FRESH = replace(RECIPE, pool=0, steps=240, views=2, mirror=True)
 _DIRECTION = {"direction": 1.0}
 _PLAIN = replace(_FRESH, terms=_DIRECTION)
 #: The paper's settings (section 4, appendix I) at the built-in world's learning rate; k = 5 of 9 layers.

@@ -43,15 +43,18 @@ SHIFT = TextShift("photo", "sketch", ("a {} of a face",))
 
 @dataclass(frozen=True)
 class Side:
-    """What runs in a process of its own. native: with the kernels of `nada_core.ops` that a compiler can build. The
-    plain restatement knows neither; it is what the others are held against."""
+    """What runs in a process of its own. native: with the kernels of `nada_core.ops` that a compiler can build. pool:
+    batches of latents that come again, here one. The plain restatement knows neither; it is what the others are held
+    against."""
 
     name: str
     precision: str = "fp32"
     native: bool = True
+    pool: int = 0
 
 
 NAIVE, OURS, TORCH, BF16 = Side("naive"), Side("fp32"), Side("fp32, torch alone", native=False), Side("bf16", "bf16")
+POOL = Side("fp32, known latents", pool=1)
 
 
 @dataclass(frozen=True)
@@ -80,11 +83,11 @@ class Case:
 
 
 CASES: dict[str, Case] = {
-    "world": Case(64, "off", guides=2, batch=4, steps=20, world=True),
+    "world": Case(64, "off", guides=2, batch=4, steps=20, world=True, sides=(OURS, POOL)),
     "64-off": Case(64, "off", steps=5),
     "64-real": Case(64, "real", steps=5),
     "128-off": Case(128, "off"),
-    "256-off": Case(256, "off", sides=(OURS, TORCH, BF16), goal="2.5, 3.5 (bf16: 4, 5.5)"),
+    "256-off": Case(256, "off", sides=(OURS, TORCH, BF16, POOL), goal="2.5, 3.5 (bf16: 4, 5.5)"),
     "256-real": Case(256, "real", guides=2, steps=1, goal="4, 6"),
     "256-all": Case(256, "all", guides=2, steps=1, goal="9, 14"),
     "256-real-4": Case(256, "real", voters=4, steps=1),
@@ -154,7 +157,7 @@ def work(side: Side, case: Case, architecture: str, link: Connection) -> None:
     if not side.native:
         os.environ["NADA_NATIVE"] = "0"
     generator, guides, config = parts_of(case, architecture)
-    config = replace(config, precision=side.precision)
+    config = replace(config, precision=side.precision, pool=side.pool)
     rng, counter = torch.Generator().manual_seed(1), Counter()
     with torch.no_grad():
         ws, noise = generator.map(torch.randn(2, generator.z_dim, generator=rng)), generator.draw_noise(2, rng)
@@ -279,7 +282,8 @@ measured.
 
 **naive** is `benchmarks/naive.py`. **fp32** is what every training does: it keeps freed memory while it lasts
 (`nada_core.memory`), and convolves natively where a C++ compiler is there (`nada_core/ops/winograd.cpp`, built once;
-`NADA_NATIVE=0` in the environment does without). **torch alone**: without that. The error is that of the pictures of
+`NADA_NATIVE=0` in the environment does without). **torch alone**: without that. **known latents**: a step whose latents
+have been there before, with a `pool` of them; the plain restatement sees new ones. The error is that of the pictures of
 equal latents and noise, in brackets the mean as a share of their deviation. With bf16 it is the price, not a fault.
 
 Operations are counted as the direct method needs them. The share of matmul's peak is that of a 2048 x 2048 float32

@@ -16,8 +16,10 @@ from torch import Tensor
 from nada_core.ops import styled_conv, winograd
 
 ROOT = Path(__file__).parents[1]
-compiled = pytest.mark.skipif(not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++"))),
-                              reason="no C++ compiler, so torch's own convolution is all there is")  # fmt: skip
+KNOWN = torch.backends.cpu.get_cpu_capability() in winograd._MEASURED
+COMPILER = any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++")))
+compiled = pytest.mark.skipif(not (KNOWN and COMPILER), reason="no C++ compiler, or not a processor it is for")
+known = pytest.mark.skipif(not KNOWN, reason="not a processor it is for")
 
 # N, I, O, H, W: whole tiles and parts of them, panels full and not, one chunk and several, more than a panel of tiles.
 SHAPES = [(1, 1, 1, 4, 4), (2, 3, 5, 7, 9), (1, 64, 64, 32, 32), (3, 70, 33, 13, 30), (1, 17, 130, 6, 131),
@@ -124,11 +126,18 @@ def run(folder: Path, **environment: str) -> list[str]:
     return done.stdout.splitlines()
 
 
+@known
 def test_without_a_compiler_one_line_says_so(tmp_path: Path) -> None:
     *told, result = run(tmp_path, CXX="/no/such/compiler")
     assert result == "torch True" and told[0] == "Building the native convolution for this processor"
     assert len(told) == 2 and told[1].startswith("No native convolution, torch's own is used (")
     assert not list(tmp_path.iterdir())
+
+
+def test_other_processors_go_torchs_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+    monkeypatch.setattr(winograd, "_build", lambda _: pytest.fail("built all the same"))
+    assert winograd._load.__wrapped__() is None
 
 
 def test_it_can_be_done_without(tmp_path: Path) -> None:
@@ -142,6 +151,7 @@ def test_what_is_built_is_kept(extensions: Path) -> None:
     assert run(extensions, CXX="/no/such/compiler") == ["native True"]
 
 
+@known
 def test_a_broken_library_is_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     monkeypatch.setattr(winograd, "_build", lambda library: library.write_bytes(b"no library"))

@@ -23,10 +23,8 @@ using at::Tensor;
 
 #if defined(__AVX512F__)
 constexpr int64_t LANES = 16, M = 8;
-#elif defined(__AVX__)
-constexpr int64_t LANES = 8, M = 4;
 #else
-constexpr int64_t LANES = 4, M = 8;
+constexpr int64_t LANES = 8, M = 4;
 #endif
 constexpr int64_t K = 2 * LANES, P = 36;
 typedef float Lanes __attribute__((vector_size(LANES * sizeof(float)), aligned(4)));

@@ -29,6 +29,8 @@ _SOURCE = Path(__file__).with_suffix(".cpp")
 _FLAGS = ("-O3", "-march=native")
 #: It pays from about here: multiplications of the direct method, and channels on both sides.
 _MULTIPLICATIONS, _CHANNELS = 500_000_000, 64
+#: Processors it is known to pay on; elsewhere torch's own way may be the quicker one.
+_MEASURED = ("AVX2", "AVX512")
 _ONE_AT_A_TIME = threading.Lock()
 
 
@@ -70,7 +72,7 @@ def kernel() -> Any:
 
 @functools.cache
 def _load() -> Any:
-    if os.environ.get("NADA_NATIVE") == "0":
+    if os.environ.get("NADA_NATIVE") == "0" or torch.backends.cpu.get_cpu_capability() not in _MEASURED:
         return None
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions")
     # A library is for one source, torch and processor: a home may be shared by several machines.

@@ -24,8 +24,8 @@ from server import serve
 #: What works on the built-in generator with one guide and chosen layers, as the widgets of two nodes. With all layers,
 #: two guides and `nada_core.portraits.RECIPE` it works better; the templates show the choice.
 RECIPE: dict[str, Any] = {
-    "steps": 240, "batch": 4, "lr": 0.015, "angle_loss": 0.25, "views": 2, "noise": "const", "schedule": "cosine",
-    "beta2": 0.99, "mirror": True,
+    "steps": 400, "batch": 4, "lr": 0.015, "angle_loss": 0.25, "views": 1, "noise": "const", "schedule": "cosine",
+    "beta2": 0.99, "pool": 100,
 }  # fmt: skip
 CHOICE: dict[str, Any] = {"mode": "adaptive", "count": 5, "batch": 4, "every": 4, "rgb": True}
 
@@ -41,7 +41,7 @@ WIDTH, COLUMN, GAP = 340, 420, 100  # of a node, from one column to the next, be
 #: As high as the page makes a node, title bar excluded; a training node has room for its preview.
 HEIGHTS = {
     "LoadGenerator": 82, "LoadGuide": 106, "CombineGuides": 106, "ShiftFromText": 106, "ChooseLayers": 342,
-    "AdaptGenerator": 1090, "InspectLayers": 150, "SampleLatents": 180, "MixLatents": 130, "InterpolateLatents": 82,
+    "AdaptGenerator": 1138, "InspectLayers": 150, "SampleLatents": 180, "MixLatents": 130, "InterpolateLatents": 82,
     "Render": 82, "Compare": 220, "PlotTraining": 58, "SaveDomain": 82, "ApplyDomain": 82, "AlignFace": 180,
     "DrawPortrait": 130, "LoadLikeness": 82, "InvertImage": 840, "PivotalTuning": 720, "FindDirections": 150,
     "EditLatents": 190, "SaveLatents": 58,
