@@ -65,7 +65,7 @@ def _with(base: AdaptConfig, layers: Mapping[str, Any] | None = None, **changes:
 
 
 #: What the recipe was before latents came again: slower steps, and fewer of them in about the same time.
-_FRESH = replace(RECIPE, pool=0, steps=240, views=2, mirror=True)
+_FRESH = replace(RECIPE, pool=0, steps=240, views=2)
 _DIRECTION = {"direction": 1.0}
 _PLAIN = replace(_FRESH, terms=_DIRECTION)
 #: The paper's settings (section 4, appendix I) at the built-in world's learning rate; k = 5 of 9 layers.

@@ -120,10 +120,10 @@ def shared_views(
     """Draw `count` small random moves (shift and zoom up to `reach` of the image) to apply alike to several batches.
 
     The returned function maps images [N, 3, H, W] to [V N, 3, H, W]. A guide that must be pleased under any small move
-    is harder to please by a pattern nobody sees. With `mirror` every second one is mirrored, too: one ear does not make
-    an elf. `patches` more show a quarter of the picture each, somewhere, so that a texture is right close by, too (the
-    patch direction in the code of StyleGAN-NADA); where count is 0, the images themselves come first. Without moves and
-    patches it returns the images as they are.
+    is harder to please by a pattern nobody sees. With `mirror` every second one is mirrored, too, and a single one as a
+    coin falls: one ear does not make an elf. `patches` more show a quarter of the picture each, somewhere, so that a
+    texture is right close by, too (the patch direction in the code of StyleGAN-NADA); where count is 0, the images
+    themselves come first. Without moves and patches it returns the images as they are.
     """
     if count + patches == 0:
         return lambda images: images
@@ -132,7 +132,8 @@ def shared_views(
     theta[:, 0, 0] = theta[:, 1, 1] = 1 + reach * drawn[:, 2]
     theta[:, :, 2] = 2 * reach * drawn[:, :2]
     if mirror:
-        theta[1::2, 0, 0] *= -1
+        first = 1 if count > 1 else int(torch.randint(2, (), generator=rng))
+        theta[first::2, 0, 0] *= -1
     if patches:
         near = torch.zeros(patches, 2, 3)
         near[:, 0, 0] = near[:, 1, 1] = 0.5

@@ -64,7 +64,7 @@ class AdaptConfig:
                                  "return the last state", low=0, high=100_000)  # fmt: skip
     patience: int = setting(0, "looks without a better state, one after another, after which the run ends; 0: never",
                             low=0, high=1000)  # fmt: skip
-    mirror: bool = setting(False, "mirror every second view, where there are two or more")
+    mirror: bool = setting(False, "mirror every second view; a single one in every second step or so")
     patches: int = setting(0, "further views, each of a quarter of the picture: textures close by", low=0, high=16)
     lpips: float = setting(0.0, "weight of LPIPS between every picture and what it was before, which keeps its look",
                            low=0.0, high=1e4, step=0.05)  # fmt: skip

@@ -217,6 +217,15 @@ def test_every_second_view_is_mirrored_if_asked_for() -> None:
     torch.testing.assert_close(mirrored[1::2], plain[1::2].flip(-1), atol=1e-5, rtol=0.0)
 
 
+def test_a_single_view_is_mirrored_half_of_the_times() -> None:
+    images, numbers, turned = pictures(2, 0), rng(3), []
+    for _ in range(100):
+        seen = shared_views(1, 16, numbers, 0.0, True)(images)
+        turned.append(bool((seen - images.flip(-1)).abs().max() < 1e-5))
+        assert turned[-1] or float((seen - images).abs().max()) < 1e-5
+    assert 30 < sum(turned) < 70
+
+
 @pytest.mark.parametrize("count", [0, 2])
 def test_patches_are_quarters_of_the_picture(count: int) -> None:
     images = pictures(2, 0)

@@ -26,8 +26,8 @@ TARGETS = STYLES[1:]
 #: rate would not move these weights, which are standard normal and few. All layers come nearer to the truth here than a
 #: choice of them; who wants one (mode adaptive) does well with these numbers.
 RECIPE = AdaptConfig(
-    steps=400, batch=4, lr=0.015, schedule="cosine", beta2=0.99, views=1, noise="const", pool=100,
-    terms={"direction": 1.0, "angle": 0.25},
+    steps=400, batch=4, lr=0.015, schedule="cosine", beta2=0.99, views=1, mirror=True, noise="const",
+    terms={"direction": 1.0, "angle": 0.25}, pool=100,
     layers=LayerChoice(mode="all", count=5, batch=4, every=4, rgb=True),
 )  # fmt: skip
 

@@ -25,7 +25,7 @@ from server import serve
 #: two guides and `nada_core.portraits.RECIPE` it works better; the templates show the choice.
 RECIPE: dict[str, Any] = {
     "steps": 400, "batch": 4, "lr": 0.015, "angle_loss": 0.25, "views": 1, "noise": "const", "schedule": "cosine",
-    "beta2": 0.99, "pool": 100,
+    "beta2": 0.99, "mirror": True, "pool": 100,
 }  # fmt: skip
 CHOICE: dict[str, Any] = {"mode": "adaptive", "count": 5, "batch": 4, "every": 4, "rgb": True}
 
