@@ -93,7 +93,8 @@ TEXT_TO_NEW_DOMAIN = Workflow(
             "## Your own generator\n\nPut a StyleGAN2 file (.pkl, .pt, .safetensors) into `models/stylegan_nada`, "
             "press **R**, choose it, and choose a published CLIP as guide, such as `ViT-B-32:openai`.\n\nSuch a "
             "generator wants other settings: lr 0.002, batch 2, angle_loss 0, views 0, noise random, schedule "
-            "constant, beta2 0.992; in Choose Layers count 12 to 18, batch 8, every 1 and rgb off.", 250, "Next")),
+            "constant, beta2 0.992, mirror off, pool 0; in Choose Layers count 12 to 18, batch 8, every 1, rgb off.",
+            250, "Next")),
         *stack(0, node("generator", "LoadGenerator", READS), node("guide", "LoadGuide", READS),
                node("shift", "ShiftFromText", READS, source="photo", target="joker"),
                node("layers", "ChooseLayers", TRAINS, **CHOICE)),
