@@ -101,9 +101,10 @@ def adapt(
 ) -> Adaptation:
     """Train a copy of `generator` along `shift`; the one given stays bit-identical.
 
-    The run lives on the generator's device; the guides must be there too. Same seed, CPU and thread count:
-    same weights (not checked on GPUs, where some backward passes are not deterministic). When memory runs out, the
-    step is done again with half as many latents at once, and so are those that follow.
+    The run lives on the generator's device; the guides must be there too. Same seed, CPU, thread count and native
+    convolution or none (`ops.winograd`): same weights (not checked on GPUs, where some backward passes are not
+    deterministic). When memory runs out, the step is done again with half as many latents at once, and so are those
+    that follow.
     Processes that torch.distributed has joined share each batch; steps and autosaves are those of a run by one, and
     process 0 alone writes. The images of a step are then the own share's.
     on_step is called after every step, and whatever it raises ends the run. autosave names a file that is rewritten
