@@ -290,7 +290,7 @@ def test_the_values_of_the_page_arrive_in_the_prompt(world: World, path: Path) -
 def test_a_bad_value_would_be_noticed(world: World) -> None:
     workflow = read(FOLDER / "Text to new domain.json")
     (node,) = (node for node in workflow["nodes"] if node["type"] == f"{PREFIX}AdaptGenerator")
-    with pytest.raises(AssertionError, match="AdaptGenerator has 30 values for"):
+    with pytest.raises(AssertionError, match=f"AdaptGenerator has {len(node['widgets_values']) - 1} values for"):
         world.values({**node, "widgets_values": node["widgets_values"][:-1]})
     node["widgets_values"][0] = 0
     errors = Executor(world.host, world.nodes).validate(convert_ui_to_api(workflow, world.info))
