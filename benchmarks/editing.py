@@ -22,18 +22,24 @@ import torch
 from torch import Tensor
 
 from nada_core import Generator, TextShift, load_generator, load_guide, render, sample
-from nada_core.directions import Directions, edit, principal, sefa
-from nada_core.identity import load_identity
-from nada_core.latents import Latents
+from nada_core.latents.directions import Directions, edit, principal, sefa
+from nada_core.latents.sampling import Latents
+from nada_core.latents.text_edit import TextEditConfig, edit_by_text
+from nada_core.models.arcface import load_identity
 from nada_core.portraits import ATTRIBUTES, SOURCE, STYLES, Judge
 from nada_core.portraits.captions import WORDS, slices_of
 from nada_core.portraits.content import Content
-from nada_core.text_edit import TextEditConfig, edit_by_text
 
 STRENGTHS = (-2.0, -1.0, 0.0, 1.0, 2.0)
 ROWS = ((0, 3), (3, 6), (6, 10))
-TEXTS = {"glasses": "glasses", "dark skin": "skin", "blond hair": "hair_colour", "black hair": "hair_colour",
-         "a bright wall": "background_light", "standing left": "shift_x"}  # fmt: skip
+TEXTS = {
+    "glasses": "glasses",
+    "dark skin": "skin",
+    "blond hair": "hair_colour",
+    "black hair": "hair_colour",
+    "a bright wall": "background_light",
+    "standing left": "shift_x",
+}
 
 #: For a generator this small, whose latents are 10 rows of 64 numbers: the best that was found, and the paper's terms.
 TEXT_EDITS = {
@@ -48,8 +54,9 @@ def read(judge: Judge, generator: Generator, latents: Latents) -> Tensor:
         return judge(render(generator, latents, batch=32))[1]
 
 
-def along(name: str, directions: Directions, judge: Judge, generator: Generator, content: Content,
-          latents: Latents) -> Iterator[str]:  # fmt: skip
+def along(
+    name: str, directions: Directions, judge: Judge, generator: Generator, content: Content, latents: Latents
+) -> Iterator[str]:
     """A row of the table a direction."""
     for direction in (directions[index] for index in range(len(directions))):
         read_off = torch.stack([read(judge, generator, edit(latents, direction, s)) for s in STRENGTHS])  # [S, N, A]
@@ -61,12 +68,15 @@ def along(name: str, directions: Directions, judge: Judge, generator: Generator,
         correlation = torch.corrcoef(torch.stack([strength.flatten(), centred.flatten()]))[0, 1]
         vector = direction.vectors[0].sum(0)
         axis = torch.cosine_similarity(vector, content.basis[main], 0).abs()
-        yield (f"| {name} | {direction.names[0]} | {ATTRIBUTES[main]} | {correlation:+.2f} | {share[main]:.2f} "
-               f"| {ATTRIBUTES[next_one]} {share[next_one]:.2f} | {axis:.2f} |")  # fmt: skip
+        yield (
+            f"| {name} | {direction.names[0]} | {ATTRIBUTES[main]} | {correlation:+.2f} | {share[main]:.2f} "
+            f"| {ATTRIBUTES[next_one]} {share[next_one]:.2f} | {axis:.2f} |"
+        )
 
 
-def directions_table(judge: Judge, generator: Generator, content: Content, latents: Latents,
-                     count: int) -> Iterator[str]:  # fmt: skip
+def directions_table(
+    judge: Judge, generator: Generator, content: Content, latents: Latents, count: int
+) -> Iterator[str]:
     yield "| found by | direction | moves most | correlation | share | runner-up | axis |"
     yield "|---|---|---|---|---|---|---|"
     found = {"SeFa": sefa(generator, count), "PCA": principal(generator, count)}
@@ -94,9 +104,11 @@ def text_table(judge: Judge, generator: Generator, latents: Latents, guide: str,
             movement[column] = 0
             most = int(movement.argmax())
             photo = (style.argmax(1) == STYLES.index(SOURCE)).float().mean()
-            yield (f"| {text} | {name} | {attribute} | {before[:, column].mean():.2f} to {after[:, column].mean():.2f} "
-                   f"| {right[0]:.0%} to {right[1]:.0%} | {movement.sum() / (len(ATTRIBUTES) - 1):.3f} "
-                   f"| {ATTRIBUTES[most]} {movement[most]:.2f} | {photo:.0%} | {same} |")  # fmt: skip
+            yield (
+                f"| {text} | {name} | {attribute} | {before[:, column].mean():.2f} to {after[:, column].mean():.2f} "
+                f"| {right[0]:.0%} to {right[1]:.0%} | {movement.sum() / (len(ATTRIBUTES) - 1):.3f} "
+                f"| {ATTRIBUTES[most]} {movement[most]:.2f} | {photo:.0%} | {same} |"
+            )
 
 
 def main() -> None:

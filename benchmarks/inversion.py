@@ -45,8 +45,8 @@ from nada_core import (
     tune,
 )
 from nada_core import render as draw
-from nada_core.invert import PRESETS
-from nada_core.likeness import psnr
+from nada_core.guidance.reconstruction import psnr
+from nada_core.latents.inversion import PRESETS
 from nada_core.portraits import INVERT, RECIPE, SOURCE, TUNE, Judge, contents, render
 from nada_core.portraits.render import readable, visible
 
@@ -92,16 +92,26 @@ def held_out(generator: Generator, judge: Judge, identity: Identity, grid: Path 
         save_image(compare_grid(columns, title="Photos by formula, and what inversion makes of them"), grid)
 
 
-def _row(name: str, steps: int, images: Tensor, photos: Tensor, people: Tensor, judge: Judge, identity: Identity,
-         started: float) -> str:  # fmt: skip
+def _row(
+    name: str,
+    steps: int,
+    images: Tensor,
+    photos: Tensor,
+    people: Tensor,
+    judge: Judge,
+    identity: Identity,
+    started: float,
+) -> str:
     took = (time.process_time() - started) / len(photos)
     with torch.no_grad():
         shown, truth = visible(SOURCE), readable(people)
         off, own = ((judge(one)[1] - truth).abs()[:, shown].mean() for one in (images, photos))
         same = (identity(images) * identity(photos)).sum(1).mean()
     close = psnr(images, photos)
-    return (f"| {name} | {steps} | {close.mean():.1f} | {close.min():.1f} | {off:.3f} ({own:.3f}) | {same:.3f} "
-            f"| {took:.1f} |")  # fmt: skip
+    return (
+        f"| {name} | {steps} | {close.mean():.1f} | {close.min():.1f} | {off:.3f} ({own:.3f}) | {same:.3f} "
+        f"| {took:.1f} |"
+    )
 
 
 def outside(generator: Generator, judge: Judge, identity: Identity, grid: Path | None) -> Iterator[str]:
@@ -142,8 +152,10 @@ def known(generator: Generator, judge: Judge, identity: Identity, grid: Path | N
     result = invert(generator, pictures, replace(INVERT, batch=16), identity=identity)
     distance = (result.latents.ws - latents.ws).flatten(1).norm(dim=1) / latents.ws.flatten(1).norm(dim=1)
     close = torch.tensor(result.psnr)
-    yield (f"x = G(w), psi 0.7, 16 of them, {INVERT.space}, {INVERT.steps} steps: {close.mean():.1f} dB, least "
-           f"{close.min():.1f} dB; the latents found are {distance.mean():.2f} of w's length away.")  # fmt: skip
+    yield (
+        f"x = G(w), psi 0.7, 16 of them, {INVERT.space}, {INVERT.steps} steps: {close.mean():.1f} dB, least "
+        f"{close.min():.1f} dB; the latents found are {distance.mean():.2f} of w's length away."
+    )
 
 
 def adapted(generator: Generator, judge: Judge, identity: Identity, grid: Path | None) -> Iterator[str]:
@@ -159,8 +171,10 @@ def adapted(generator: Generator, judge: Judge, identity: Identity, grid: Path |
         moved = adapt(generator, guide, TextShift(SOURCE, domain), RECIPE).generator
         ours, theirs = draw(moved, found.latents, 16), draw(moved, samples, 16)
         with torch.no_grad():
-            kept = [_alike(judge(one)[1], judge(other)[1], visible(domain)) for one, other in ((ours, photos),
-                                                                                              (theirs, own))]
+            kept = [
+                _alike(judge(one)[1], judge(other)[1], visible(domain))
+                for one, other in ((ours, photos), (theirs, own))
+            ]
             same = [(identity(one) * identity(other)).sum(1).mean() for one, other in ((ours, photos), (theirs, own))]
         yield f"| {domain} | {kept[0]:.2f} | {kept[1]:.2f} | {same[0]:.2f} | {same[1]:.2f} |"
 
@@ -172,8 +186,11 @@ def _alike(one: Tensor, other: Tensor, shown: Tensor) -> float:
 
 
 TABLES: dict[str, Callable[[Generator, Judge, Identity, Path | None], Iterator[str]]] = {
-    "held-out": held_out, "outside": outside, "known": known, "adapted": adapted,
-}  # fmt: skip
+    "held-out": held_out,
+    "outside": outside,
+    "known": known,
+    "adapted": adapted,
+}
 
 
 def main() -> None:

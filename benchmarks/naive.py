@@ -24,9 +24,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nada_core import AdaptConfig, ClipGuide, LayerChoice, TextShift
-from nada_core.generators import StyleGAN2
-from nada_core.generators.stylegan2 import Convolution as Ours
-from nada_core.generators.stylegan2 import ToRGB as OurRGB
+from nada_core.models.stylegan2 import Convolution as Ours
+from nada_core.models.stylegan2 import StyleGAN2
+from nada_core.models.stylegan2 import ToRGB as OurRGB
 
 Mark = Callable[[str], None]
 

@@ -38,17 +38,17 @@ from nada_core import (
     load_generator,
     load_guide,
     load_identity,
-    metrics,
     save_image,
 )
-from nada_core.clip import built_in_guides
-from nada_core.files import BUILTIN, sha256
-from nada_core.latents import render as render_latents
-from nada_core.latents import sample
-from nada_core.layers import count_trained
+from nada_core.adaptation.layer_selection import count_trained
+from nada_core.guidance import metrics
+from nada_core.guidance.prompts import fill
+from nada_core.io.checkpoint_file import BUILTIN, sha256
+from nada_core.latents.sampling import render as render_latents
+from nada_core.latents.sampling import sample
+from nada_core.models.clip import built_in_guides
 from nada_core.portraits import GUIDES, HELD_OUT, RECIPE, SOURCE, TARGETS, Judge, Verdict, examine, render
 from nada_core.portraits.content import Content
-from nada_core.prompts import fill
 
 
 @dataclass(frozen=True)
@@ -69,16 +69,20 @@ _FRESH = replace(RECIPE, pool=0, steps=240, views=2)
 _DIRECTION = {"direction": 1.0}
 _PLAIN = replace(_FRESH, terms=_DIRECTION)
 #: The paper's settings (section 4, appendix I) at the built-in world's learning rate; k = 5 of 9 layers.
-_PAPER = AdaptConfig(lr=_FRESH.lr, batch=_FRESH.batch, noise="const",
-                     layers=LayerChoice(mode="adaptive", count=5, mapping="reference"))  # fmt: skip
+_PAPER = AdaptConfig(
+    lr=_FRESH.lr, batch=_FRESH.batch, noise="const", layers=LayerChoice(mode="adaptive", count=5, mapping="reference")
+)
 _TERMS = {"relation": 10.0, "mean_offset": 1.0, "covariance": 1.0, "global": 0.3}
 #: What else is trained, and the learning rate it wants, as a multiple of the recipe's.
 _TRAINED: dict[str, tuple[dict[str, Any], float]] = {
-    "selected": ({"mode": "adaptive"}, 1.0), "convolutions": ({"train": "convolutions"}, 1.0),
-    "affines": ({"train": "affines"}, 2.0), "modulation": ({"train": "modulation"}, 15.0),
-    "offsets": ({"train": "offsets"}, 20.0), "low-rank": ({"train": "low-rank"}, 2.0),
+    "selected": ({"mode": "adaptive"}, 1.0),
+    "convolutions": ({"train": "convolutions"}, 1.0),
+    "affines": ({"train": "affines"}, 2.0),
+    "modulation": ({"train": "modulation"}, 15.0),
+    "offsets": ({"train": "offsets"}, 20.0),
+    "low-rank": ({"train": "low-rank"}, 2.0),
     "low-rank 16": ({"train": "low-rank", "rank": 16}, 0.7),
-}  # fmt: skip
+}
 
 METHODS: dict[str, Method] = {
     "recipe": Method(RECIPE),
@@ -99,7 +103,7 @@ METHODS: dict[str, Method] = {
     "plain, long": Method(replace(_PLAIN, steps=1000)),
     "fresh, long": Method(replace(_FRESH, steps=1000)),
     "recipe, long": Method(replace(RECIPE, steps=1000)),
-}  # fmt: skip
+}
 SHOWN = 5
 _DRAWN = ("recipe", "fresh", "paper", "global", "plain, long")
 _FIGURES = ("judge", "attributes", "source_attributes", "distance", "source_distance", "diversity")
@@ -154,8 +158,10 @@ def other_bar(row: Verdict) -> bool:
 
 def table(rows: dict[tuple[str, str], list[dict[str, Any]]]) -> Iterable[str]:
     """Markdown: a row a target and method, means over seeds and, where they differ, their standard deviation."""
-    yield ("| target | method | judge | attributes kept | distance to truth (source's) | diversity | structure (true) "
-           "| held-out quality | held-out direction | passes | other bar |")  # fmt: skip
+    yield (
+        "| target | method | judge | attributes kept | distance to truth (source's) | diversity | structure (true) "
+        "| held-out quality | held-out direction | passes | other bar |"
+    )
     yield "|---" * 11 + "|"
     for (target, name), figures in rows.items():
 
@@ -196,8 +202,14 @@ def overview(rows: dict[tuple[str, str], list[dict[str, Any]]]) -> Iterable[str]
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__.split("\n")[0])
     parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=TARGETS, metavar="TARGET")
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=tuple(METHODS), metavar="METHOD",
-                        help=f"some of: {'; '.join(METHODS)}")  # fmt: skip
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        default=list(METHODS),
+        choices=tuple(METHODS),
+        metavar="METHOD",
+        help=f"some of: {'; '.join(METHODS)}",
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2, help="runs at once, one core each")
     parser.add_argument("--page", action="store_true", help="write README.md and the grids to --out")
@@ -222,8 +234,9 @@ def main() -> None:
             sys.stderr.write(f"{', '.join(map(str, job))}: {told} {row['because']}\n")
     if args.page:  # of everything there is
         args.targets, args.methods, args.seeds = TARGETS, METHODS, range(10)
-    found = {(t, m): [kept[k] for s in args.seeds if (k := key(t, m, s)) in kept] for t in args.targets
-             for m in args.methods}  # fmt: skip
+    found = {
+        (t, m): [kept[k] for s in args.seeds if (k := key(t, m, s)) in kept] for t in args.targets for m in args.methods
+    }
     rows = {job: figures for job, figures in found.items() if figures}
     lines = [*overview(rows), "", *table(rows)]
     sys.stdout.write("\n".join(lines) + "\n")

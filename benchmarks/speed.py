@@ -33,17 +33,17 @@ from torch.utils.flop_counter import flop_registry
 
 from benchmarks.naive import NaiveGenerator, NaiveTraining
 from nada_core import AdaptConfig, ClipGuide, LayerChoice, TextShift, adapt, load_generator, load_guide
-from nada_core.bench import PARTS, Stopwatch, measure, peak_memory
-from nada_core.generators import StyleGAN2
+from nada_core.cli.profile import PARTS, Stopwatch, measure, peak_memory
+from nada_core.models.stylegan2 import StyleGAN2
 from nada_core.portraits import GUIDES, RECIPE
-from nada_core.precision import PRECISIONS, arithmetic
+from nada_core.runtime.precision import PRECISIONS, arithmetic
 
 SHIFT = TextShift("photo", "sketch", ("a {} of a face",))
 
 
 @dataclass(frozen=True)
 class Side:
-    """What runs in a process of its own. native: with the kernels of `nada_core.ops` that a compiler can build. pool:
+    """What runs in a process of its own. native: with the kernels of `nada_core.models.ops` that a compiler can build. pool:
     batches of latents that come again, here one. The plain restatement knows neither; it is what the others are held
     against."""
 
@@ -78,8 +78,7 @@ class Case:
         if self.select == "off":
             return LayerChoice(mode="all")
         rows = 2 * self.resolution.bit_length() - 4
-        return LayerChoice(mode="adaptive", batch=self.voters,
-                           count=2 * rows // 3 if self.select == "real" else 18)  # fmt: skip
+        return LayerChoice(mode="adaptive", batch=self.voters, count=2 * rows // 3 if self.select == "real" else 18)
 
 
 CASES: dict[str, Case] = {
@@ -237,15 +236,27 @@ def rows(case: Case, runs: dict[Side, Run], peak: float) -> Iterator[str]:
         # Products of fewer bits have a higher peak of their own; all are held against that of float32.
         voters = f" by {case.voters}" if case.select == "real" else ""
         where = "built-in world" if case.world else f"{case.resolution} px"
-        yield (f"| {where}, batch {case.batch}, selection {case.select}{voters}, guides: {case.guides} "
-               f"| {side.name} | {run.seconds:.2f} s | {about} | {case.goal if side != NAIVE else '-'} "
-               f"| {error.max():.1e} ({error.mean() / naive.images.std():.1e}) | {run.peak / 2**30:.1f} GiB "
-               f"| {run.flops / 1e9:.0f} | {run.flops / run.seconds / peak:.0%} "
-               f"| {', '.join(f'{part} {run.part(part):.2f}' for part in PARTS)} |")  # fmt: skip
+        yield (
+            f"| {where}, batch {case.batch}, selection {case.select}{voters}, guides: {case.guides} "
+            f"| {side.name} | {run.seconds:.2f} s | {about} | {case.goal if side != NAIVE else '-'} "
+            f"| {error.max():.1e} ({error.mean() / naive.images.std():.1e}) | {run.peak / 2**30:.1f} GiB "
+            f"| {run.flops / 1e9:.0f} | {run.flops / run.seconds / peak:.0%} "
+            f"| {', '.join(f'{part} {run.part(part):.2f}' for part in PARTS)} |"
+        )
 
 
-COLUMNS = ("case", "side", "CPU time a step", "ratio", "wanted", "largest (mean) error of a picture", "peak memory",
-           "GFLOP", "share of matmul's peak", "seconds by part")  # fmt: skip
+COLUMNS = (
+    "case",
+    "side",
+    "CPU time a step",
+    "ratio",
+    "wanted",
+    "largest (mean) error of a picture",
+    "peak memory",
+    "GFLOP",
+    "share of matmul's peak",
+    "seconds by part",
+)
 HEAD = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
 
 
@@ -269,8 +280,10 @@ def growth(steps: int) -> Iterator[str]:
     late = torch.tensor(resident[steps // 5 :])
     index = torch.arange(len(late), dtype=late.dtype)
     slope = ((index - index.mean()) * (late - late.mean())).sum() / (index - index.mean()).square().sum()
-    yield (f"\nResident memory over {steps} steps, the first fifth left out: {late[0] / 1024:.0f} MiB then, "
-           f"{late[-1] / 1024:.0f} MiB at the end, {slope:.2f} KiB a step.")  # fmt: skip
+    yield (
+        f"\nResident memory over {steps} steps, the first fifth left out: {late[0] / 1024:.0f} MiB then, "
+        f"{late[-1] / 1024:.0f} MiB at the end, {slope:.2f} KiB a step."
+    )
 
 
 def page(tables: list[str]) -> str:
@@ -282,7 +295,7 @@ Printed by `python -m benchmarks.speed`, which says how. One thread of a CPU, to
 measured.
 
 **naive** is `benchmarks/naive.py`. **fp32** is what every training does: it keeps freed memory while it lasts
-(`nada_core.memory`), and convolves natively where a C++ compiler is there (`nada_core/ops/winograd.cpp`, built once;
+(`nada_core.runtime.allocator`), and convolves natively where a C++ compiler is there (`nada_core/models/ops/winograd.cpp`, built once;
 `NADA_NATIVE=0` in the environment does without). **torch alone**: without that. **known latents**: a step whose latents
 have been there before, with a `pool` of them; the plain restatement sees new ones. The error is that of the pictures of
 equal latents and noise, in brackets the mean as a share of their deviation. With bf16 it is the price, not a fault.
@@ -310,8 +323,14 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--voters", type=int, default=8)
     parser.add_argument("--steps", type=int, default=3, help="timed ones of a case of your own (%(default)s)")
-    parser.add_argument("--growth", type=int, nargs="?", const=1000, metavar="STEPS",
-                        help="only time against batch, and memory against steps (%(const)s)")  # fmt: skip
+    parser.add_argument(
+        "--growth",
+        type=int,
+        nargs="?",
+        const=1000,
+        metavar="STEPS",
+        help="only time against batch, and memory against steps (%(const)s)",
+    )
     parser.add_argument("--out", type=Path, default=Path("docs"), help="where speed.md goes (%(default)s)")
     parser.add_argument("--runs", type=Path, default=Path("out/speed"), help="where rows are kept (%(default)s)")
     args = parser.parse_args()

@@ -13,12 +13,42 @@ from .shelf import LoadDirections, LoadLatents, SaveDirections, SaveLatents
 from .shift import CheckPrompts, MixShifts, ShiftFromImages, ShiftFromText
 
 NODES: list[type[io.ComfyNode]] = [
-    LoadGenerator, LoadGuide, CombineGuides, ShiftFromText, ShiftFromImages, ChooseLayers, InspectLayers,
-    AdaptGenerator, PlotTraining, SampleLatents, MixLatents, InterpolateLatents, Render, Compare, SaveGenerator,
-    SaveDomain, LoadDomain, ApplyDomain, AlignFace, DrawPortrait, LoadLikeness, InvertImage, PivotalTuning, LoadEncoder,
-    EncodeImage, FindDirections, EditLatents, EditByText, SaveLatents, LoadLatents, SaveDirections, LoadDirections,
-    ChooseRecipe, MixShifts, CheckPrompts,
-]  # fmt: skip
+    LoadGenerator,
+    LoadGuide,
+    CombineGuides,
+    ShiftFromText,
+    ShiftFromImages,
+    ChooseLayers,
+    InspectLayers,
+    AdaptGenerator,
+    PlotTraining,
+    SampleLatents,
+    MixLatents,
+    InterpolateLatents,
+    Render,
+    Compare,
+    SaveGenerator,
+    SaveDomain,
+    LoadDomain,
+    ApplyDomain,
+    AlignFace,
+    DrawPortrait,
+    LoadLikeness,
+    InvertImage,
+    PivotalTuning,
+    LoadEncoder,
+    EncodeImage,
+    FindDirections,
+    EditLatents,
+    EditByText,
+    SaveLatents,
+    LoadLatents,
+    SaveDirections,
+    LoadDirections,
+    ChooseRecipe,
+    MixShifts,
+    CheckPrompts,
+]
 
 
 class StyleGANNADA(ComfyExtension):

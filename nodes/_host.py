@@ -28,13 +28,31 @@ from comfy_api.latest import ComfyExtension, io
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from ..nada_core.images import to_pil
+from ..nada_core.io.images import to_pil
 
 __all__ = [
-    "DIRECTIONS", "DOMAINS", "ENCODERS", "GENERATORS", "GUIDES", "IDENTITIES", "LATENTS", "ComfyExtension",
-    "file_stamp", "files", "find", "for_training", "from_image", "io", "metadata", "missing", "normal_mode",
-    "on_device", "save_path", "to_image", "watch",
-]  # fmt: skip
+    "DIRECTIONS",
+    "DOMAINS",
+    "ENCODERS",
+    "GENERATORS",
+    "GUIDES",
+    "IDENTITIES",
+    "LATENTS",
+    "ComfyExtension",
+    "file_stamp",
+    "files",
+    "find",
+    "for_training",
+    "from_image",
+    "io",
+    "metadata",
+    "missing",
+    "normal_mode",
+    "on_device",
+    "save_path",
+    "to_image",
+    "watch",
+]
 
 Weighed = tuple[tuple[Any, float], ...]  # guides with their weights
 
@@ -116,11 +134,15 @@ def save_path(prefix: str, suffix: str, folder: str = "") -> Path:
     parts = Path(prefix).parts
     odd = re.search(r'[\x00-\x1f<>:"|?*]', prefix) or Path(prefix).is_absolute() or ".." in parts
     if odd or not prefix.strip() or not parts:
-        raise ValueError(f"The filename_prefix is {prefix!r}; give a name, after folders of its own if you like, "
-                         "without special characters.")  # fmt: skip
+        raise ValueError(
+            f"The filename_prefix is {prefix!r}; give a name, after folders of its own if you like, "
+            "without special characters."
+        )
     if not folder and parts[0] in _APART:
-        raise ValueError(f"The filename_prefix {prefix!r} begins with {parts[0]}, where generators are not looked for; "
-                         "name another folder.")  # fmt: skip
+        raise ValueError(
+            f"The filename_prefix {prefix!r} begins with {parts[0]}, where generators are not looked for; "
+            "name another folder."
+        )
     own = Path(folder_paths.get_output_directory(), "stylegan_nada", folder)
     place, name, counter, _, _ = folder_paths.get_save_image_path(prefix, str(own))
     while (path := Path(place, f"{name}_{counter:05}_{suffix}")).exists():
@@ -253,5 +275,3 @@ def watch(total: int) -> Callable[..., None]:
         bar.update_absolute(done, total, preview)
 
     return tick
-
-

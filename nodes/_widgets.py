@@ -10,8 +10,8 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from ..nada_core.losses import TERMS
-from ..nada_core.settings import Setting, describe
+from ..nada_core.guidance.clip_losses import TERMS
+from ..nada_core.runtime.config import Setting, describe
 from ._host import io
 
 T = TypeVar("T")
@@ -54,8 +54,15 @@ def _input(item: Setting, key: str, default: Any, advanced: bool | None) -> Any:
         low = -1 if item.optional else item.low  # a number box has no "none"
         # A seed is not drawn anew after a run: that would train anew at every click.
         control = {"control_after_generate": False} if item.name == "seed" else {}
-        return io.Int.Input(item.name, default=low if default is None else default, min=_whole(low, 0),
-                            max=_whole(item.high, 2**31 - 1), step=1, **control, **told)  # fmt: skip
+        return io.Int.Input(
+            item.name,
+            default=low if default is None else default,
+            min=_whole(low, 0),
+            max=_whole(item.high, 2**31 - 1),
+            step=1,
+            **control,
+            **told,
+        )
     if item.kind is float:
         return _float(item.name, item, default, told)
     if item.kind is bool:
@@ -98,8 +105,15 @@ def seed_input(tooltip: str, redraw: bool = False) -> Any:
 
 
 def label_input() -> Any:
-    return io.Int.Input("label", default=-1, min=-1, max=2**31 - 1, step=1, advanced=True,
-                        tooltip="The class of a conditional generator. -1: none.")
+    return io.Int.Input(
+        "label",
+        default=-1,
+        min=-1,
+        max=2**31 - 1,
+        step=1,
+        advanced=True,
+        tooltip="The class of a conditional generator. -1: none.",
+    )
 
 
 def class_of(label: int) -> int | None:

@@ -21,17 +21,20 @@ class LoadEncoder(io.ComfyNode):
             display_name="Load Encoder",
             category=f"{ROOT}/load",
             description="Reads a pSp, e4e or ReStyle checkpoint: an encoder, which turns photos into latents, and the "
-                        "generator it was trained for.",
+            "generator it was trained for.",
             search_aliases=["psp", "e4e", "restyle", "encoder4editing", "pixel2style2pixel"],
             inputs=[
-                io.Combo.Input("file", options=files(ENCODERS) or [_NONE],
-                               tooltip="A file in models/stylegan_nada/encoders. Press R to see new files."),
+                io.Combo.Input(
+                    "file",
+                    options=files(ENCODERS) or [_NONE],
+                    tooltip="A file in models/stylegan_nada/encoders. Press R to see new files.",
+                )
             ],
             outputs=[
                 EncoderType.Output("encoder", display_name="encoder", tooltip="For Encode Image."),
                 GeneratorType.Output("generator", display_name="generator", tooltip="The generator in the same file."),
             ],
-        )  # fmt: skip
+        )
 
     @classmethod
     def validate_inputs(cls, file: str | None) -> bool | str:
@@ -56,19 +59,28 @@ class EncodeImage(io.ComfyNode):
             display_name="Encode Image",
             category=f"{ROOT}/photos",
             description="Turns pictures into latents in one look, by a trained encoder. A short Invert Photo that "
-                        "starts from them comes closer.",
+            "starts from them comes closer.",
             search_aliases=["psp", "e4e", "restyle", "encoder inversion", "image to latent"],
             inputs=[
                 EncoderType.Input("encoder", tooltip="From Load Encoder."),
                 io.Image.Input("image", tooltip="Pictures aligned as those it was trained on."),
-                GeneratorType.Input("generator", optional=True,
-                                    tooltip="Who will draw the latents, where that is not the encoder's own generator: "
-                                            "one with the same mapping network, adapted or not."),
-                io.Int.Input("iterations", default=5, min=1, max=20, step=1,
-                             tooltip="Looks of a ReStyle encoder, each at what is still wrong; others take one."),
+                GeneratorType.Input(
+                    "generator",
+                    optional=True,
+                    tooltip="Who will draw the latents, where that is not the encoder's own generator: "
+                    "one with the same mapping network, adapted or not.",
+                ),
+                io.Int.Input(
+                    "iterations",
+                    default=5,
+                    min=1,
+                    max=20,
+                    step=1,
+                    tooltip="Looks of a ReStyle encoder, each at what is still wrong; others take one.",
+                ),
             ],
             outputs=[LatentsType.Output("latents", display_name="latents", tooltip="One a picture.")],
-        )  # fmt: skip
+        )
 
     @classmethod
     @normal_mode()

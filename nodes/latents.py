@@ -23,21 +23,34 @@ class SampleLatents(io.ComfyNode):
             display_name="Sample Latents",
             category=f"{ROOT}/latents",
             description="Draws latents from the generator's mapping network. A seed is the same picture in any batch "
-                        "and with every generator adapted from this one.",
+            "and with every generator adapted from this one.",
             search_aliases=["seed", "random latents", "truncation", "psi", "stylegan sampler"],
             inputs=[
                 GeneratorType.Input("generator", tooltip="Whose latents; an adapted generator has its source's."),
                 seed_input("The first picture's seed; the next ones count up from it.", redraw=True),
                 io.Int.Input("count", default=6, min=1, max=1024, step=1, tooltip="How many latents."),
-                io.Float.Input("psi", default=0.7, min=0.0, max=1.5, step=0.05, round=0.001,
-                               tooltip="Truncation: 0 gives the mean picture, 1 the full variety, 0.7 the usual "
-                                       "compromise."),
-                io.Int.Input("cutoff", default=-1, min=-1, max=64, step=1, advanced=True,
-                             tooltip="Truncate only the first so many rows, which are the coarse ones. -1: all."),
+                io.Float.Input(
+                    "psi",
+                    default=0.7,
+                    min=0.0,
+                    max=1.5,
+                    step=0.05,
+                    round=0.001,
+                    tooltip="Truncation: 0 gives the mean picture, 1 the full variety, 0.7 the usual compromise.",
+                ),
+                io.Int.Input(
+                    "cutoff",
+                    default=-1,
+                    min=-1,
+                    max=64,
+                    step=1,
+                    advanced=True,
+                    tooltip="Truncate only the first so many rows, which are the coarse ones. -1: all.",
+                ),
                 label_input(),
             ],
             outputs=[LatentsType.Output("latents", display_name="latents", tooltip=_LATENTS)],
-        )  # fmt: skip
+        )
 
     @classmethod
     @normal_mode()
@@ -54,19 +67,32 @@ class MixLatents(io.ComfyNode):
             display_name="Mix Latents",
             category=f"{ROOT}/latents",
             description="Takes some rows of the first latents towards the second: the early rows carry pose and "
-                        "shape, the late ones colour and texture (style mixing, StyleGAN section 3.1).",
+            "shape, the late ones colour and texture (style mixing, StyleGAN section 3.1).",
             search_aliases=["style mixing", "blend latents", "lerp", "crossover"],
             inputs=[
                 LatentsType.Input("first", tooltip="Where to start."),
                 LatentsType.Input("second", tooltip="Where to go: as many latents, or one for all."),
-                io.Float.Input("amount", default=1.0, min=-2.0, max=3.0, step=0.05, round=0.001,
-                               tooltip="How far: 0 the first, 1 the second, beyond exaggerates."),
+                io.Float.Input(
+                    "amount",
+                    default=1.0,
+                    min=-2.0,
+                    max=3.0,
+                    step=0.05,
+                    round=0.001,
+                    tooltip="How far: 0 the first, 1 the second, beyond exaggerates.",
+                ),
                 io.Int.Input("from_row", default=0, min=0, max=64, step=1, tooltip="The first row that moves."),
-                io.Int.Input("to_row", default=-1, min=-1, max=64, step=1,
-                             tooltip="The row before which it ends. -1: up to the last one."),
+                io.Int.Input(
+                    "to_row",
+                    default=-1,
+                    min=-1,
+                    max=64,
+                    step=1,
+                    tooltip="The row before which it ends. -1: up to the last one.",
+                ),
             ],
             outputs=[LatentsType.Output("latents", display_name="latents", tooltip=_LATENTS)],
-        )  # fmt: skip
+        )
 
     @classmethod
     @normal_mode()
@@ -83,12 +109,13 @@ class InterpolateLatents(io.ComfyNode):
             display_name="Interpolate Latents",
             category=f"{ROOT}/latents",
             description="A walk from each latent to the next, for animations: render it and give the pictures to a "
-                        "video node.",
+            "video node.",
             search_aliases=["latent walk", "animation", "morph", "interpolation", "video"],
             inputs=[
                 LatentsType.Input("latents", tooltip="The key frames, two or more."),
-                io.Int.Input("frames", default=16, min=1, max=1000, step=1,
-                             tooltip="Pictures from one key frame to the next."),
+                io.Int.Input(
+                    "frames", default=16, min=1, max=1000, step=1, tooltip="Pictures from one key frame to the next."
+                ),
                 io.Boolean.Input("loop", default=False, tooltip="Walk back from the last one to the first."),
             ],
             outputs=[LatentsType.Output("latents", display_name="latents", tooltip=_LATENTS)],
@@ -108,13 +135,20 @@ class Render(io.ComfyNode):
             display_name="Render",
             category=f"{ROOT}/latents",
             description="Draws latents with a generator. The same latents through an adapted generator are the same "
-                        "pictures in the new domain.",
+            "pictures in the new domain.",
             search_aliases=["generate", "synthesize", "stylegan sampler", "draw", "decode"],
             inputs=[
                 GeneratorType.Input("generator", tooltip="Who draws."),
                 LatentsType.Input("latents", tooltip="What is drawn, one picture a latent."),
-                io.Int.Input("batch", default=4, min=1, max=64, step=1, advanced=True,
-                             tooltip="Pictures at once; fewer need less memory and give the same pictures."),
+                io.Int.Input(
+                    "batch",
+                    default=4,
+                    min=1,
+                    max=64,
+                    step=1,
+                    advanced=True,
+                    tooltip="Pictures at once; fewer need less memory and give the same pictures.",
+                ),
             ],
             outputs=[io.Image.Output("images", display_name="images", tooltip="One picture a latent.")],
         )
@@ -143,8 +177,12 @@ class Compare(io.ComfyNode):
                 GeneratorType.Input("after", tooltip="The second column."),
                 another("third"),
                 another("fourth"),
-                io.String.Input("labels", default="before\nafter", multiline=True,
-                                tooltip="What stands above the columns, one line a column."),
+                io.String.Input(
+                    "labels",
+                    default="before\nafter",
+                    multiline=True,
+                    tooltip="What stands above the columns, one line a column.",
+                ),
                 io.String.Input("title", default="", tooltip="What stands above it all; may stay empty."),
             ],
             outputs=[io.Image.Output("sheet", display_name="sheet", tooltip="One picture with all of it.")],
@@ -152,16 +190,28 @@ class Compare(io.ComfyNode):
 
     @classmethod
     @normal_mode()
-    def execute(cls, latents: Latents, before: Any, after: Any, labels: str, title: str = "", third: Any = None,
-                fourth: Any = None) -> Any:  # fmt: skip
+    def execute(
+        cls,
+        latents: Latents,
+        before: Any,
+        after: Any,
+        labels: str,
+        title: str = "",
+        third: Any = None,
+        fourth: Any = None,
+    ) -> Any:
         generators = [one for one in (before, after, third, fourth) if one is not None]
         names = [line.strip() for line in labels.strip().splitlines()]
         if len(names) != len(generators) or len(set(names)) != len(names):
-            raise ValueError(f"Got the labels {names} for {len(generators)} generators; expected one line a generator, "
-                             "each different.")
+            raise ValueError(
+                f"Got the labels {names} for {len(generators)} generators; expected one line a generator, "
+                "each different."
+            )
         tick = watch(len(generators) * len(latents))
-        columns = {name: _draw(one, latents, 4, tick, index * len(latents))
-                   for index, (name, one) in enumerate(zip(names, generators, strict=True))}  # fmt: skip
+        columns = {
+            name: _draw(one, latents, 4, tick, index * len(latents))
+            for index, (name, one) in enumerate(zip(names, generators, strict=True))
+        }
         return io.NodeOutput(to_image(compare_grid(columns, title=title or None)))
 
 

@@ -11,8 +11,21 @@ from ._types import ROOT, GeneratorType, GuideType, LayersType, ShiftType
 from ._widgets import class_of, label_input, seed_input, settings, widgets
 
 #: The widgets of Choose Layers in their order; new ones go to the end.
-CHOICE = ("mode", "count", "names", "steps", "batch", "chunk", "every", "rate", "mapping", "rgb", "noise",
-          "train", "rank")  # fmt: skip
+CHOICE = (
+    "mode",
+    "count",
+    "names",
+    "steps",
+    "batch",
+    "chunk",
+    "every",
+    "rate",
+    "mapping",
+    "rgb",
+    "noise",
+    "train",
+    "rank",
+)
 RARE = ("steps", "batch", "chunk", "rate", "mapping", "noise")
 
 
@@ -24,8 +37,8 @@ class ChooseLayers(io.ComfyNode):
             display_name="Choose Layers",
             category=f"{ROOT}/train",
             description="Says which layers a training step may change. adaptive: latents are moved a little towards "
-                        "the text, and the layers whose latents moved most are trained, which keeps a hard change "
-                        "from wrecking the generator.",
+            "the text, and the layers whose latents moved most are trained, which keeps a hard change "
+            "from wrecking the generator.",
             search_aliases=["freeze layers", "adaptive layer freezing", "unfreeze", "trainable layers"],
             inputs=widgets(LayerChoice, CHOICE, LayerChoice(mode="adaptive"), RARE),
             outputs=[LayersType.Output("layers", display_name="layers", tooltip="The choice, for Adapt Generator.")],
@@ -44,24 +57,30 @@ class InspectLayers(io.ComfyNode):
             display_name="Inspect Layers",
             category=f"{ROOT}/train",
             description="Measures how far each layer's latents move when they are led towards the goal, and draws it "
-                        "as bars: a look at what an adaptive choice would train first. Nothing is trained.",
+            "as bars: a look at what an adaptive choice would train first. Nothing is trained.",
             search_aliases=["layer importance", "bar chart", "which layers", "adaptive layer freezing"],
             inputs=[
                 GeneratorType.Input("generator", tooltip="The generator to look at."),
                 GuideType.Input("guide", tooltip="The CLIP that leads."),
                 ShiftType.Input("shift", tooltip="Where to."),
-                LayersType.Input("layers", optional=True,
-                                 tooltip="How to measure, and how many layers to mark; without it, the defaults."),
+                LayersType.Input(
+                    "layers",
+                    optional=True,
+                    tooltip="How to measure, and how many layers to mark; without it, the defaults.",
+                ),
                 seed_input("Which random latents are measured."),
                 label_input(),
             ],
             outputs=[
                 io.Image.Output("chart", display_name="chart", tooltip="One bar a layer, the chosen ones strong."),
-                LayersType.Output("chosen", display_name="chosen",
-                                  tooltip="The layers that moved most, by name, and the ToRGB layers where the choice "
-                                          "has them: the same ones at every step."),
+                LayersType.Output(
+                    "chosen",
+                    display_name="chosen",
+                    tooltip="The layers that moved most, by name, and the ToRGB layers where the choice "
+                    "has them: the same ones at every step.",
+                ),
             ],
-        )  # fmt: skip
+        )
 
     @classmethod
     @normal_mode()

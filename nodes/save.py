@@ -25,12 +25,15 @@ class SaveGenerator(io.ComfyNode):
             inputs=[
                 GeneratorType.Input("generator", tooltip="The generator to write."),
                 prefix_input("adapted"),
-                io.Combo.Input("format", options=["safetensors", "safetensors float16", "rosinality pt"],
-                               tooltip="safetensors keeps every bit and says how the weights were made; float16 is "
-                                       "half the size; rosinality pt is what many other tools read."),
+                io.Combo.Input(
+                    "format",
+                    options=["safetensors", "safetensors float16", "rosinality pt"],
+                    tooltip="safetensors keeps every bit and says how the weights were made; float16 is "
+                    "half the size; rosinality pt is what many other tools read.",
+                ),
             ],
             outputs=[path_output()],
-        )  # fmt: skip
+        )
 
     @classmethod
     @normal_mode()
@@ -52,18 +55,21 @@ class SaveDomain(io.ComfyNode):
             display_name="Save Domain",
             category=f"{ROOT}/save",
             description="Writes only what an adaptation changed into output/stylegan_nada/domains, where Load Domain "
-                        "finds it after R and applies it with any strength.",
+            "finds it after R and applies it with any strength.",
             search_aliases=["save lora", "delta", "export domain"],
             is_output_node=True,
             hidden=[io.Hidden.prompt],
             inputs=[
                 DomainType.Input("domain", tooltip="From Adapt Generator or Pivotal Tuning."),
                 prefix_input("domain"),
-                io.Combo.Input("precision", options=["float16", "float32"],
-                               tooltip="float16 is half the size, and no eye sees the difference."),
+                io.Combo.Input(
+                    "precision",
+                    options=["float16", "float32"],
+                    tooltip="float16 is half the size, and no eye sees the difference.",
+                ),
             ],
             outputs=[path_output()],
-        )  # fmt: skip
+        )
 
     @classmethod
     @normal_mode()
@@ -82,21 +88,26 @@ class LoadDomain(io.ComfyNode):
             display_name="Load Domain",
             category=f"{ROOT}/load",
             description="Reads what an adaptation changed and applies it to the generator it was made from, as "
-                        "strongly as wanted. Chain several to mix domains.",
+            "strongly as wanted. Chain several to mix domains.",
             search_aliases=["load lora", "delta", "apply domain"],
             inputs=[
-                GeneratorType.Input("generator", tooltip="The generator the domain was made from, or one that other "
-                                                         "domains were applied to."),
-                io.Combo.Input("file", options=files(DOMAINS) or [_NONE],
-                               tooltip="A file in models/stylegan_nada/domains or output/stylegan_nada/domains. "
-                                       "Press R to see new files."),
+                GeneratorType.Input(
+                    "generator",
+                    tooltip="The generator the domain was made from, or one that other domains were applied to.",
+                ),
+                io.Combo.Input(
+                    "file",
+                    options=files(DOMAINS) or [_NONE],
+                    tooltip="A file in models/stylegan_nada/domains or output/stylegan_nada/domains. "
+                    "Press R to see new files.",
+                ),
                 _strength(),
             ],
             outputs=[
                 GeneratorType.Output("generator", display_name="generator", tooltip="The generator in that domain."),
                 DomainType.Output("domain", display_name="domain", tooltip="The domain itself."),
             ],
-        )  # fmt: skip
+        )
 
     @classmethod
     def validate_inputs(cls, file: str | None) -> bool | str:
@@ -123,14 +134,17 @@ class ApplyDomain(io.ComfyNode):
             description="Applies what an adaptation changed, as strongly as wanted. Chain several to mix domains.",
             search_aliases=["strength", "mix domains", "blend generators", "lora strength"],
             inputs=[
-                GeneratorType.Input("generator", tooltip="The generator the domain was made from, or one that other "
-                                                         "domains were applied to."),
+                GeneratorType.Input(
+                    "generator",
+                    tooltip="The generator the domain was made from, or one that other domains were applied to.",
+                ),
                 DomainType.Input("domain", tooltip="From Adapt Generator, Pivotal Tuning or Load Domain."),
                 _strength(),
             ],
-            outputs=[GeneratorType.Output("generator", display_name="generator",
-                                          tooltip="The generator in that domain.")],
-        )  # fmt: skip
+            outputs=[
+                GeneratorType.Output("generator", display_name="generator", tooltip="The generator in that domain.")
+            ],
+        )
 
     @classmethod
     @normal_mode()
@@ -140,9 +154,11 @@ class ApplyDomain(io.ComfyNode):
 
 def prefix_input(default: str) -> Any:
     """The name that every saving node asks for."""
-    return io.String.Input("filename_prefix", default=default,
-                           tooltip="Name of the file before its number; may begin with folders, and hold tokens such "
-                                   "as %year%.")
+    return io.String.Input(
+        "filename_prefix",
+        default=default,
+        tooltip="Name of the file before its number; may begin with folders, and hold tokens such as %year%.",
+    )
 
 
 def path_output() -> Any:
@@ -151,5 +167,12 @@ def path_output() -> Any:
 
 
 def _strength() -> Any:
-    return io.Float.Input("strength", default=1.0, min=-2.0, max=3.0, step=0.05, round=0.001,
-                          tooltip="0 leaves the generator as it is, 1 is the whole change, beyond exaggerates.")
+    return io.Float.Input(
+        "strength",
+        default=1.0,
+        min=-2.0,
+        max=3.0,
+        step=0.05,
+        round=0.001,
+        tooltip="0 leaves the generator as it is, 1 is the whole change, beyond exaggerates.",
+    )

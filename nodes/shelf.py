@@ -4,15 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..nada_core import (
-    Directions,
-    Latents,
-    __version__,
-    load_directions,
-    load_latents,
-    save_directions,
-    save_latents,
-)
+from ..nada_core import Directions, Latents, __version__, load_directions, load_latents, save_directions, save_latents
 from ._host import DIRECTIONS, LATENTS, file_stamp, files, find, io, metadata, missing, normal_mode, save_path
 from ._types import ROOT, DirectionsType, GeneratorType, LatentsType
 from .editing import directions_outputs
@@ -27,13 +19,13 @@ class SaveLatents(io.ComfyNode):
             display_name="Save Latents",
             category=f"{ROOT}/save",
             description="Writes latents into output/stylegan_nada/latents, where Load Latents finds them after R: an "
-                        "inverted face need not be inverted again.",
+            "inverted face need not be inverted again.",
             search_aliases=["export latents", "save w", "npz"],
             is_output_node=True,
             hidden=[io.Hidden.prompt],
             inputs=[LatentsType.Input("latents", tooltip="The latents to write."), prefix_input("latents")],
             outputs=[path_output()],
-        )  # fmt: skip
+        )
 
     @classmethod
     @normal_mode()
@@ -51,14 +43,14 @@ class LoadLatents(io.ComfyNode):
             display_name="Load Latents",
             category=f"{ROOT}/load",
             description="Reads latents: those of Save Latents, NVIDIA's projected_w.npz, and the .npy and .pt that "
-                        "encoders and projectors write.",
+            "encoders and projectors write.",
             search_aliases=["import latents", "projected_w", "npz", "npy"],
             inputs=[
                 GeneratorType.Input("generator", tooltip="The one they belong to; files of other programs do not say."),
                 _file(LATENTS, "latents"),
             ],
             outputs=[LatentsType.Output("latents", display_name="latents", tooltip="As the file has them.")],
-        )  # fmt: skip
+        )
 
     @classmethod
     def validate_inputs(cls, file: str | None) -> bool | str:
@@ -82,13 +74,13 @@ class SaveDirections(io.ComfyNode):
             display_name="Save Directions",
             category=f"{ROOT}/save",
             description="Writes directions into output/stylegan_nada/directions, where Load Directions finds them "
-                        "after R.",
+            "after R.",
             search_aliases=["export directions", "save boundary"],
             is_output_node=True,
             hidden=[io.Hidden.prompt],
             inputs=[DirectionsType.Input("directions", tooltip="The directions to write."), prefix_input("directions")],
             outputs=[path_output()],
-        )  # fmt: skip
+        )
 
     @classmethod
     @normal_mode()
@@ -106,14 +98,14 @@ class LoadDirections(io.ComfyNode):
             display_name="Load Directions",
             category=f"{ROOT}/load",
             description="Reads directions: those of Save Directions, InterFaceGAN's boundaries (.npy, .pt) and "
-                        "GANSpace's components (.npz, .pt).",
+            "GANSpace's components (.npz, .pt).",
             search_aliases=["interfacegan", "boundary", "ganspace", "import directions"],
             inputs=[
                 GeneratorType.Input("generator", tooltip="The one they belong to; files of other programs do not say."),
                 _file(DIRECTIONS, "directions"),
             ],
             outputs=directions_outputs(),
-        )  # fmt: skip
+        )
 
     @classmethod
     def validate_inputs(cls, file: str | None) -> bool | str:
@@ -132,6 +124,8 @@ class LoadDirections(io.ComfyNode):
 
 def _file(kind: str, word: str) -> Any:
     """An empty list would make the page refuse the node."""
-    return io.Combo.Input("file", options=files(kind) or [f"(no {word} there yet)"],
-                          tooltip=f"A file in models/stylegan_nada/{word} or output/stylegan_nada/{word}. Press R to "
-                                  "see new files.")  # fmt: skip
+    return io.Combo.Input(
+        "file",
+        options=files(kind) or [f"(no {word} there yet)"],
+        tooltip=f"A file in models/stylegan_nada/{word} or output/stylegan_nada/{word}. Press R to see new files.",
+    )

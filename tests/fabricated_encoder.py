@@ -13,14 +13,18 @@ import torch
 from tiny import generator
 from torch import Tensor
 
-from nada_core.files import write_torch
-from nada_core.generators import StyleGAN2
-from nada_core.generators.stylegan2_layouts import to_rosinality
+from nada_core.io.metadata import write_torch
+from nada_core.models.stylegan2 import StyleGAN2
+from nada_core.models.stylegan2_layouts import to_rosinality
 
 WIDTHS, UNITS, SQUEEZED, FIRST = (4, 6, 8, 10), (2, 2, 3, 1), 2, 4
 ROWS, W_DIM, RESOLUTION = 8, 6, 32
-TYPES = {"psp": "GradualStyleEncoder", "e4e": "Encoder4Editing", "restyle-psp": "BackboneEncoder",
-         "restyle-e4e": "ProgressiveBackboneEncoder"}
+TYPES = {
+    "psp": "GradualStyleEncoder",
+    "e4e": "Encoder4Editing",
+    "restyle-psp": "BackboneEncoder",
+    "restyle-e4e": "ProgressiveBackboneEncoder",
+}
 
 
 class Draw:
@@ -35,31 +39,47 @@ class Draw:
 
     def norm(self, name: str, channels: int) -> dict[str, Tensor]:
         """A batch normalisation that is not at rest."""
+
         def around(middle: float) -> Tensor:
             return middle + 0.3 * torch.rand(channels, generator=self.rng)
 
-        return {f"{name}.weight": around(0.8), f"{name}.bias": around(-0.2), f"{name}.running_mean": around(-0.2),
-                f"{name}.running_var": around(0.7), f"{name}.num_batches_tracked": torch.tensor(7)}
+        return {
+            f"{name}.weight": around(0.8),
+            f"{name}.bias": around(-0.2),
+            f"{name}.running_mean": around(-0.2),
+            f"{name}.running_var": around(0.7),
+            f"{name}.num_batches_tracked": torch.tensor(7),
+        }
 
 
 def irse(draw: Draw, channels: int = 3, squeezed: int = SQUEEZED) -> dict[str, Tensor]:
     """input_layer and body."""
-    state = {"input_layer.0.weight": draw(FIRST, channels, 3, 3), **draw.norm("input_layer.1", FIRST),
-             "input_layer.2.weight": 0.25 + 0.1 * draw(FIRST)}
+    state = {
+        "input_layer.0.weight": draw(FIRST, channels, 3, 3),
+        **draw.norm("input_layer.1", FIRST),
+        "input_layer.2.weight": 0.25 + 0.1 * draw(FIRST),
+    }
     inputs, index = FIRST, 0
     for width, units in zip(WIDTHS, UNITS, strict=True):
         for _ in range(units):
             unit = f"body.{index}"
-            state |= {**draw.norm(f"{unit}.res_layer.0", inputs),
-                      f"{unit}.res_layer.1.weight": draw(width, inputs, 3, 3),
-                      f"{unit}.res_layer.2.weight": 0.25 + 0.1 * draw(width),
-                      f"{unit}.res_layer.3.weight": draw(width, width, 3, 3), **draw.norm(f"{unit}.res_layer.4", width)}
+            state |= {
+                **draw.norm(f"{unit}.res_layer.0", inputs),
+                f"{unit}.res_layer.1.weight": draw(width, inputs, 3, 3),
+                f"{unit}.res_layer.2.weight": 0.25 + 0.1 * draw(width),
+                f"{unit}.res_layer.3.weight": draw(width, width, 3, 3),
+                **draw.norm(f"{unit}.res_layer.4", width),
+            }
             if squeezed:
-                state |= {f"{unit}.res_layer.5.fc1.weight": draw(squeezed, width, 1, 1),
-                          f"{unit}.res_layer.5.fc2.weight": draw(width, squeezed, 1, 1)}
+                state |= {
+                    f"{unit}.res_layer.5.fc1.weight": draw(squeezed, width, 1, 1),
+                    f"{unit}.res_layer.5.fc2.weight": draw(width, squeezed, 1, 1),
+                }
             if inputs != width:
-                state |= {f"{unit}.shortcut_layer.0.weight": draw(width, inputs, 1, 1),
-                          **draw.norm(f"{unit}.shortcut_layer.1", width)}
+                state |= {
+                    f"{unit}.shortcut_layer.0.weight": draw(width, inputs, 1, 1),
+                    **draw.norm(f"{unit}.shortcut_layer.1", width),
+                }
             inputs, index = width, index + 1
     return state
 
@@ -71,11 +91,17 @@ def resnet(draw: Draw, channels: int) -> dict[str, Tensor]:
     for width, units in zip(WIDTHS, UNITS, strict=True):
         for _ in range(units):
             unit = f"body.{index}"
-            state |= {f"{unit}.conv1.weight": draw(width, inputs, 3, 3), **draw.norm(f"{unit}.bn1", width),
-                      f"{unit}.conv2.weight": draw(width, width, 3, 3), **draw.norm(f"{unit}.bn2", width)}
+            state |= {
+                f"{unit}.conv1.weight": draw(width, inputs, 3, 3),
+                **draw.norm(f"{unit}.bn1", width),
+                f"{unit}.conv2.weight": draw(width, width, 3, 3),
+                **draw.norm(f"{unit}.bn2", width),
+            }
             if inputs != width:
-                state |= {f"{unit}.downsample.0.weight": draw(width, inputs, 1, 1),
-                          **draw.norm(f"{unit}.downsample.1", width)}
+                state |= {
+                    f"{unit}.downsample.0.weight": draw(width, inputs, 1, 1),
+                    **draw.norm(f"{unit}.downsample.1", width),
+                }
             inputs, index = width, index + 1
     return state
 
@@ -83,9 +109,13 @@ def resnet(draw: Draw, channels: int) -> dict[str, Tensor]:
 def face_state(seed: int = 0, last: int = 2, dim: int = 5, squeezed: int = SQUEEZED) -> dict[str, Tensor]:
     """model_ir_se50.pth, small: the trunk's last map has `last` pixels a side."""
     draw = Draw(seed)
-    return {**irse(draw, squeezed=squeezed), **draw.norm("output_layer.0", WIDTHS[-1]),
-            "output_layer.3.weight": draw(dim, WIDTHS[-1] * last**2), "output_layer.3.bias": draw(dim),
-            **draw.norm("output_layer.4", dim)}
+    return {
+        **irse(draw, squeezed=squeezed),
+        **draw.norm("output_layer.0", WIDTHS[-1]),
+        "output_layer.3.weight": draw(dim, WIDTHS[-1] * last**2),
+        "output_layer.3.bias": draw(dim),
+        **draw.norm("output_layer.4", dim),
+    }
 
 
 def decoder(**changes: Any) -> StyleGAN2:
@@ -109,8 +139,10 @@ def encoder_state(kind: str, seed: int = 0, trunk: str = "irse") -> dict[str, Te
         state |= {f"{linear}.weight": 2.4 * draw(W_DIM, W_DIM), f"{linear}.bias": 0.1 * draw(W_DIM)}
     if pyramid:
         for number, width in ((1, WIDTHS[-2]), (2, WIDTHS[-3])):
-            state |= {f"latlayer{number}.weight": draw(WIDTHS[-1], width, 1, 1),
-                      f"latlayer{number}.bias": 0.1 * draw(WIDTHS[-1])}
+            state |= {
+                f"latlayer{number}.weight": draw(WIDTHS[-1], width, 1, 1),
+                f"latlayer{number}.bias": 0.1 * draw(WIDTHS[-1]),
+            }
     return state
 
 
@@ -119,10 +151,17 @@ def content(kind: str, seed: int = 0, trunk: str = "irse", namespace: bool = Fal
     made = decoder()
     parts = {"encoder": encoder_state(kind, seed, trunk), "decoder": to_rosinality(made)}
     state = {f"{part}.{name}": value for part, tensors in parts.items() for name, value in tensors.items()}
-    opts = {"encoder_type": ("ResNet" if trunk == "resnet" else "") + TYPES[kind], "dataset_type": "ffhq_encode",
-            "checkpoint_path": None, "start_from_latent_avg": True} | options
-    return {"state_dict": state, "opts": argparse.Namespace(**opts) if namespace else opts,
-            "latent_avg": made.w_avg.repeat(ROWS, 1)}
+    opts = {
+        "encoder_type": ("ResNet" if trunk == "resnet" else "") + TYPES[kind],
+        "dataset_type": "ffhq_encode",
+        "checkpoint_path": None,
+        "start_from_latent_avg": True,
+    } | options
+    return {
+        "state_dict": state,
+        "opts": argparse.Namespace(**opts) if namespace else opts,
+        "latent_avg": made.w_avg.repeat(ROWS, 1),
+    }
 
 
 def write(path: Path, kind: str, **settings: Any) -> Path:

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from nada_core.generators import StyleGAN2
-from nada_core.generators.stylegan2 import Convolution, Linear, ToRGB
+from nada_core.models.stylegan2 import Convolution, Linear, StyleGAN2, ToRGB
 
 
 class Global:

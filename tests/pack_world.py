@@ -26,8 +26,21 @@ CONTRACT = {
     "ShiftFromImages": ("direction", ["images"], [("shift", "NADA_SHIFT")]),
     "ChooseLayers": (
         "train",
-        ["mode", "count", "names", "steps", "batch", "chunk", "every", "rate", "mapping", "rgb", "noise", "train",
-         "rank"],
+        [
+            "mode",
+            "count",
+            "names",
+            "steps",
+            "batch",
+            "chunk",
+            "every",
+            "rate",
+            "mapping",
+            "rgb",
+            "noise",
+            "train",
+            "rank",
+        ],
         [("layers", "NADA_LAYERS")],
     ),
     "InspectLayers": (
@@ -37,13 +50,54 @@ CONTRACT = {
     ),
     "AdaptGenerator": (
         "train",
-        ["generator", "guide", "shift", "layers", "steps", "batch", "lr", "seed", "direction_loss", "global_loss",
-         "angle_loss", "views", "psi", "noise", "schedule", "label", "warmup", "beta1", "beta2", "clip", "ema",
-         "chunk", "relation_loss", "mean_offset_loss", "covariance_loss", "mirror", "patches", "anchor", "fisher",
-         "lpips", "id", "keep_every", "patience", "precision", "checkpointing", "pool", "frozen_precision", "judge",
-         "recipe", "likeness"],
-        [("generator", "NADA_GENERATOR"), ("domain", "NADA_DOMAIN"), ("training", "LOSS_MAP"),
-         ("chosen_because", "STRING")],
+        [
+            "generator",
+            "guide",
+            "shift",
+            "layers",
+            "steps",
+            "batch",
+            "lr",
+            "seed",
+            "direction_loss",
+            "global_loss",
+            "angle_loss",
+            "views",
+            "psi",
+            "noise",
+            "schedule",
+            "label",
+            "warmup",
+            "beta1",
+            "beta2",
+            "clip",
+            "ema",
+            "chunk",
+            "relation_loss",
+            "mean_offset_loss",
+            "covariance_loss",
+            "mirror",
+            "patches",
+            "anchor",
+            "fisher",
+            "lpips",
+            "id",
+            "keep_every",
+            "patience",
+            "precision",
+            "checkpointing",
+            "pool",
+            "frozen_precision",
+            "judge",
+            "recipe",
+            "likeness",
+        ],
+        [
+            ("generator", "NADA_GENERATOR"),
+            ("domain", "NADA_DOMAIN"),
+            ("training", "LOSS_MAP"),
+            ("chosen_because", "STRING"),
+        ],
     ),
     "PlotTraining": ("train", ["training", "smoothing"], [("plot", "IMAGE")]),
     "SampleLatents": (
@@ -54,11 +108,7 @@ CONTRACT = {
     "MixLatents": ("latents", ["first", "second", "amount", "from_row", "to_row"], [("latents", "NADA_LATENTS")]),
     "InterpolateLatents": ("latents", ["latents", "frames", "loop"], [("latents", "NADA_LATENTS")]),
     "Render": ("latents", ["generator", "latents", "batch"], [("images", "IMAGE")]),
-    "Compare": (
-        "latents",
-        ["latents", "before", "after", "third", "fourth", "labels", "title"],
-        [("sheet", "IMAGE")],
-    ),
+    "Compare": ("latents", ["latents", "before", "after", "third", "fourth", "labels", "title"], [("sheet", "IMAGE")]),
     "SaveGenerator": ("save", ["generator", "filename_prefix", "format"], [("path", "STRING")]),
     "SaveDomain": ("save", ["domain", "filename_prefix", "precision"], [("path", "STRING")]),
     "LoadDomain": (
@@ -72,15 +122,55 @@ CONTRACT = {
     "LoadLikeness": ("load", ["perceptual", "identity"], [("likeness", "NADA_LIKENESS")]),
     "InvertImage": (
         "photos",
-        ["generator", "image", "likeness", "start", "space", "steps", "lr", "seed", "mse", "lpips", "id", "maps",
-         "stop_psnr", "batch", "coarse", "delta", "first", "rise", "fall", "search", "search_until", "maps_weight",
-         "patience"],
+        [
+            "generator",
+            "image",
+            "likeness",
+            "start",
+            "space",
+            "steps",
+            "lr",
+            "seed",
+            "mse",
+            "lpips",
+            "id",
+            "maps",
+            "stop_psnr",
+            "batch",
+            "coarse",
+            "delta",
+            "first",
+            "rise",
+            "fall",
+            "search",
+            "search_until",
+            "maps_weight",
+            "patience",
+        ],
         [("latents", "NADA_LATENTS"), ("inverted", "IMAGE"), ("report", "STRING")],
     ),
     "PivotalTuning": (
         "photos",
-        ["generator", "image", "latents", "likeness", "steps", "lr", "seed", "mse", "lpips", "id", "locality",
-         "stop_psnr", "stop_lpips", "batch", "fall", "reach", "psi", "others"],
+        [
+            "generator",
+            "image",
+            "latents",
+            "likeness",
+            "steps",
+            "lr",
+            "seed",
+            "mse",
+            "lpips",
+            "id",
+            "locality",
+            "stop_psnr",
+            "stop_lpips",
+            "batch",
+            "fall",
+            "reach",
+            "psi",
+            "others",
+        ],
         [("generator", "NADA_GENERATOR"), ("domain", "NADA_DOMAIN"), ("drawn", "IMAGE"), ("report", "STRING")],
     ),
     "LoadEncoder": ("load", ["file"], [("encoder", "NADA_ENCODER"), ("generator", "NADA_GENERATOR")]),
@@ -97,8 +187,27 @@ CONTRACT = {
     ),
     "EditByText": (
         "editing",
-        ["generator", "latents", "guide", "shift", "likeness", "goal", "space", "steps", "lr", "seed", "l2", "id",
-         "clip", "views", "first", "last", "batch", "rise", "fall"],
+        [
+            "generator",
+            "latents",
+            "guide",
+            "shift",
+            "likeness",
+            "goal",
+            "space",
+            "steps",
+            "lr",
+            "seed",
+            "l2",
+            "id",
+            "clip",
+            "views",
+            "first",
+            "last",
+            "batch",
+            "rise",
+            "fall",
+        ],
         [("latents", "NADA_LATENTS")],
     ),
     "SaveLatents": ("save", ["latents", "filename_prefix"], [("path", "STRING")]),
@@ -108,7 +217,7 @@ CONTRACT = {
     "MixShifts": ("direction", ["first", "second", "share"], [("shift", "NADA_SHIFT")]),
     "CheckPrompts": ("direction", ["guide", "shift"], [("doubts", "STRING")]),
     "LoadDirections": ("load", ["generator", "file"], [("directions", "NADA_DIRECTIONS"), ("names", "STRING")]),
-}  # fmt: skip
+}
 
 #: A training that takes a fraction of a second.
 QUICK = {"steps": 2, "batch": 1, "warmup": 0}
@@ -144,8 +253,10 @@ class World:
 
     def defaults(self, name: str) -> dict[str, Any]:
         """What the page puts into a new node."""
-        return {key: options.get("default", (options.get("options") or [None])[0])
-                for key, (_, options) in self.widgets(name).items()}  # fmt: skip
+        return {
+            key: options.get("default", (options.get("options") or [None])[0])
+            for key, (_, options) in self.widgets(name).items()
+        }
 
     def call(self, name: str, **values: Any) -> tuple[Any, ...]:
         """The outputs of one node; a widget that is not given has its default."""
@@ -159,8 +270,9 @@ class World:
             values = {**(self.defaults(name) if ours else {}), **inputs}
             linked = {
                 one: [value.partition(".")[0], int(value.partition(".")[2] or 0)]
-                for one, value in inputs.items() if not ours or one not in self.widgets(name)
-            }  # fmt: skip
+                for one, value in inputs.items()
+                if not ours or one not in self.widgets(name)
+            }
             made[key] = {"class_type": PREFIX + name if ours else name, "inputs": {**values, **linked}}
         return made
 
@@ -196,7 +308,9 @@ class World:
 
     def stranger_from(self, seed: int, **changes: Any) -> Any:
         settings = {"resolution": 16, "z_dim": 6, "w_dim": 5, "mapping_layers": 2, "widths": [8, 7, 4], **changes}
-        return self.module("nada_core.generators").StyleGAN2(**settings, rng=rng(seed)).eval().requires_grad_(False)
+        return (
+            self.module("nada_core.models.stylegan2").StyleGAN2(**settings, rng=rng(seed)).eval().requires_grad_(False)
+        )
 
     def save(self, generator: Any, *path: str) -> Path:
         """A generator's file below the host's folder."""

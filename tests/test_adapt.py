@@ -17,14 +17,15 @@ from safetensors.torch import load_file, save_file
 from tiny import Encoder, changed, copied, generator, guide, rng
 from torch import Tensor
 
-from nada_core.adapt import Adaptation, AdaptConfig, Step, adapt
-from nada_core.clip import ImageShift, MixedShift, TextShift
-from nada_core.compact import factors
-from nada_core.files import CheckpointError, read_metadata
-from nada_core.generators import Generator, StyleGAN2
-from nada_core.generators.stylegan2 import Block
-from nada_core.layers import LayerChoice
-from nada_core.prompts import TEMPLATES
+from nada_core.adaptation.adapt import Adaptation, Step, adapt
+from nada_core.adaptation.config import AdaptConfig, LayerChoice
+from nada_core.guidance.prompts import TEMPLATES
+from nada_core.guidance.shifts import ImageShift, MixedShift, TextShift
+from nada_core.io.errors import CheckpointError
+from nada_core.io.metadata import read_metadata
+from nada_core.models.generator import Generator
+from nada_core.models.low_rank import factors
+from nada_core.models.stylegan2 import Block, StyleGAN2
 
 SHIFT = TextShift("photo", "sketch", ("a {} of a face", "the {}"))
 ADAPTIVE = LayerChoice(mode="adaptive", count=1, batch=2, every=3)
@@ -122,14 +123,23 @@ def test_all_trains_the_synthesis_and_what_was_asked_for(rgb: bool, noise: bool)
     made = generator()
     result = adapt(made, guide(), SHIFT, settings(layers=LayerChoice(rgb=rgb, noise=noise)))
     moved = changed(made.state_dict(), result.generator.state_dict())
-    assert moved == {name for name, _ in made.named_parameters()
-                     if name.startswith("synthesis.") and (rgb or "torgb" not in name)
-                     and (noise or not name.endswith("noise_strength"))}  # fmt: skip
+    assert moved == {
+        name
+        for name, _ in made.named_parameters()
+        if name.startswith("synthesis.")
+        and (rgb or "torgb" not in name)
+        and (noise or not name.endswith("noise_strength"))
+    }
 
 
-ENDS = {"weights": ("weight", "bias", "const"), "convolutions": (".weight", ".bias"),
-        "affines": (".affine.weight", ".affine.bias"), "offsets": (".affine.bias",), "modulation": (".weight",),
-        "low-rank": (".weight",)}
+ENDS = {
+    "weights": ("weight", "bias", "const"),
+    "convolutions": (".weight", ".bias"),
+    "affines": (".affine.weight", ".affine.bias"),
+    "offsets": (".affine.bias",),
+    "modulation": (".weight",),
+    "low-rank": (".weight",),
+}
 
 
 @pytest.mark.parametrize("layers", [LayerChoice(rgb=True), replace(ADAPTIVE, every=1, rgb=True)])
@@ -138,8 +148,12 @@ def test_of_a_layer_is_trained_what_was_asked_for(layers: LayerChoice, train: st
     made = generator()
     result = adapt(made, guide(), SHIFT, settings(steps=8, lr=0.1, layers=replace(layers, train=train)))
     moved = changed(made.state_dict(), result.generator.state_dict())
-    may = {name for layer in made.layers() for name in layer.parameters if name.endswith(ENDS[train])
-           and (train in ("weights", "affines", "offsets") or "affine" not in name)}  # fmt: skip
+    may = {
+        name
+        for layer in made.layers()
+        for name in layer.parameters
+        if name.endswith(ENDS[train]) and (train in ("weights", "affines", "offsets") or "affine" not in name)
+    }
     assert moved and moved <= may and (layers.mode == "adaptive" or moved == may)
     assert moved == {*result.domain.changes, *result.domain.gains}
     assert bool(result.domain.gains) == (train == "modulation")
@@ -148,8 +162,12 @@ def test_of_a_layer_is_trained_what_was_asked_for(layers: LayerChoice, train: st
 @pytest.mark.parametrize("train", ENDS)
 def test_no_change_is_the_source_bit_for_bit(train: str) -> None:
     made = generator()
-    result = adapt(made, guide(), SHIFT, settings(steps=1, warmup=10_000, lr=1e-7, beta2=0.9,
-                                                  layers=LayerChoice(train=train), terms={"angle": 1.0}))  # fmt: skip
+    result = adapt(
+        made,
+        guide(),
+        SHIFT,
+        settings(steps=1, warmup=10_000, lr=1e-7, beta2=0.9, layers=LayerChoice(train=train), terms={"angle": 1.0}),
+    )
     assert not changed(made.state_dict(), result.generator.state_dict())  # angles of equal images have no slope
 
 
@@ -208,8 +226,13 @@ def test_modulation_steps_follow_the_chain_rule() -> None:
     base = settings(steps=1, lr=1e-3, warmup=0, beta1=0.9, beta2=0.999, clip=1e6)  # Adam's first step is its lr, signed
     for train in ("weights", "modulation"):
         layers = LayerChoice(mode="named", names=("b8.conv1",), train=train)
-        adapt(made, guide(), SHIFT, replace(base, layers=layers),
-              lambda step: seen.append(step.generator.get_parameter(name)))  # fmt: skip
+        adapt(
+            made,
+            guide(),
+            SHIFT,
+            replace(base, layers=layers),
+            lambda step: seen.append(step.generator.get_parameter(name)),
+        )
     start = made.get_parameter(name)
     gain = (seen[1] / start - 1).mean((0, 2, 3))
     torch.testing.assert_close(gain.abs(), torch.full_like(gain, 1e-3), rtol=1e-2, atol=1e-6)
@@ -235,8 +258,14 @@ def test_what_a_step_did_not_choose_stays_bit_identical_and_so_do_its_moments(tm
     config = settings(steps=12, layers=replace(ADAPTIVE, every=1), lr=0.3, beta1=0.9)
     path = tmp_path / "run.safetensors"
     states: list[tuple[tuple[str, ...], dict[str, Tensor]]] = []
-    adapt(made, guide(), SHIFT, replace(config, autosave_every=1),
-          lambda step: states.append((step.layers, load_file(path))), autosave=path)  # fmt: skip
+    adapt(
+        made,
+        guide(),
+        SHIFT,
+        replace(config, autosave_every=1),
+        lambda step: states.append((step.layers, load_file(path))),
+        autosave=path,
+    )
     moments: dict[str, Tensor] = {}
     before = {name: made.state_dict()[name] for name in of(states[0][1], "weights")}
     for layers, state in states:
@@ -285,7 +314,11 @@ def test_steps_and_history_tell_the_same() -> None:
     assert [step.index for step in steps] == [0, 1, 2, 3] and {step.steps for step in steps} == {4}
     for step, record in zip(steps, result.history, strict=True):
         assert (step.loss, step.terms, step.layers, step.movement) == (
-            record["loss"], record["terms"], record["layers"], record["movement"])  # fmt: skip
+            record["loss"],
+            record["terms"],
+            record["layers"],
+            record["movement"],
+        )
         assert step.loss == pytest.approx(step.terms["direction"] + 0.5 * step.terms["angle"], rel=1e-5)
         assert step.images().shape == (3, 3, 16, 16) and not step.images().requires_grad
     assert not torch.equal(steps[0].images(), steps[1].images())
@@ -333,11 +366,25 @@ def test_the_average_is_returned_and_remembers_little_at_first(tmp_path: Path) -
     assert changed({name: result[name] for name in mean}, of(states[-1], "weights"))
 
 
-@pytest.mark.parametrize("change", [
-    {"views": 2}, {"terms": {"direction": 1.0, "global": 1.0}}, {"psi": 0.5}, {"noise": "none"}, {"batch": 3},
-    {"lr": 0.01}, {"beta1": 0.5}, {"beta2": 0.9}, {"schedule": "cosine"}, {"warmup": 0}, {"ema": 0.5}, {"patches": 1},
-    {"pool": 2}, {"frozen_precision": "bf16"},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"views": 2},
+        {"terms": {"direction": 1.0, "global": 1.0}},
+        {"psi": 0.5},
+        {"noise": "none"},
+        {"batch": 3},
+        {"lr": 0.01},
+        {"beta1": 0.5},
+        {"beta2": 0.9},
+        {"schedule": "cosine"},
+        {"warmup": 0},
+        {"ema": 0.5},
+        {"patches": 1},
+        {"pool": 2},
+        {"frozen_precision": "bf16"},
+    ],
+)
 def test_every_setting_reaches_the_weights(change: dict[str, Any]) -> None:
     plain, other = (adapt(generator(), guide(), SHIFT, settings(**given)).generator for given in ({}, change))
     assert changed(plain.state_dict(), other.state_dict())
@@ -399,7 +446,8 @@ def test_pictures_stay_near_what_they_were(kept: dict[str, float], chunk: int) -
     first, last = held.history[0]["terms"], held.history[-1]
     assert all(first[name] == pytest.approx(0.0, abs=1e-6) for name in kept)
     assert last["loss"] == pytest.approx(
-        last["terms"]["direction"] + sum(weight * last["terms"][name] for name, weight in kept.items()), rel=1e-5)
+        last["terms"]["direction"] + sum(weight * last["terms"][name] for name, weight in kept.items()), rel=1e-5
+    )
 
 
 def test_what_keeps_pictures_needs_its_network() -> None:
@@ -421,8 +469,10 @@ def test_the_domain_is_what_the_run_changed() -> None:
     told = json.loads(json.dumps(result.domain.provenance))
     own = {} if SHIFT.templates == TEMPLATES else {"templates": list(SHIFT.templates)}
     assert told["prompts"] == {"source": "photo", "target": "sketch", **own}
-    assert told["guides"] == [{"name": f"tiny-{seed}", "fingerprint": guide(seed).fingerprint, "weight": weight}
-                              for seed, weight in ((0, 1.0), (5, 2.0))]  # fmt: skip
+    assert told["guides"] == [
+        {"name": f"tiny-{seed}", "fingerprint": guide(seed).fingerprint, "weight": weight}
+        for seed, weight in ((0, 1.0), (5, 2.0))
+    ]
     assert told["config"]["lr"] == 0.02 and told["config"]["layers"]["names"] == ["b8.conv1"]
     assert told["source"] == {"sha256": "0" * 64}
     again = result.domain.apply(made).state_dict()
@@ -442,8 +492,9 @@ def test_words_and_images_are_mixed(tmp_path: Path) -> None:
     told = json.loads(json.dumps(result.domain.provenance))["mixed"]
     assert told[0]["prompts"]["target"] == "sketch" and told[1] == {"images": 2, "weight": 0.25}
     for shift in (SHIFT, ImageShift(style)):
-        assert changed(adapt(generator(), guide(), shift, settings()).generator.state_dict(),
-                       result.generator.state_dict())  # fmt: skip
+        assert changed(
+            adapt(generator(), guide(), shift, settings()).generator.state_dict(), result.generator.state_dict()
+        )
     with pytest.raises(CheckpointError, match="belongs to another run"):
         adapt(generator(), guide(), replace(mixed, weights=(1.0, 1.0)), settings(), autosave=path, resume=True)
     assert adapt(generator(), guide(), replace(mixed, weights=(6.0, 2.0)), settings(), autosave=path, resume=True)
@@ -467,10 +518,18 @@ def assert_alike(one: Adaptation, other: Adaptation) -> None:
         assert left["loss"] == pytest.approx(right["loss"], rel=1e-4, abs=1e-6) and left["layers"] == right["layers"]
 
 
-@pytest.mark.parametrize("change", [
-    {"chunk": 1}, {"chunk": 2}, {"chunk": 4}, {"chunk": 2, "noise": "const"}, {"chunk": 2, "noise": "none", "ema": 0.9},
-    {"chunk": 2, "views": 0}, {"chunk": 3, "layers": ADAPTIVE},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"chunk": 1},
+        {"chunk": 2},
+        {"chunk": 4},
+        {"chunk": 2, "noise": "const"},
+        {"chunk": 2, "noise": "none", "ema": 0.9},
+        {"chunk": 2, "views": 0},
+        {"chunk": 3, "layers": ADAPTIVE},
+    ],
+)
 def test_chunks_do_not_change_the_run(change: dict[str, Any]) -> None:
     config, guides = settings(**(WHOLE | change)), [guide(0), (guide(5), 2.0)]
     whole = adapt(generator(), guides, SHIFT, replace(config, chunk=0))
@@ -598,9 +657,9 @@ def test_a_pool_survives_smaller_chunks() -> None:
     assert_alike(*(adapt(generator(), guide(), SHIFT, replace(config, chunk=size)) for size in (0, 2)))
 
 
-@pytest.mark.parametrize("change", [
-    {}, {"checkpointing": 8}, {"checkpointing": 4, "chunk": 2}, {"checkpointing": 16, "layers": ADAPTIVE},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change", [{}, {"checkpointing": 8}, {"checkpointing": 4, "chunk": 2}, {"checkpointing": 16, "layers": ADAPTIVE}]
+)
 def test_what_is_computed_again_does_not_change_the_run(change: dict[str, Any]) -> None:
     config = settings(**(WHOLE | change))
     again, whole = (adapt(generator(), guide(), SHIFT, one) for one in (config, replace(config, checkpointing=0)))
@@ -640,10 +699,15 @@ def test_fewer_bits_go_the_same_way(precision: str, layers: LayerChoice) -> None
     assert same == (precision == "tf32")  # which a CPU does not have
 
 
-@pytest.mark.parametrize(("precision", "frozen", "halves"), [
-    ("fp32", "as_trained", (False, False)), ("fp32", "bf16", (True, False)),
-    ("bf16", "fp32", (False, True)), ("bf16", "as_trained", (True, True)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("precision", "frozen", "halves"),
+    [
+        ("fp32", "as_trained", (False, False)),
+        ("fp32", "bf16", (True, False)),
+        ("bf16", "fp32", (False, True)),
+        ("bf16", "as_trained", (True, True)),
+    ],
+)
 def test_the_frozen_generator_may_have_a_precision_of_its_own(precision: str, frozen: str, halves: tuple) -> None:
     made, half = generator(), []
     made.synthesis.register_forward_hook(lambda _, given, __: half.append(given[2] == torch.bfloat16))
@@ -685,9 +749,10 @@ def test_a_class_is_adapted(layers: LayerChoice) -> None:
         assert first.history[0]["movement"] != second.history[0]["movement"]
 
 
-@pytest.mark.parametrize(("c_dim", "label", "words"), [
-    (3, None, "needs a class from 0 to 2"), (3, 3, "needs a class from 0 to 2"), (0, 0, "has no classes"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("c_dim", "label", "words"),
+    [(3, None, "needs a class from 0 to 2"), (3, 3, "needs a class from 0 to 2"), (0, 0, "has no classes")],
+)
 def test_labels_that_do_not_fit_are_refused(c_dim: int, label: int | None, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         adapt(generator(c_dim=c_dim), guide(), SHIFT, settings(label=label))
@@ -696,12 +761,22 @@ def test_labels_that_do_not_fit_are_refused(c_dim: int, label: int | None, words
 # ---- refusals -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    ({"terms": {}}, "weighs nothing"), ({"terms": {"direction": 0.0}}, "weighs nothing"),
-    ({"terms": {"directoin": 1.0}}, "Did you mean direction"), ({"steps": 0}, "steps"), ({"lr": math.nan}, "lr"),
-    ({"noise": "loud"}, "noise"), ({"psi": 1.5}, "psi"), ({"seed": -1}, "seed"), ({"label": -1}, "label"),
-    ({"layers": "all"}, "expected a LayerChoice"), ({"chunk": -1}, "chunk"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"terms": {}}, "weighs nothing"),
+        ({"terms": {"direction": 0.0}}, "weighs nothing"),
+        ({"terms": {"directoin": 1.0}}, "Did you mean direction"),
+        ({"steps": 0}, "steps"),
+        ({"lr": math.nan}, "lr"),
+        ({"noise": "loud"}, "noise"),
+        ({"psi": 1.5}, "psi"),
+        ({"seed": -1}, "seed"),
+        ({"label": -1}, "label"),
+        ({"layers": "all"}, "expected a LayerChoice"),
+        ({"chunk": -1}, "chunk"),
+    ],
+)
 def test_bad_settings_are_refused(change: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         settings(**change)
@@ -761,16 +836,20 @@ def test_an_autosave_without_a_place_is_refused_before_the_work(tmp_path: Path) 
 # ---- runs that are killed -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("change", [
-    {"noise": "random", "ema": 0.9, "schedule": "cosine"},
-    {"noise": "random", "ema": 0.9, "views": 2, "layers": ADAPTIVE},
-    {"noise": "const", "beta1": 0.5, "layers": replace(ADAPTIVE, every=1, rgb=True, noise=True)},
-    {"noise": "none", "layers": LayerChoice(mode="named", names=("b8.conv0", "b16.torgb"))},
-    {"layers": replace(ADAPTIVE, train="offsets"), "ema": 0.5},
-    {"layers": replace(ADAPTIVE, train="low-rank", rank=2), "ema": 0.5},
-    {"layers": replace(ADAPTIVE, train="modulation"), "ema": 0.5},
-    {"pool": 3, "views": 2, "layers": ADAPTIVE},
-], ids=["all", "adaptive", "adaptive-rgb", "named", "offsets", "low-rank", "modulation", "pool"])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"noise": "random", "ema": 0.9, "schedule": "cosine"},
+        {"noise": "random", "ema": 0.9, "views": 2, "layers": ADAPTIVE},
+        {"noise": "const", "beta1": 0.5, "layers": replace(ADAPTIVE, every=1, rgb=True, noise=True)},
+        {"noise": "none", "layers": LayerChoice(mode="named", names=("b8.conv0", "b16.torgb"))},
+        {"layers": replace(ADAPTIVE, train="offsets"), "ema": 0.5},
+        {"layers": replace(ADAPTIVE, train="low-rank", rank=2), "ema": 0.5},
+        {"layers": replace(ADAPTIVE, train="modulation"), "ema": 0.5},
+        {"pool": 3, "views": 2, "layers": ADAPTIVE},
+    ],
+    ids=["all", "adaptive", "adaptive-rgb", "named", "offsets", "low-rank", "modulation", "pool"],
+)
 def test_a_killed_run_goes_on_to_exactly_the_same_weights(tmp_path: Path, change: dict[str, Any]) -> None:
     config, path = settings(steps=10, autosave_every=4, lr=0.1, **change), tmp_path / "run.safetensors"
     whole = adapt(generator(), guide(), SHIFT, config)

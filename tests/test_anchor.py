@@ -8,10 +8,11 @@ import pytest
 import torch
 from tiny import changed, copied, generator, guide, rng
 
-from nada_core.adapt import Adaptation, AdaptConfig, adapt
-from nada_core.anchor import distance, fisher, squared_length
-from nada_core.clip import TextShift, take_aim
-from nada_core.layers import LayerChoice
+from nada_core.adaptation.adapt import Adaptation, adapt
+from nada_core.adaptation.config import AdaptConfig, LayerChoice
+from nada_core.adaptation.weight_regularizer import distance, fisher, squared_length
+from nada_core.guidance.shifts import TextShift
+from nada_core.guidance.targets import take_aim
 
 SHIFT = TextShift("photo", "sketch")
 NAMES = ("synthesis.b8.conv1.weight", "synthesis.b16.torgb.bias")
@@ -73,9 +74,10 @@ def test_an_anchor_shortens_the_way() -> None:
     assert "anchor" not in free.history[-1]["terms"]
 
 
-@pytest.mark.parametrize("layers", [
-    LayerChoice(mode="adaptive", count=1, batch=2), LayerChoice(train="offsets"), LayerChoice(train="low-rank"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "layers",
+    [LayerChoice(mode="adaptive", count=1, batch=2), LayerChoice(train="offsets"), LayerChoice(train="low-rank")],
+)
 def test_anchors_hold_whatever_is_trained(layers: LayerChoice) -> None:
     assert length(run(layers=layers, anchor=100.0)) < length(run(layers=layers))
 
@@ -103,5 +105,3 @@ def test_a_killed_anchored_run_goes_on_to_the_same_weights(tmp_path: Any) -> Non
 def test_weighing_without_an_anchor_is_refused() -> None:
     with pytest.raises(ValueError, match="no anchor to weigh"):
         AdaptConfig(fisher=4)
-
-

@@ -11,10 +11,10 @@ from tiny import Encoder, changed, copied, generator, guide, rng
 from torch import Tensor, nn
 
 from benchmarks.naive import NaiveGenerator, NaiveTraining
-from nada_core.adapt import AdaptConfig
-from nada_core.bench import PARTS, measure
-from nada_core.clip import ClipGuide, TextShift
-from nada_core.layers import LayerChoice
+from nada_core.adaptation.config import AdaptConfig, LayerChoice
+from nada_core.cli.profile import PARTS, measure
+from nada_core.guidance.shifts import TextShift
+from nada_core.models.clip import ClipGuide
 
 optimizer = importlib.import_module("torch.optim.optimizer")  # torch.optim hides it behind a name of its own
 SHIFT = TextShift("photo", "sketch", ("the {}",))

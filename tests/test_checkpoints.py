@@ -10,10 +10,12 @@ import torch
 from nvidia_pickle import dump, network, persistent
 from torch import Tensor
 
-from nada_core.checkpoints import export_rosinality, load_generator, read_provenance, save_generator
-from nada_core.files import CheckpointError, RawCheckpoint, UnsupportedCheckpointError, sha256, write_safetensors
-from nada_core.generators import StyleGAN2
-from nada_core.generators.stylegan2_layouts import LAYOUTS, rosinality_names, to_rosinality
+from nada_core.io.checkpoint_file import RawCheckpoint, sha256
+from nada_core.io.errors import CheckpointError, UnsupportedCheckpointError
+from nada_core.io.metadata import write_safetensors
+from nada_core.models.checkpoints import export_rosinality, load_generator, read_provenance, save_generator
+from nada_core.models.stylegan2 import StyleGAN2
+from nada_core.models.stylegan2_layouts import LAYOUTS, rosinality_names, to_rosinality
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -44,8 +46,15 @@ def by_hand(generator: StyleGAN2) -> dict[str, Tensor]:
     for index in (0, 1):
         theirs[f"style.{index + 1}.weight"] = state[f"mapping.fc{index}.weight"]
         theirs[f"style.{index + 1}.bias"] = state[f"mapping.fc{index}.bias"]
-    convs = ("conv1", "b4.conv1"), ("convs.0", "b8.conv0"), ("convs.1", "b8.conv1"), ("convs.2", "b16.conv0"), (
-        "convs.3", "b16.conv1"), ("convs.4", "b32.conv0"), ("convs.5", "b32.conv1")
+    convs = (
+        ("conv1", "b4.conv1"),
+        ("convs.0", "b8.conv0"),
+        ("convs.1", "b8.conv1"),
+        ("convs.2", "b16.conv0"),
+        ("convs.3", "b16.conv1"),
+        ("convs.4", "b32.conv0"),
+        ("convs.5", "b32.conv1"),
+    )
     for index, (name, ours) in enumerate(convs):
         theirs[f"{name}.conv.weight"] = state[f"synthesis.{ours}.weight"][None]
         theirs[f"{name}.conv.modulation.weight"] = state[f"synthesis.{ours}.affine.weight"]
@@ -87,8 +96,10 @@ def test_rosinality_bare_state_and_training_copy(tmp_path: Path) -> None:
 
 
 def test_missing_mean_is_estimated(tmp_path: Path) -> None:
-    first, again = (load_generator(rosinality(tmp_path / name, lambda content: content.pop("latent_avg")))
-                    for name in ("x.pt", "y.pt"))
+    first, again = (
+        load_generator(rosinality(tmp_path / name, lambda content: content.pop("latent_avg")))
+        for name in ("x.pt", "y.pt")
+    )
     assert torch.equal(first.w_avg, again.w_avg)
     w = first.mapping(torch.randn(10_000, 6, generator=rng(3)))
     torch.testing.assert_close(first.w_avg, w.mean(dim=0), atol=0.1, rtol=0.1)
@@ -105,8 +116,12 @@ def test_missing_noise_maps_are_drawn_and_stay(tmp_path: Path) -> None:
 @pytest.mark.parametrize("changes", [{}, {"c_dim": 3}, {"mapping_lr": 0.1}])
 def test_nvidia_file(tmp_path: Path, changes: dict[str, Any]) -> None:
     generator = toy(**changes, clamp=0.5)
-    content = {"G": network(toy(seed=5, **changes)), "D": persistent("Discriminator", {}, ""),
-               "G_ema": network(generator, clamp=0.5), "augment_pipe": None}
+    content = {
+        "G": network(toy(seed=5, **changes)),
+        "D": persistent("Discriminator", {}, ""),
+        "G_ema": network(generator, clamp=0.5),
+        "augment_pipe": None,
+    }
     loaded = load_generator(dump(content, tmp_path / "x.pkl"))
     assert loaded.spec() == generator.spec() and torch.equal(images(loaded), images(generator))
     assert loaded.space() == generator.space()
@@ -167,30 +182,43 @@ def edit(name: str, value: Tensor | None) -> Callable[[dict[str, Any]], None]:
         content["g_ema"].pop(name, None)
         if value is not None:
             content["g_ema"][name] = value
+
     return change
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    (edit("convs.1.noise.weight", None), r"missing are g_ema\.convs\.1\.noise\.weight"),
-    (edit("convs.0.conv.weight", torch.zeros(1, 9, 8, 3, 3)), r"ill-shaped are g_ema\.convs\.0\.conv\.weight \[9, 8"),
-    (edit("to_rgb1.bias", torch.zeros(1, 4, 1, 1)), r"ill-shaped are g_ema\.to_rgb1\.bias \[4\] where \[3\]"),
-    (edit("attention.weight", torch.zeros(3)), r"unexpected are attention\.weight"),
-    (edit("style.1.weight", None), r"mapping\.fc0|style\.1"),
-    (edit("conv1.conv.modulation.weight", torch.zeros(3)), r"conv1\.conv\.modulation\.weight is with 1 axes"),
-    (edit("convs.0.conv.blur.kernel", torch.ones(4, 4)), "not the filter"),
-    (lambda content: content.update(latent_avg=torch.zeros(4, 6)), r"mapping\.w_avg \[24\]"),
-])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (edit("convs.1.noise.weight", None), r"missing are g_ema\.convs\.1\.noise\.weight"),
+        (
+            edit("convs.0.conv.weight", torch.zeros(1, 9, 8, 3, 3)),
+            r"ill-shaped are g_ema\.convs\.0\.conv\.weight \[9, 8",
+        ),
+        (edit("to_rgb1.bias", torch.zeros(1, 4, 1, 1)), r"ill-shaped are g_ema\.to_rgb1\.bias \[4\] where \[3\]"),
+        (edit("attention.weight", torch.zeros(3)), r"unexpected are attention\.weight"),
+        (edit("style.1.weight", None), r"mapping\.fc0|style\.1"),
+        (edit("conv1.conv.modulation.weight", torch.zeros(3)), r"conv1\.conv\.modulation\.weight is with 1 axes"),
+        (edit("convs.0.conv.blur.kernel", torch.ones(4, 4)), "not the filter"),
+        (lambda content: content.update(latent_avg=torch.zeros(4, 6)), r"mapping\.w_avg \[24\]"),
+    ],
+)
 def test_what_does_not_fit_is_named(tmp_path: Path, change: Callable[[dict[str, Any]], None], words: str) -> None:
     with pytest.raises(CheckpointError, match=words) as caught:
         load_generator(rosinality(tmp_path / "x.pt", change))
     assert str(tmp_path / "x.pt") in str(caught.value) and "rosinality" in str(caught.value)
 
 
-@pytest.mark.parametrize(("name", "words"), [
-    ("state_dict.encoder.input_layer.0.weight", "an encoder"), ("G_ema.synthesis.L0_36_512.weight", "StyleGAN3"),
-    ("visual.conv1.weight", "CLIP"), ("d.final_conv.0.weight", "discriminator"),
-    ("D.b4.conv.weight", "a discriminator"), ("something", "1 tensors begin with"),
-])
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("state_dict.encoder.input_layer.0.weight", "an encoder"),
+        ("G_ema.synthesis.L0_36_512.weight", "StyleGAN3"),
+        ("visual.conv1.weight", "CLIP"),
+        ("d.final_conv.0.weight", "discriminator"),
+        ("D.b4.conv.weight", "a discriminator"),
+        ("something", "1 tensors begin with"),
+    ],
+)
 def test_other_files_are_recognised(tmp_path: Path, name: str, words: str) -> None:
     write_safetensors(tmp_path / "x", {name: torch.zeros(1)}, {})
     with pytest.raises(UnsupportedCheckpointError, match=words) as caught:
@@ -198,11 +226,24 @@ def test_other_files_are_recognised(tmp_path: Path, name: str, words: str) -> No
     assert "Tried: a generator saved by this package; StyleGAN2 of NVlabs" in str(caught.value)
 
 
-@pytest.mark.parametrize(("name", "value"), [
-    ("resolution", 16.0), ("resolution", [16]), ("family", []), ("widths", 5), ("widths", [10**18] * 3),
-    ("w_dim", 10**15), ("z_dim", "6"), ("c_dim", 0.5), ("mapping_layers", 2.0), ("mapping_lr", 0), ("clamp", "x"),
-    ("mapping_lr", float("nan")), ("clamp", -1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("resolution", 16.0),
+        ("resolution", [16]),
+        ("family", []),
+        ("widths", 5),
+        ("widths", [10**18] * 3),
+        ("w_dim", 10**15),
+        ("z_dim", "6"),
+        ("c_dim", 0.5),
+        ("mapping_layers", 2.0),
+        ("mapping_lr", 0),
+        ("clamp", "x"),
+        ("mapping_lr", float("nan")),
+        ("clamp", -1),
+    ],
+)
 def test_a_description_that_describes_nothing_is_refused(tmp_path: Path, name: str, value: Any) -> None:
     spec = toy().spec() | {name: value}
     write_safetensors(tmp_path / "x", toy().state_dict(), {"spec": json.dumps(spec), "version": "1"})
@@ -245,9 +286,12 @@ def test_two_claims_are_refused(tmp_path: Path) -> None:
 
 def test_our_metadata_is_checked(tmp_path: Path) -> None:
     state = dict(toy().state_dict())
-    for metadata, words in (({"spec": "{"}, "is not JSON.*copy it again"), ({"spec": "5"}, "got the spec 5"),
-                            ({"spec": '{"family": "stylegan9"}'}, "known are"),
-                            ({"spec": "{}", "version": "99"}, "Update this package")):
+    for metadata, words in (
+        ({"spec": "{"}, "is not JSON.*copy it again"),
+        ({"spec": "5"}, "got the spec 5"),
+        ({"spec": '{"family": "stylegan9"}'}, "known are"),
+        ({"spec": "{}", "version": "99"}, "Update this package"),
+    ):
         write_safetensors(tmp_path / "x", state, metadata)
         with pytest.raises(CheckpointError, match=words):
             load_generator(tmp_path / "x")

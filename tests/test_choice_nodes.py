@@ -21,7 +21,8 @@ def test_two_shifts_are_mixed_by_their_share(either: World) -> None:
 def test_words_that_say_nothing_are_doubted(world: World) -> None:
     (clear,) = world.call("ShiftFromText", source="photo", target="zombie")
     assert world.call("CheckPrompts", guide=world.guide, shift=clear) == (
-        "Nothing to doubt: the guide tells them apart.",)  # fmt: skip
+        "Nothing to doubt: the guide tells them apart.",
+    )
     (odd,) = world.call("ShiftFromText", source="photo", target="photo with")
     assert "portraits" in world.call("CheckPrompts", guide=world.guide, shift=odd)[0]
 

@@ -21,7 +21,6 @@ import nada_core
 from nada_core import (
     AdaptConfig,
     Domain,
-    flags,
     load_domain,
     load_encoder,
     load_generator,
@@ -35,13 +34,15 @@ from nada_core import (
     save_image,
     save_latents,
 )
-from nada_core import __main__ as cli
-from nada_core.files import BUILTIN, sha256, write_torch
-from nada_core.generators import StyleGAN2
-from nada_core.images import to_pil
-from nada_core.invert import PRESETS
+from nada_core.adaptation.recipes import RECIPES
+from nada_core.cli import arguments as flags
+from nada_core.cli import main as cli
+from nada_core.io.checkpoint_file import BUILTIN, sha256
+from nada_core.io.images import to_pil
+from nada_core.io.metadata import write_torch
+from nada_core.latents.inversion import PRESETS
+from nada_core.models.stylegan2 import StyleGAN2
 from nada_core.portraits.content import Content
-from nada_core.recipes import RECIPES
 
 CLIP = {
     "embed_dim": 16,
@@ -74,7 +75,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def world(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working folder, in which the built-in names stand for the tiny files."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("nada_core.clip.BUILTIN", shelf)
+    monkeypatch.setattr("nada_core.models.clip.BUILTIN", shelf)
     monkeypatch.setitem(cli.BUILTINS, "portraits", shelf / "a.safetensors")
     return tmp_path
 
@@ -101,8 +102,25 @@ def files() -> set[str]:
 
 def quick(shelf: Path, *more: object) -> tuple[object, ...]:
     """A run of four steps on a real file."""
-    return ("adapt", shelf / "a.safetensors", "--guide", "portraits", "--target", "zombie", "--out", "out",
-            "--steps", 4, "--batch", 1, "--lr", 0.01, "--autosave-every", 2, *more)  # fmt: skip
+    return (
+        "adapt",
+        shelf / "a.safetensors",
+        "--guide",
+        "portraits",
+        "--target",
+        "zombie",
+        "--out",
+        "out",
+        "--steps",
+        4,
+        "--batch",
+        1,
+        "--lr",
+        0.01,
+        "--autosave-every",
+        2,
+        *more,
+    )
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, index: int) -> None:
@@ -151,8 +169,13 @@ def test_help_of_every_command_has_an_example_that_parses(run: Run, command: str
 
 
 def test_the_module_can_be_run() -> None:
-    done = subprocess.run([sys.executable, "-m", "nada_core", "--version"], cwd=Path(cli.__file__).parents[1],
-                          capture_output=True, text=True, check=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "nada_core", "--version"],
+        cwd=Path(cli.__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert done.stdout.strip() == cli.__version__
 
 
@@ -258,7 +281,7 @@ def test_info_tells_guides(run: Run, shelf: Path, tmp_path: Path, monkeypatch: p
     assert code == 0 and out.startswith("weights of a guide (CLIP)") and "--guide ARCHITECTURE:" in out
     for name in ("guide.json", "guide.safetensors"):
         (tmp_path / name.replace("guide", "guide-x")).write_bytes((shelf / name).read_bytes())
-    monkeypatch.setattr("nada_core.clip.BUILTIN", tmp_path)
+    monkeypatch.setattr("nada_core.models.clip.BUILTIN", tmp_path)
     code, out, _ = run("info", "portraits-x")
     assert code == 0 and "sees 32 x 32 pixels, embeds in 16 dimensions" in out and "--guide portraits-x" in out
 
@@ -388,7 +411,7 @@ def test_a_judge_says_why(run: Run, shelf: Path, tmp_path: Path, monkeypatch: py
     torch.manual_seed(1)
     state = {name: value.contiguous() for name, value in open_clip.CLIP(**CLIP).state_dict().items()}
     save_file(state, tmp_path / "guide-x.safetensors")
-    monkeypatch.setattr("nada_core.clip.BUILTIN", tmp_path)
+    monkeypatch.setattr("nada_core.models.clip.BUILTIN", tmp_path)
     code, out, _ = run(*quick(shelf, "--judge", "portraits-x", "--keep-every", 2))
     assert code == 0 and "the best of 2 candidates to the held-out guide portraits-x" in out.splitlines()[0]
     assert read_provenance("out/zombie.safetensors")["chosen_because"] == out.splitlines()[0]
@@ -410,11 +433,11 @@ def test_faces_are_kept_by_a_recogniser(run: Run, shelf: Path, monkeypatch: pyte
 
 
 def test_doubtful_words_are_warned_of(run: Run, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nada_core.recipes.ALIKE", -1.0)
+    monkeypatch.setattr("nada_core.guidance.prompt_check.ALIKE", -1.0)
     code, _, err = run(*quick(shelf))
     assert code == 0 and err.startswith("warning: portraits reads 'photo' and 'zombie' nearly alike")
-    monkeypatch.setattr("nada_core.recipes.ALIKE", 2.0)
-    monkeypatch.setattr("nada_core.recipes.AGREED", 0.0)
+    monkeypatch.setattr("nada_core.guidance.prompt_check.ALIKE", 2.0)
+    monkeypatch.setattr("nada_core.guidance.prompt_check.AGREED", 0.0)
     assert "warning" not in run(*quick(shelf, "--force"))[2]
 
 
@@ -506,8 +529,21 @@ QUICK_INVERT = ("--steps", 5, "--lpips", 0, "--id", 0)
 
 def test_photos_are_inverted_tuned_and_drawn_by_adapted_generators(run: Run, shelf: Path, photos: list[str]) -> None:
     a, b = shelf / "a.safetensors", shelf / "b.safetensors"
-    code, out, err = run("invert", a, *photos, *QUICK_INVERT, "--tune", "--tune-steps", 3, "--tune-lpips", 0,
-                         "--adapted", b, "--out", "o")  # fmt: skip
+    code, out, err = run(
+        "invert",
+        a,
+        *photos,
+        *QUICK_INVERT,
+        "--tune",
+        "--tune-steps",
+        3,
+        "--tune-lpips",
+        0,
+        "--adapted",
+        b,
+        "--out",
+        "o",
+    )
     assert code == 0, err
     assert files() == {*photos, "o/latents.safetensors", "o/tuning.safetensors", "o/inverted.png"}
     assert "picture 1: " in out and "dB, after 5 steps" in out and "after the tuning" in out and "3/3" in err
@@ -578,16 +614,19 @@ def test_latents_are_edited_by_text(run: Run, shelf: Path) -> None:
         assert code == 2 and "expected one" in err
 
 
-@pytest.mark.parametrize(("words", "told"), [
-    (("invert", "portraits", "missing.png", "--out", "o"), "no image file"),
-    (("invert", "portraits", "small.png", "--identity", "missing.pth", "--out", "o"), "no such file"),
-    (("invert", "portraits", "tiny.png", "--id", "0", "--steps", "1", "--out", "o"), "at least 16"),
-    (("invert", "portraits", "small.png", "--perceptual", "vgg16", "--out", "o"), "expected vgg, alex, squeeze"),
-    (("invert", "portraits", "small.png", "--start", "a", "--encoder", "b", "--out", "o"), "expected one of them"),
-    (("encode", "portraits", "small.png", "--out", "x.safetensors"), "no such file"),
-    (("align", "small.png", "--out", "x.jpg", "--points", "9,9 14,9 9,14 14,14", "--size", "16"), "ends in .png"),
-    (("edit", "portraits", "missing.safetensors", "--text", "elf", "--out", "x.safetensors"), "no such file"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("invert", "portraits", "missing.png", "--out", "o"), "no image file"),
+        (("invert", "portraits", "small.png", "--identity", "missing.pth", "--out", "o"), "no such file"),
+        (("invert", "portraits", "tiny.png", "--id", "0", "--steps", "1", "--out", "o"), "at least 16"),
+        (("invert", "portraits", "small.png", "--perceptual", "vgg16", "--out", "o"), "expected vgg, alex, squeeze"),
+        (("invert", "portraits", "small.png", "--start", "a", "--encoder", "b", "--out", "o"), "expected one of them"),
+        (("encode", "portraits", "small.png", "--out", "x.safetensors"), "no such file"),
+        (("align", "small.png", "--out", "x.jpg", "--points", "9,9 14,9 9,14 14,14", "--size", "16"), "ends in .png"),
+        (("edit", "portraits", "missing.safetensors", "--text", "elf", "--out", "x.safetensors"), "no such file"),
+    ],
+)
 def test_what_is_wrong_with_a_photo_is_one_line(run: Run, world: Path, words: tuple[str, ...], told: str) -> None:
     save_image(torch.zeros(3, 24, 24), "small.png")
     save_image(torch.zeros(3, 1, 1), "tiny.png")

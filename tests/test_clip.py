@@ -15,18 +15,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nada_core.clip import (
-    ClipGuide,
-    GuideError,
-    ImageShift,
-    MixedShift,
-    TextShift,
-    as_guides,
-    built_in_guides,
-    load_guide,
-    take_aim,
-)
-from nada_core.prompts import BARE
+from nada_core.guidance.prompts import BARE
+from nada_core.guidance.shifts import ImageShift, MixedShift, TextShift
+from nada_core.guidance.targets import as_guides, take_aim
+from nada_core.models.clip import ClipGuide, GuideError, built_in_guides, load_guide
 
 CONFIG = {
     "embed_dim": 16,
@@ -264,7 +256,7 @@ def test_the_first_built_in_guide_is_the_one_without_a_suffix() -> None:
 def test_built_in_guides_are_found_by_their_files(
     guide: ClipGuide, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nada_core.clip.BUILTIN", tmp_path)
+    monkeypatch.setattr("nada_core.models.clip.BUILTIN", tmp_path)
     for stem in ("guide", "guide-vit"):
         (tmp_path / f"{stem}.json").write_bytes((folder / "nada-test-tiny.json").read_bytes())
         (tmp_path / f"{stem}.safetensors").write_bytes((folder / "tiny.safetensors").read_bytes())
@@ -425,10 +417,14 @@ def test_a_mixture_of_one_is_that_one_and_proportions_are_all_that_counts(guide:
 def test_mixtures_that_make_no_sense_are_refused(guide: ClipGuide) -> None:
     words, back = TextShift("photo", "sketch", BARE), TextShift("sketch", "photo", BARE)
     for shifts, weights, told in (
-        ((), (), "to mix"), ((MixedShift((words,)),), (), "to mix"), ((words, back), (1.0,), "1 weights for 2"),
-        ((words, back), (1.0, -1.0), "at least 0"), ((words, back), (0.0, 0.0), "not all"),
-        ((words, back), (1.0, math.inf), "finite"), ((words, back), (1.0, math.nan), "finite"),
-    ):  # fmt: skip
+        ((), (), "to mix"),
+        ((MixedShift((words,)),), (), "to mix"),
+        ((words, back), (1.0,), "1 weights for 2"),
+        ((words, back), (1.0, -1.0), "at least 0"),
+        ((words, back), (0.0, 0.0), "not all"),
+        ((words, back), (1.0, math.inf), "finite"),
+        ((words, back), (1.0, math.nan), "finite"),
+    ):
         with pytest.raises(ValueError, match=told):
             MixedShift(shifts, weights)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="cancel each other out"):

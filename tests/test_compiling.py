@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nada_core import load_guide
-from nada_core.compiling import Compiled
+from nada_core.models.compiling import Compiled
 
 
 def looked_at(compiled: bool) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,10 @@ import torch
 from tiny import generator, rng
 from torch import Tensor, nn
 
-from nada_core.directions import (
+from nada_core.io.checkpoint_file import read_checkpoint
+from nada_core.io.errors import CheckpointError
+from nada_core.io.metadata import write_safetensors
+from nada_core.latents.directions import (
     Directions,
     between,
     boundary,
@@ -22,9 +25,8 @@ from nada_core.directions import (
     save_directions,
     sefa,
 )
-from nada_core.files import CheckpointError, read_checkpoint, write_safetensors
-from nada_core.generators import Generator
-from nada_core.latents import Latents, render, sample
+from nada_core.latents.sampling import Latents, render, sample
+from nada_core.models.generator import Generator
 
 AXES = torch.linalg.qr(torch.randn(5, 5, generator=rng(7))).Q  # a row an axis
 SPREAD = torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0])
@@ -51,8 +53,9 @@ def known() -> Generator:
     with torch.no_grad():
         for layer in made.layers():
             if layer.kind == "rgb":  # those that share a row with a convolution are not asked
-                state[f"synthesis.{layer.name}.affine.weight"].copy_(AXES[0].expand(len(state[
-                    f"synthesis.{layer.name}.affine.weight"]), -1))  # fmt: skip
+                state[f"synthesis.{layer.name}.affine.weight"].copy_(
+                    AXES[0].expand(len(state[f"synthesis.{layer.name}.affine.weight"]), -1)
+                )
         for layer in used:
             weight = state[f"synthesis.{layer.name}.affine.weight"]
             mine, asks = asks[: len(weight)], asks[len(weight) :]
@@ -105,9 +108,13 @@ def test_generators_with_classes_have_directions_too() -> None:
 
 @pytest.mark.parametrize("act", [sefa, principal])
 def test_directions_that_are_not_there_are_refused(act: Any) -> None:
-    for arguments, words in (({"count": 0}, "expected 1 to 5"), ({"count": 6}, "expected 1 to 5"),
-                             ({"layers": (2, 2)}, "got rows 2 to 2"), ({"layers": (0, 7)}, "last <= 6"),
-                             ({"layers": (-1, 2)}, "got rows -1 to 2")):  # fmt: skip
+    for arguments, words in (
+        ({"count": 0}, "expected 1 to 5"),
+        ({"count": 6}, "expected 1 to 5"),
+        ({"layers": (2, 2)}, "got rows 2 to 2"),
+        ({"layers": (0, 7)}, "last <= 6"),
+        ({"layers": (-1, 2)}, "got rows -1 to 2"),
+    ):
         with pytest.raises(ValueError, match=words):
             act(generator(), **({"count": 2} | arguments))
     with pytest.raises(ValueError, match="at least 10"):
@@ -134,13 +141,18 @@ def test_an_edit_moves_latents_by_strength_and_scale() -> None:
     assert (render(made, moved) - render(made, latents)).abs().max() > 0.01
 
 
-@pytest.mark.parametrize(("direction", "arguments", "words"), [
-    ({}, {"strength": float("nan")}, "got strength nan"), ({}, {"strength": [1.0, 2.0]}, "or 6 of them, one a row"),
-    ({}, {"layers": (3, 3)}, "got rows 3 to 3"), ({"space": "b"}, {}, r"space b\) than the latents \(a\)"),
-    ({"vectors": torch.ones(1, 3, 5)}, {}, r"direction of \[3, 5\]"),
-    ({"vectors": torch.ones(1, 1, 4)}, {}, r"expected \[1, 5\]"),
-    ({"vectors": torch.ones(2, 1, 5), "scale": torch.ones(2), "names": ("x", "y")}, {}, "got 2 directions"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("direction", "arguments", "words"),
+    [
+        ({}, {"strength": float("nan")}, "got strength nan"),
+        ({}, {"strength": [1.0, 2.0]}, "or 6 of them, one a row"),
+        ({}, {"layers": (3, 3)}, "got rows 3 to 3"),
+        ({"space": "b"}, {}, r"space b\) than the latents \(a\)"),
+        ({"vectors": torch.ones(1, 3, 5)}, {}, r"direction of \[3, 5\]"),
+        ({"vectors": torch.ones(1, 1, 4)}, {}, r"expected \[1, 5\]"),
+        ({"vectors": torch.ones(2, 1, 5), "scale": torch.ones(2), "names": ("x", "y")}, {}, "got 2 directions"),
+    ],
+)
 def test_edits_that_do_not_fit_are_refused(direction: dict[str, Any], arguments: dict[str, Any], words: str) -> None:
     one: dict[str, Any] = {"vectors": torch.ones(1, 1, 5), "scale": torch.ones(1), "names": ("x",), "space": "a"}
     latents, given = Latents(torch.zeros(2, 6, 5), space="a"), Directions(**(one | direction))
@@ -161,11 +173,18 @@ def test_directions_are_chosen_by_place_and_by_name() -> None:
         found[4:]
 
 
-@pytest.mark.parametrize(("changes", "words"), [
-    ({"vectors": torch.ones(2, 5)}, r"shape \[2, 5\]"), ({"vectors": torch.ones(0, 1, 5)}, r"shape \[0, 1, 5\]"),
-    ({"scale": torch.ones(3)}, "2 vectors"), ({"names": ("x",)}, "2 vectors"), ({"names": ("x", "x")}, "x, x"),
-    ({"vectors": torch.full((2, 1, 5), torch.nan)}, "NaN"), ({"scale": torch.tensor([1.0, torch.inf])}, "NaN"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"vectors": torch.ones(2, 5)}, r"shape \[2, 5\]"),
+        ({"vectors": torch.ones(0, 1, 5)}, r"shape \[0, 1, 5\]"),
+        ({"scale": torch.ones(3)}, "2 vectors"),
+        ({"names": ("x",)}, "2 vectors"),
+        ({"names": ("x", "x")}, "x, x"),
+        ({"vectors": torch.full((2, 1, 5), torch.nan)}, "NaN"),
+        ({"scale": torch.tensor([1.0, torch.inf])}, "NaN"),
+    ],
+)
 def test_directions_that_are_none_are_refused(changes: dict[str, Any], words: str) -> None:
     two: dict[str, Any] = {"vectors": torch.ones(2, 1, 5), "scale": torch.ones(2), "names": ("x", "y")}
     with pytest.raises(ValueError, match=words):
@@ -178,8 +197,11 @@ def test_from_one_group_to_another() -> None:
     found = between(first, second, "older")
     torch.testing.assert_close(edit(first, found, 1.0).ws.mean(0), second.ws.mean(0))
     assert found.names == ("older",) and found.space == made.space()
-    for other, words in ((first, "same mean"), (Latents(second.ws, space="b"), "two mapping networks"),
-                         (Latents(torch.zeros(1, 3, 5)), r"\[6, 5\] and \[3, 5\]")):  # fmt: skip
+    for other, words in (
+        (first, "same mean"),
+        (Latents(second.ws, space="b"), "two mapping networks"),
+        (Latents(torch.zeros(1, 3, 5)), r"\[6, 5\] and \[3, 5\]"),
+    ):
         with pytest.raises(ValueError, match=words):
             between(first, other, "older")
 
@@ -192,8 +214,12 @@ def test_a_boundary_separates_high_scores_from_low_ones() -> None:
         found = boundary(latents, given, "smile")
         assert (found.vectors[0, 0] @ AXES[3]) >= 0.97  # the sign is that of the scores
     torch.testing.assert_close(found.scale, torch.tensor([2.0]), rtol=0.3, atol=0)
-    for few, given, words in ((latents[:19], scores[:19], "got 19"), (latents, scores[:9], "a finite score for each"),
-                              (latents, torch.ones(300), "not all the same"), (latents, scores * torch.nan, "finite")):
+    for few, given, words in (
+        (latents[:19], scores[:19], "got 19"),
+        (latents, scores[:9], "a finite score for each"),
+        (latents, torch.ones(300), "not all the same"),
+        (latents, scores * torch.nan, "finite"),
+    ):
         with pytest.raises(ValueError, match=words):
             boundary(few, given, "smile")
 
@@ -210,8 +236,11 @@ def test_a_boundary_is_a_direction_of_w_whatever_the_spread_of_its_columns() -> 
 
 def test_a_file_gives_the_directions_back_bit_for_bit(tmp_path: Path) -> None:
     made, path = known(), tmp_path / "x.safetensors"
-    for directions in (principal(made, 3), sefa(made, 2, layers=(0, 3)), between(sample(made, [1]), sample(made, [2]),
-                                                                                 "older")):  # fmt: skip
+    for directions in (
+        principal(made, 3),
+        sefa(made, 2, layers=(0, 3)),
+        between(sample(made, [1]), sample(made, [2]), "older"),
+    ):
         save_directions(directions, path, {"by": "me"})
         for back in (load_directions(path), load_directions(path, made)):
             assert torch.equal(back.vectors, directions.vectors) and torch.equal(back.scale, directions.scale)
@@ -234,11 +263,23 @@ def test_directions_of_other_programs(tmp_path: Path) -> None:
     torch.save(comp[0], tmp_path / "smile.pt")
     torch.save(comp[:1].expand(1, 6, 5).clone(), tmp_path / "pose.pt")
     torch.save({"mean": comp[0], "comp": comp, "std": std}, tmp_path / "pca.pt")
-    numpy.savez_compressed(tmp_path / "pca.npz", act_comp=comp, act_stdev=std, lat_comp=comp, lat_stdev=std,
-                           lat_mean=comp[0], var_ratio=std)  # fmt: skip
+    numpy.savez_compressed(
+        tmp_path / "pca.npz",
+        act_comp=comp,
+        act_stdev=std,
+        lat_comp=comp,
+        lat_stdev=std,
+        lat_mean=comp[0],
+        var_ratio=std,
+    )
     one = torch.ones(1)
-    for name, vectors, scale in (("age.npy", comp[:1], one), ("smile.pt", comp[:1], one), ("pca.pt", comp, std),
-                                 ("pose.pt", comp[:1].expand(1, 6, 5), one), ("pca.npz", comp, std)):  # fmt: skip
+    for name, vectors, scale in (
+        ("age.npy", comp[:1], one),
+        ("smile.pt", comp[:1], one),
+        ("pca.pt", comp, std),
+        ("pose.pt", comp[:1].expand(1, 6, 5), one),
+        ("pca.npz", comp, std),
+    ):
         found = load_directions(tmp_path / name, made)
         assert torch.equal(found.vectors, vectors) and torch.equal(found.scale, scale), name
         assert found.space == made.space()
@@ -247,12 +288,19 @@ def test_directions_of_other_programs(tmp_path: Path) -> None:
     assert load_directions(tmp_path / "age.npy", made).names == ("age",) and found.names[6] == "pca 6"
 
 
-@pytest.mark.parametrize(("content", "words"), [
-    (torch.zeros(1, 4), r"\[1, 4\] rows and columns, expected \[1, 5\]"), (torch.zeros(1, 3, 5), r"\[3, 5\] rows"),
-    (torch.zeros(0, 5), "vectors of shape"), (torch.zeros(1, 1, 1, 5), "no directions"),
-    ({"a": torch.zeros(5), "b": torch.zeros(5)}, r"holds \['a', 'b'\]"), ({"std": torch.zeros(5)}, "no directions"),
-    ({"comp": torch.zeros(3, 1, 5), "std": torch.zeros(2)}, "3 vectors"), (torch.full((1, 5), torch.nan), "NaN"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (torch.zeros(1, 4), r"\[1, 4\] rows and columns, expected \[1, 5\]"),
+        (torch.zeros(1, 3, 5), r"\[3, 5\] rows"),
+        (torch.zeros(0, 5), "vectors of shape"),
+        (torch.zeros(1, 1, 1, 5), "no directions"),
+        ({"a": torch.zeros(5), "b": torch.zeros(5)}, r"holds \['a', 'b'\]"),
+        ({"std": torch.zeros(5)}, "no directions"),
+        ({"comp": torch.zeros(3, 1, 5), "std": torch.zeros(2)}, "3 vectors"),
+        (torch.full((1, 5), torch.nan), "NaN"),
+    ],
+)
 def test_foreign_files_that_are_no_directions_of_this_generator(tmp_path: Path, content: Any, words: str) -> None:
     torch.save(content, tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match=words):

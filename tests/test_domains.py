@@ -15,20 +15,15 @@ from safetensors.torch import load_file, save_file
 from tiny import changed, copied, generator, guide, rng
 from torch import Tensor
 
-from nada_core.adapt import AdaptConfig, adapt
-from nada_core.checkpoints import load_generator, save_generator
-from nada_core.clip import TextShift
-from nada_core.domains import Domain, load_domain, read_domain, save_domain
-from nada_core.files import (
-    CheckpointError,
-    DamagedCheckpointError,
-    UnsupportedCheckpointError,
-    read_metadata,
-    write_safetensors,
-    write_torch,
-)
-from nada_core.generators import Generator
-from nada_core.layers import LayerChoice, count_trained
+from nada_core.adaptation.adapt import adapt
+from nada_core.adaptation.config import AdaptConfig, LayerChoice
+from nada_core.adaptation.layer_selection import count_trained
+from nada_core.guidance.shifts import TextShift
+from nada_core.io.errors import CheckpointError, DamagedCheckpointError, UnsupportedCheckpointError
+from nada_core.io.metadata import read_metadata, write_safetensors, write_torch
+from nada_core.models.checkpoints import load_generator, save_generator
+from nada_core.models.domain import Domain, load_domain, read_domain, save_domain
+from nada_core.models.generator import Generator
 
 MOVED = ("synthesis.b8.conv0.weight", "synthesis.b8.conv0.bias", "synthesis.b4.const")
 
@@ -134,12 +129,18 @@ def test_another_generator_is_refused() -> None:
         domain().apply(generator(rng=rng(8)))
 
 
-@pytest.mark.parametrize(("changes", "words"), [
-    ({"synthesis.b32.conv0.weight": torch.zeros(1), "x": torch.zeros(1)}, r"changes 2 parameters.*b32\.conv0\.weight"),
-    ({"mapping.w_avg": torch.zeros(5)}, r"changes 1 parameters.*w_avg"),  # a buffer
-    ({"synthesis.b4.const": torch.zeros(8, 4, 5)}, r"b4\.const of shape \[8, 4, 5\], expected \[8, 4, 4\]"),
-    ({"synthesis.b4.const": torch.tensor(0.0)}, r"b4\.const of shape \[\]"),  # which would broadcast
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"synthesis.b32.conv0.weight": torch.zeros(1), "x": torch.zeros(1)},
+            r"changes 2 parameters.*b32\.conv0\.weight",
+        ),
+        ({"mapping.w_avg": torch.zeros(5)}, r"changes 1 parameters.*w_avg"),  # a buffer
+        ({"synthesis.b4.const": torch.zeros(8, 4, 5)}, r"b4\.const of shape \[8, 4, 5\], expected \[8, 4, 4\]"),
+        ({"synthesis.b4.const": torch.tensor(0.0)}, r"b4\.const of shape \[\]"),  # which would broadcast
+    ],
+)
 def test_changes_that_do_not_fit_are_refused(changes: dict[str, Tensor], words: str) -> None:
     source = generator()
     before = copied(source.state_dict())
@@ -182,9 +183,9 @@ def test_a_domain_without_a_change_can_be_written(tmp_path: Path) -> None:
     assert bits(load_domain(generator(), path)) == bits(generator())
 
 
-@pytest.mark.parametrize(("value", "half", "words"), [
-    (1e5, True, "in float16; .*or without half"), (math.nan, False, "NaN"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("value", "half", "words"), [(1e5, True, "in float16; .*or without half"), (math.nan, False, "NaN")]
+)
 def test_numbers_no_file_could_hold_are_refused(tmp_path: Path, value: float, half: bool, words: str) -> None:
     path = tmp_path / "sketch.safetensors"
     path.write_bytes(b"somebody's work")
@@ -204,9 +205,12 @@ def test_other_files_are_told_for_what_they_are(tmp_path: Path) -> None:
     write_safetensors(tmp_path / "run.safetensors", {"rng": torch.zeros(1)}, {"kind": "nada_run"})
     save_file({"visual.x": torch.zeros(1)}, tmp_path / "clip.safetensors")
     write_torch(tmp_path / "g.pt", {"g_ema": {"x": torch.zeros(1)}})
-    for name, words in (("g.safetensors", "a generator saved by this package; load it with load_generator"),
-                        ("run.safetensors", "the autosave of a run"), ("clip.safetensors", r"begin with \['visual\.x"),
-                        ("g.pt", r"begin with \['g_ema\.x")):  # fmt: skip
+    for name, words in (
+        ("g.safetensors", "a generator saved by this package; load it with load_generator"),
+        ("run.safetensors", "the autosave of a run"),
+        ("clip.safetensors", r"begin with \['visual\.x"),
+        ("g.pt", r"begin with \['g_ema\.x"),
+    ):
         with pytest.raises(UnsupportedCheckpointError, match=words):
             read_domain(tmp_path / name)
     with pytest.raises(CheckpointError, match="no such file"):
@@ -216,14 +220,17 @@ def test_other_files_are_told_for_what_they_are(tmp_path: Path) -> None:
         load_generator(tmp_path / "sketch.safetensors")
 
 
-@pytest.mark.parametrize(("told", "fault", "words"), [
-    ({"version": "4"}, UnsupportedCheckpointError, "format version 4, known is 3"),
-    ({"version": '"new"'}, UnsupportedCheckpointError, "format version new"),
-    ({"version": "{"}, DamagedCheckpointError, "description cannot be read"),
-    ({"version": None}, DamagedCheckpointError, "KeyError: 'version'"),
-    ({"space": None}, DamagedCheckpointError, "KeyError: 'space'"),
-    ({"provenance": "[1]"}, DamagedCheckpointError, "description cannot be read"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("told", "fault", "words"),
+    [
+        ({"version": "4"}, UnsupportedCheckpointError, "format version 4, known is 3"),
+        ({"version": '"new"'}, UnsupportedCheckpointError, "format version new"),
+        ({"version": "{"}, DamagedCheckpointError, "description cannot be read"),
+        ({"version": None}, DamagedCheckpointError, "KeyError: 'version'"),
+        ({"space": None}, DamagedCheckpointError, "KeyError: 'space'"),
+        ({"provenance": "[1]"}, DamagedCheckpointError, "description cannot be read"),
+    ],
+)
 def test_descriptions_that_cannot_be_read(tmp_path: Path, told: dict[str, Any], fault: type, words: str) -> None:
     path = tmp_path / "sketch.safetensors"
     save_domain(domain(), path)
@@ -289,8 +296,9 @@ def test_kernels_that_were_modulated_are_stored_as_gains(tmp_path: Path) -> None
             torch.testing.assert_close(weight, source[name] + strength * (there[name] - source[name]))
 
 
-@pytest.mark.parametrize(("name", "gain"), [("synthesis.b8.conv1.weight", 3), ("synthesis.b8.conv1.bias", 4),
-                                             ("nobody.weight", 4)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "gain"), [("synthesis.b8.conv1.weight", 3), ("synthesis.b8.conv1.bias", 4), ("nobody.weight", 4)]
+)
 def test_gains_of_another_generator_are_refused(name: str, gain: int) -> None:
     made = Domain({}, generator().space(), {}, {name: torch.ones(gain)})
     with pytest.raises(ValueError, match="Load the generator the adaptation started from"):
@@ -307,7 +315,10 @@ def test_what_is_not_of_low_rank_is_stored_as_it_is(tmp_path: Path) -> None:
 
 def test_factors_that_do_not_fit_are_damage(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
-    write_safetensors(path, {"a.left": torch.ones(3, 1), "a.right": torch.ones(1, 4)},
-                      {"kind": "nada_domain", "version": "2", "space": "x", "shapes": '{"a": [3, 5]}'})  # fmt: skip
+    write_safetensors(
+        path,
+        {"a.left": torch.ones(3, 1), "a.right": torch.ones(1, 4)},
+        {"kind": "nada_domain", "version": "2", "space": "x", "shapes": '{"a": [3, 5]}'},
+    )
     with pytest.raises(DamagedCheckpointError, match="factors of a kernel that do not fit"):
         read_domain(path)

@@ -14,10 +14,11 @@ from test_identity import bent, by_hand, normed, pictures, trunk_by_hand
 from tiny import copied, rng
 from torch import Tensor
 
-from nada_core.checkpoints import load_generator, save_generator
-from nada_core.encoders import Encoder, load_encoder
-from nada_core.files import CheckpointError, DamagedCheckpointError, UnsupportedCheckpointError, write_torch
-from nada_core.latents import render
+from nada_core.io.errors import CheckpointError, DamagedCheckpointError, UnsupportedCheckpointError
+from nada_core.io.metadata import write_torch
+from nada_core.latents.encoder import Encoder, load_encoder
+from nada_core.latents.sampling import render
+from nada_core.models.checkpoints import load_generator, save_generator
 
 KINDS = ("psp", "e4e", "restyle-psp", "restyle-e4e")
 
@@ -37,8 +38,10 @@ def head(state: dict[str, Tensor], row: int, x: Tensor) -> Tensor:
 
 def maps_by_hand(state: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The last maps of the last three stages: coarse, middle, fine."""
-    x = bent(normed(state, "input_layer.1", F.conv2d(x, state["input_layer.0.weight"], padding=1)),
-             state["input_layer.2.weight"])
+    x = bent(
+        normed(state, "input_layer.1", F.conv2d(x, state["input_layer.0.weight"], padding=1)),
+        state["input_layer.2.weight"],
+    )
     found = []
     for index in range(8):
         x = by_hand(state, f"body.{index}", 2 if index in (0, 2, 4, 7) else 1, x)
@@ -201,8 +204,9 @@ def test_the_resnet_variants_load(tmp_path: Path, kind: str) -> None:
         if f"{unit}.downsample.0.weight" in state:
             x = normed(state, f"{unit}.downsample.1", F.conv2d(x, state[f"{unit}.downsample.0.weight"], None, stride))
         x = (x + y).relu()
-    torch.testing.assert_close(encoder.encode(seen, 1).ws[:, 0], decoder().w_avg + head(state, 0, x), rtol=1e-3,
-                               atol=1e-4)
+    torch.testing.assert_close(
+        encoder.encode(seen, 1).ws[:, 0], decoder().w_avg + head(state, 0, x), rtol=1e-3, atol=1e-4
+    )
 
 
 # ---- cars ---------------------------------------------------------------------------------------------------------
@@ -278,23 +282,31 @@ def changed(change: str) -> dict[str, Any]:
     elif change == "missing":
         del state["encoder.latlayer1.bias"]
     elif change == "heads":
-        made["state_dict"] = {name: value for name, value in state.items()
-                              if not (name.startswith("encoder.") and ".convs." in name)}
+        made["state_dict"] = {
+            name: value for name, value in state.items() if not (name.startswith("encoder.") and ".convs." in name)
+        }
     elif change == "half a decoder":
         del state["decoder.style.1.bias"]
     return made
 
 
-@pytest.mark.parametrize(("change", "kind", "told"), [
-    ("type", UnsupportedCheckpointError, "'BackboneEncoderUsingLastLayerIntoW'; known are GradualStyleEncoder"),
-    ("no type", UnsupportedCheckpointError, "encoder type None"), ("decoder", CheckpointError, "without its decoder"),
-    ("encoder", UnsupportedCheckpointError, "load it with load_generator"),
-    ("StyleGAN3", UnsupportedCheckpointError, "no StyleGAN2"), ("rows", CheckpointError, "7 rows"),
-    ("pyramid", CheckpointError, "does not fit its type"), ("labels", UnsupportedCheckpointError, "19 channels"),
-    ("mean", CheckpointError, r"latent_avg has shape \[3, 6\]"), ("missing", CheckpointError, r"latlayer1\.bias"),
-    ("heads", CheckpointError, "does not fit its type"),
-    ("half a decoder", CheckpointError, r"its decoder.*style\.1\.bias"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "kind", "told"),
+    [
+        ("type", UnsupportedCheckpointError, "'BackboneEncoderUsingLastLayerIntoW'; known are GradualStyleEncoder"),
+        ("no type", UnsupportedCheckpointError, "encoder type None"),
+        ("decoder", CheckpointError, "without its decoder"),
+        ("encoder", UnsupportedCheckpointError, "load it with load_generator"),
+        ("StyleGAN3", UnsupportedCheckpointError, "no StyleGAN2"),
+        ("rows", CheckpointError, "7 rows"),
+        ("pyramid", CheckpointError, "does not fit its type"),
+        ("labels", UnsupportedCheckpointError, "19 channels"),
+        ("mean", CheckpointError, r"latent_avg has shape \[3, 6\]"),
+        ("missing", CheckpointError, r"latlayer1\.bias"),
+        ("heads", CheckpointError, "does not fit its type"),
+        ("half a decoder", CheckpointError, r"its decoder.*style\.1\.bias"),
+    ],
+)
 def test_other_and_damaged_encoders_say_what_is_wrong(tmp_path: Path, change: str, kind: type, told: str) -> None:
     path = tmp_path / "encoder.pt"
     write_torch(path, changed(change))

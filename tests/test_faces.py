@@ -14,7 +14,7 @@ import torch
 from tiny import rng
 from torch import Tensor
 
-from nada_core.faces import FacePoints, NoFaceError, align, find_face, find_faces
+from nada_core.latents.face_alignment import FacePoints, NoFaceError, align, find_face, find_faces
 
 SIZE = 256
 # Eyes 60 apart and a mouth 60 below them: the square is 240 wide, its centre 6 below the eyes (appendix A).
@@ -146,8 +146,17 @@ def test_points_are_read_from_text() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "120,150", "1 2 3 4", "a,b c,d e,f g,h", "1,2,3 4,5 6,7 8,9", "120,nan 180,150 125,220 175,220",
-             "120,150 180,150 125,220 175,220 150,190"])  # fmt: skip
+    "text",
+    [
+        "",
+        "120,150",
+        "1 2 3 4",
+        "a,b c,d e,f g,h",
+        "1,2,3 4,5 6,7 8,9",
+        "120,nan 180,150 125,220 175,220",
+        "120,150 180,150 125,220 175,220 150,190",
+    ],
+)
 def test_text_that_is_no_points(text: str) -> None:
     with pytest.raises(ValueError, match="got .* expected"):
         FacePoints.parse(text)
@@ -287,8 +296,9 @@ def test_without_the_detector_there_are_three_ways_on(monkeypatch: pytest.Monkey
 def test_a_real_face_is_found_and_a_cup_of_coffee_is_none() -> None:
     pytest.importorskip("mtcnnruntime")
     data = pytest.importorskip("skimage.data")
-    astronaut, coffee = (torch.from_numpy(picture()).permute(2, 0, 1)[None] / 127.5 - 1
-                         for picture in (data.astronaut, data.coffee))  # fmt: skip
+    astronaut, coffee = (
+        torch.from_numpy(picture()).permute(2, 0, 1)[None] / 127.5 - 1 for picture in (data.astronaut, data.coffee)
+    )
     face = find_face(astronaut)
     assert face.left_eye == pytest.approx((204, 101), abs=4) and face.right_eye == pytest.approx((247, 103), abs=4)
     mirrored = find_face(astronaut.flip(-1))

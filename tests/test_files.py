@@ -13,19 +13,16 @@ import pytest
 import torch
 from nvidia_pickle import Call, EasyDict, Global, dump, network, persistent
 
-from nada_core import files
-from nada_core.files import (
+from nada_core.io import checkpoint_file as files
+from nada_core.io.checkpoint_file import read_checkpoint, sha256
+from nada_core.io.errors import (
     CheckpointError,
     DamagedCheckpointError,
     UnsafeCheckpointError,
     UnsupportedCheckpointError,
-    read_checkpoint,
-    read_metadata,
-    sha256,
-    write_safetensors,
-    write_torch,
 )
-from nada_core.generators import StyleGAN2
+from nada_core.io.metadata import read_metadata, write_safetensors, write_torch
+from nada_core.models.stylegan2 import StyleGAN2
 
 
 def toy() -> StyleGAN2:
@@ -53,8 +50,13 @@ def test_safetensors_of_every_header_length(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("new_format", [True, False])
 def test_torch_archives_old_and_new(tmp_path: Path, new_format: bool) -> None:
-    content = {"g_ema": {"w": torch.ones(2)}, "latent_avg": torch.zeros(3), "args": argparse.Namespace(size=64, lr=0.1),
-               "g_optim": {"state": {0: {"exp_avg": torch.ones(9)}}}, "iter": 7}
+    content = {
+        "g_ema": {"w": torch.ones(2)},
+        "latent_avg": torch.zeros(3),
+        "args": argparse.Namespace(size=64, lr=0.1),
+        "g_optim": {"state": {0: {"exp_avg": torch.ones(9)}}},
+        "iter": 7,
+    }
     torch.save(content, tmp_path / "x.pt", _use_new_zipfile_serialization=new_format)
     raw = read_checkpoint(tmp_path / "x.pt")
     assert raw.container == "torch" and set(raw.tensors) == {"g_ema.w", "latent_avg"}
@@ -122,8 +124,12 @@ def test_the_description_of_a_file_of_ours(tmp_path: Path) -> None:
 
     told = described(version="2", provenance='{"seed": 3}', space="abc")
     assert told["provenance"] == {"seed": 3} and told["space"] == "abc" and described(version="1")["provenance"] == {}
-    for hints, words in (({"version": "3"}, "version 3, known is 2"), ({"version": "new"}, "cannot be read"),
-                         ({}, "KeyError"), ({"version": "1", "provenance": "[1]"}, "cannot be read")):  # fmt: skip
+    for hints, words in (
+        ({"version": "3"}, "version 3, known is 2"),
+        ({"version": "new"}, "cannot be read"),
+        ({}, "KeyError"),
+        ({"version": "1", "provenance": "[1]"}, "cannot be read"),
+    ):
         with pytest.raises(CheckpointError, match=words):
             described(**hints)
 
@@ -176,8 +182,11 @@ def test_hostile_torch_archives_run_nothing(tmp_path: Path) -> None:
 
 def test_a_pickle_cannot_change_the_reader(tmp_path: Path) -> None:
     """Setting state on a class or a function of the allow list leaves no trace for the next file."""
-    for module, name in (("torch.nn.modules.linear", "Linear"), ("dnnlib.util", "EasyDict"),
-                         ("torch_utils.persistence", "_reconstruct_persistent_obj")):
+    for module, name in (
+        ("torch.nn.modules.linear", "Linear"),
+        ("dnnlib.util", "EasyDict"),
+        ("torch_utils.persistence", "_reconstruct_persistent_obj"),
+    ):
         reference = Global(module, name).reference
         state = b"N}X\x0a\x00\x00\x00class_nameX\x04\x00\x00\x00evils\x86"  # (None, {"class_name": "evil"})
         (tmp_path / "x.pkl").write_bytes(b"\x80\x03c" + reference + state + b"b.")
@@ -252,10 +261,14 @@ def test_weights_that_are_not_numbers(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Sparse invariant")
-@pytest.mark.parametrize(("value", "words"), [
-    (torch.eye(3).to_sparse(), "a is not a plain tensor"), (torch.empty(3, device="meta"), "a is not a plain tensor"),
-    (torch.zeros(1).expand(10**6, 10**6, 100), "a claims .* more than the whole file holds"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (torch.eye(3).to_sparse(), "a is not a plain tensor"),
+        (torch.empty(3, device="meta"), "a is not a plain tensor"),
+        (torch.zeros(1).expand(10**6, 10**6, 100), "a claims .* more than the whole file holds"),
+    ],
+)
 def test_tensors_that_are_no_plain_numbers_are_refused(tmp_path: Path, value: torch.Tensor, words: str) -> None:
     torch.save({"a": value}, tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match=words):

@@ -6,9 +6,13 @@ import pytest
 import torch
 
 from nada_core import load_generator, load_guide
-from nada_core.identity import load_identity
-from nada_core.portraits import SOURCE, STYLES, fit_generator, fit_guide, fit_identity, fit_judge, render
+from nada_core.models.arcface import load_identity
+from nada_core.portraits import SOURCE, STYLES, render
 from nada_core.portraits.content import Content
+from nada_core.portraits.fitting import generator as fit_generator
+from nada_core.portraits.fitting import guide as fit_guide
+from nada_core.portraits.fitting import identity as fit_identity
+from nada_core.portraits.fitting import judge as fit_judge
 from nada_core.portraits.judge import Judge
 from nada_core.portraits.render import ATTRIBUTES
 

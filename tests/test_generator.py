@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from nada_core.generators import FAMILIES, Generator, StyleGAN2, build
+from nada_core.models.checkpoints import FAMILIES, build
+from nada_core.models.generator import Generator
+from nada_core.models.stylegan2 import StyleGAN2
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -16,8 +18,14 @@ def rng(seed: int = 0) -> torch.Generator:
 
 
 def tiny(**changes: Any) -> StyleGAN2:
-    settings: dict[str, Any] = {"resolution": 16, "z_dim": 6, "w_dim": 5, "mapping_layers": 2, "widths": [8, 7, 4],
-                                "rng": rng()}
+    settings: dict[str, Any] = {
+        "resolution": 16,
+        "z_dim": 6,
+        "w_dim": 5,
+        "mapping_layers": 2,
+        "widths": [8, 7, 4],
+        "rng": rng(),
+    }
     generator = StyleGAN2(**(settings | changes))
     with torch.no_grad():
         for name, value in generator.named_parameters():
@@ -45,8 +53,12 @@ def test_style_channels_of_config_f() -> None:
     with torch.device("meta"):
         generator = StyleGAN2(1024)
     state = generator.state_dict()
-    channels = {kind: sum(len(state[f"synthesis.{layer.name}.affine.bias"])
-                          for layer in generator.layers() if layer.kind == kind) for kind in ("conv", "rgb")}
+    channels = {
+        kind: sum(
+            len(state[f"synthesis.{layer.name}.affine.bias"]) for layer in generator.layers() if layer.kind == kind
+        )
+        for kind in ("conv", "rgb")
+    }
     assert channels["conv"] == 6048 and sum(channels.values()) == 9088
 
 
@@ -71,8 +83,11 @@ def test_the_index_map_is_what_autograd_sees() -> None:
         ws[:, row] = 1.0  # an affine map's weight gets a gradient only from a row that is not zero
         generator.zero_grad(set_to_none=True)
         generator.synthesize(ws).square().sum().backward()
-        reached = {layer.name for layer in layers
-                   if generator.get_parameter(f"synthesis.{layer.name}.affine.weight").grad.abs().sum() > 0}  # type: ignore[union-attr]
+        reached = {
+            layer.name
+            for layer in layers
+            if generator.get_parameter(f"synthesis.{layer.name}.affine.weight").grad.abs().sum() > 0
+        }  # type: ignore[union-attr]
         assert reached == {layer.name for layer in layers if layer.w_index == row}
 
 
@@ -172,10 +187,17 @@ def test_space_is_the_mapping_network_alone() -> None:
     assert changed.space() != generator.space()
 
 
-@pytest.mark.parametrize(("changes", "words"), [
-    ({"resolution": 48}, "power of two"), ({"resolution": 8}, "power of two"), ({"mapping_layers": 0}, "1..8"),
-    ({"widths": [8, 8]}, "3 positive numbers"), ({"widths": [8, 8, 0]}, "3 positive numbers"), ({"z_dim": 0}, "z_dim"),
-])
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"resolution": 48}, "power of two"),
+        ({"resolution": 8}, "power of two"),
+        ({"mapping_layers": 0}, "1..8"),
+        ({"widths": [8, 8]}, "3 positive numbers"),
+        ({"widths": [8, 8, 0]}, "3 positive numbers"),
+        ({"z_dim": 0}, "z_dim"),
+    ],
+)
 def test_refuses_bad_settings(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         tiny(**changes)

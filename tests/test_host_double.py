@@ -112,12 +112,18 @@ def test_a_name_or_keyword_the_version_has_not_got_is_refused(host: Host) -> Non
 
     io = host.io
     for wrong in (
-        lambda: io.Int.Input("a", minimum=1), lambda: io.Float.Input("a", label_on="x"), lambda: io.Image.Input(),
-        lambda: io.Combo.Input("a", choices=[]), lambda: io.Custom("T").Output("a", optional=True),
-        lambda: io.Schema(node_id="a", loop_boundary=True), lambda: io.Schema(), lambda: io.NodeOutput(1, preview=2),
-        lambda: host.ui.ImageSaveHelper.save_images(pictures(), "a"), lambda: host.ui.PreviewText("a", "b"),
+        lambda: io.Int.Input("a", minimum=1),
+        lambda: io.Float.Input("a", label_on="x"),
+        lambda: io.Image.Input(),
+        lambda: io.Combo.Input("a", choices=[]),
+        lambda: io.Custom("T").Output("a", optional=True),
+        lambda: io.Schema(node_id="a", loop_boundary=True),
+        lambda: io.Schema(),
+        lambda: io.NodeOutput(1, preview=2),
+        lambda: host.ui.ImageSaveHelper.save_images(pictures(), "a"),
+        lambda: host.ui.PreviewText("a", "b"),
         lambda: comfy.model_management.free_memory(1, "cpu", forced=True),
-    ):  # fmt: skip
+    ):
         with pytest.raises(TypeError):
             wrong()
     with pytest.raises(AttributeError, match="make_contract"):
@@ -136,14 +142,19 @@ def test_object_info_has_the_shape_of_the_version(
     host = install(monkeypatch, tmp_path / "comfy", version)
     io = host.io
     cls = node(
-        host, name="Shown", schema={"hidden": [io.Hidden.unique_id], "is_output_node": True, "category": "a/b"},
-        inputs=[io.Custom("THING").Input("thing", optional=True, tooltip="t"),
-                io.Int.Input("seed", default=1, min=0, max=9, control_after_generate=True,
-                             display_mode=io.NumberDisplay.slider),
-                io.String.Input("text", multiline=True, dynamic_prompts=False, force_input=True),
-                io.Combo.Input("mode", options=["a", "b"], upload=io.UploadType.image)],
+        host,
+        name="Shown",
+        schema={"hidden": [io.Hidden.unique_id], "is_output_node": True, "category": "a/b"},
+        inputs=[
+            io.Custom("THING").Input("thing", optional=True, tooltip="t"),
+            io.Int.Input(
+                "seed", default=1, min=0, max=9, control_after_generate=True, display_mode=io.NumberDisplay.slider
+            ),
+            io.String.Input("text", multiline=True, dynamic_prompts=False, force_input=True),
+            io.Combo.Input("mode", options=["a", "b"], upload=io.UploadType.image),
+        ],
         outputs=[io.Image.Output(), io.String.Output("words", tooltip="w")],
-    )  # fmt: skip
+    )
     info = Executor(host, [cls]).object_info()["Shown"]
     assert list(info) == VERSIONS[version]["io"]["node_info"]
     assert info["input"] == {
@@ -199,8 +210,13 @@ def test_2_the_class_is_a_locked_copy_with_hidden(host: Host) -> None:
         inputs = known.prompt["1"]["inputs"]
         return host.io.NodeOutput(f"{known.unique_id} {known.extra_pnginfo} {inputs} {known.dynprompt}")
 
-    asks = node(host, [host.io.Int.Input("number")], [host.io.String.Output("text")], execute=execute,
-                schema={"hidden": [hidden.unique_id, hidden.prompt], "is_output_node": True})  # fmt: skip
+    asks = node(
+        host,
+        [host.io.Int.Input("number")],
+        [host.io.String.Output("text")],
+        execute=execute,
+        schema={"hidden": [hidden.unique_id, hidden.prompt], "is_output_node": True},
+    )
     result = Executor(host, [asks]).run({"1": {"class_type": "Node", "inputs": {"number": 3}}}, {"workflow": 1})
     assert result["1"] == ("1 {'workflow': 1} {'number': 3} None",) and asks.hidden is None
 
@@ -245,10 +261,18 @@ def test_7_validation_and_fingerprint_see_constants_only(host: Host) -> None:
 
     io = host.io
     inputs = [io.Int.Input("number"), io.String.Input("linked"), io.Int.Input("absent", optional=True)]
-    asks = node(host, inputs, execute=lambda cls, number, linked: None, validate_inputs=validate,
-                fingerprint_inputs=fingerprint, schema={"is_output_node": True})  # fmt: skip
-    prompt = {"1": {"class_type": "Node", "inputs": {"number": "3", "linked": ["2", 0], "unknown": 1}},
-              "2": {"class_type": "PreviewAny", "inputs": {"source": "text"}}}  # fmt: skip
+    asks = node(
+        host,
+        inputs,
+        execute=lambda cls, number, linked: None,
+        validate_inputs=validate,
+        fingerprint_inputs=fingerprint,
+        schema={"is_output_node": True},
+    )
+    prompt = {
+        "1": {"class_type": "Node", "inputs": {"number": "3", "linked": ["2", 0], "unknown": 1}},
+        "2": {"class_type": "PreviewAny", "inputs": {"source": "text"}},
+    }
     executor = Executor(host, [asks])
     assert executor.run(prompt).check().executed == ["2", "1"]
     assert seen == {"validate": (3, None, "not passed", False), "fingerprint": ({"number": 3, "linked": None}, True)}
@@ -310,8 +334,9 @@ def with_grad() -> torch.Tensor:
 @pytest.mark.parametrize("case", BAD_OUTPUTS)
 def test_9_outputs_are_those_of_the_schema(host: Host, case: str) -> None:
     io_type, make, said = BAD_OUTPUTS[case]
-    bad = node(host, [], [host.io.Custom(io_type).Output("out")],
-               execute=torch.inference_mode(False)(lambda cls: make()))  # fmt: skip
+    bad = node(
+        host, [], [host.io.Custom(io_type).Output("out")], execute=torch.inference_mode(False)(lambda cls: make())
+    )
     with pytest.raises(Violation, match=said):
         call(host, bad)
 
@@ -353,10 +378,16 @@ def poison(thing: Thing) -> None:
 
 
 SPOILERS = {
-    spoil_content: "weight.*content", spoil_buffer: "running_mean.*content", spoil_flags: "requires_grad",
-    spoil_mode: "training.*value changed", spoil_list: "rows.*changed", spoil_history: "history.*changed",
-    spoil_cache: "kernel.*is new", spoil_name: "name.*value changed", poison: "weight.*inference mode",
-}  # fmt: skip
+    spoil_content: "weight.*content",
+    spoil_buffer: "running_mean.*content",
+    spoil_flags: "requires_grad",
+    spoil_mode: "training.*value changed",
+    spoil_list: "rows.*changed",
+    spoil_history: "history.*changed",
+    spoil_cache: "kernel.*is new",
+    spoil_name: "name.*value changed",
+    poison: "weight.*inference mode",
+}
 
 
 @pytest.mark.parametrize("spoil", SPOILERS, ids=lambda spoil: spoil.__name__)
@@ -385,8 +416,9 @@ def test_10_reading_is_no_change_and_pictures_count_too(host: Host) -> None:
     bad = node(host, [host.io.Image.Input("image")], execute=lambda cls, image: (image.mul_(0.5), None)[1])
     with pytest.raises(Violation, match="changed its input image"):
         call(host, bad, image=pictures())
-    draws = node(host, [host.io.Custom("RNG").Input("rng")],
-                 execute=lambda cls, rng: (torch.rand(1, generator=rng), None)[1])  # fmt: skip
+    draws = node(
+        host, [host.io.Custom("RNG").Input("rng")], execute=lambda cls, rng: (torch.rand(1, generator=rng), None)[1]
+    )
     with pytest.raises(Violation, match="random state"):
         call(host, draws, rng=torch.Generator())
 
@@ -425,17 +457,27 @@ def test_global_state_stays_and_is_put_back(host: Host, what: str) -> None:
 
 
 def errors(host: Host, cls: Any, **inputs: Any) -> list[tuple[str, str | None]]:
-    prompt = {"1": {"class_type": "Node", "inputs": inputs},
-              "2": {"class_type": "PreviewAny", "inputs": {"source": "x"}},
-              "3": {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}}}  # fmt: skip
+    prompt = {
+        "1": {"class_type": "Node", "inputs": inputs},
+        "2": {"class_type": "PreviewAny", "inputs": {"source": "x"}},
+        "3": {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}},
+    }
     return [(error.type, error.input_name) for error in Executor(host, [cls]).validate(prompt)]
 
 
 def limited(host: Host, **functions: Any) -> Any:
     io = host.io
-    return node(host, [io.Float.Input("lr", min=0, max=1), io.Combo.Input("file", options=["a"]),
-                       io.Custom("THING").Input("thing", optional=True)],
-                [io.String.Output("text")], execute=lambda cls, **_: ("x",), **functions)  # fmt: skip
+    return node(
+        host,
+        [
+            io.Float.Input("lr", min=0, max=1),
+            io.Combo.Input("file", options=["a"]),
+            io.Custom("THING").Input("thing", optional=True),
+        ],
+        [io.String.Output("text")],
+        execute=lambda cls, **_: ("x",),
+        **functions,
+    )
 
 
 def test_the_hosts_own_checks(host: Host) -> None:
@@ -464,8 +506,10 @@ def test_the_traps_of_validate_inputs(host: Host) -> None:
     everything = limited(host, validate_inputs=lambda cls, **_: True)
     assert errors(host, everything, lr=-5, file="b") == []
     complains = limited(host, validate_inputs=lambda cls, lr, file: "no")
-    assert errors(host, complains, lr=0, file="a") == [("custom_validation_failed", "lr"),
-                                                       ("custom_validation_failed", "file")]  # fmt: skip
+    assert errors(host, complains, lr=0, file="a") == [
+        ("custom_validation_failed", "lr"),
+        ("custom_validation_failed", "file"),
+    ]
     mute = limited(host, validate_inputs=lambda cls: "nobody hears this")
     assert errors(host, mute, lr=0, file="a") == []
     raises = limited(host, validate_inputs=lambda cls, thing: True)
@@ -477,14 +521,21 @@ def test_the_traps_of_validate_inputs(host: Host) -> None:
 
 def counted(host: Host, **functions: Any) -> tuple[Any, list[int]]:
     runs: list[int] = []
-    cls = node(host, [host.io.Int.Input("seed")], [host.io.String.Output("text")],
-               execute=lambda cls, seed: (runs.append(seed), (str(seed),))[1], **functions)  # fmt: skip
+    cls = node(
+        host,
+        [host.io.Int.Input("seed")],
+        [host.io.String.Output("text")],
+        execute=lambda cls, seed: (runs.append(seed), (str(seed),))[1],
+        **functions,
+    )
     return cls, runs
 
 
 def prompt_of(seed: int, name: str = "1") -> dict[str, Any]:
-    return {name: {"class_type": "Node", "inputs": {"seed": seed}},
-            "2": {"class_type": "PreviewAny", "inputs": {"source": [name, 0]}}}  # fmt: skip
+    return {
+        name: {"class_type": "Node", "inputs": {"seed": seed}},
+        "2": {"class_type": "PreviewAny", "inputs": {"source": [name, 0]}},
+    }
 
 
 def test_an_unchanged_graph_comes_from_the_cache(host: Host) -> None:
@@ -497,8 +548,10 @@ def test_an_unchanged_graph_comes_from_the_cache(host: Host) -> None:
     assert executor.run(prompt_of(1, "7")).executed == [], "the id alone changes nothing"
     assert executor.run(prompt_of(2)).executed == ["1", "2"]
     assert executor.run(prompt_of(1)).executed == [], "since 0.23 what was replaced is kept"
-    twins = prompt_of(3) | {"3": {"class_type": "Node", "inputs": {"seed": 3}},
-                            "4": {"class_type": "PreviewAny", "inputs": {"source": ["3", 0]}}}  # fmt: skip
+    twins = prompt_of(3) | {
+        "3": {"class_type": "Node", "inputs": {"seed": 3}},
+        "4": {"class_type": "PreviewAny", "inputs": {"source": ["3", 0]}},
+    }
     assert (result := executor.run(twins)).executed == ["1", "2"] and result.cached == ["4"]
 
 
@@ -547,15 +600,32 @@ def test_a_failing_node_stops_the_run_and_keeps_what_was_done(host: Host) -> Non
 def test_lists_are_run_one_by_one(host: Host) -> None:
     io = host.io
     many = node(host, [], [io.Int.Output("n", is_output_list=True)], name="Many", execute=lambda cls: ([1, 2, 3],))
-    double = node(host, [io.Int.Input("n"), io.Int.Input("by")], [io.Int.Output("n")], name="Double",
-                  execute=lambda cls, n, by: (n * by,))  # fmt: skip
-    total = node(host, [io.Int.Input("n")], [io.Int.Output("n")], name="Sum", execute=lambda cls, n: (sum(n),),
-                 schema={"is_input_list": True, "is_output_node": True})  # fmt: skip
-    result = Executor(host, [many, double, total]).run({
-        "1": {"class_type": "Many", "inputs": {}},
-        "2": {"class_type": "Double", "inputs": {"n": ["1", 0], "by": 2}},
-        "3": {"class_type": "Sum", "inputs": {"n": ["2", 0]}},
-    }).check()  # fmt: skip
+    double = node(
+        host,
+        [io.Int.Input("n"), io.Int.Input("by")],
+        [io.Int.Output("n")],
+        name="Double",
+        execute=lambda cls, n, by: (n * by,),
+    )
+    total = node(
+        host,
+        [io.Int.Input("n")],
+        [io.Int.Output("n")],
+        name="Sum",
+        execute=lambda cls, n: (sum(n),),
+        schema={"is_input_list": True, "is_output_node": True},
+    )
+    result = (
+        Executor(host, [many, double, total])
+        .run(
+            {
+                "1": {"class_type": "Many", "inputs": {}},
+                "2": {"class_type": "Double", "inputs": {"n": ["1", 0], "by": 2}},
+                "3": {"class_type": "Sum", "inputs": {"n": ["2", 0]}},
+            }
+        )
+        .check()
+    )
     assert (result["1"], result["2"], result["3"]) == (([1, 2, 3],), ([2, 4, 6],), (12,))
 
 
@@ -677,8 +747,10 @@ def test_the_other_savers(host: Host) -> None:
     helper, kind = host.ui.ImageSaveHelper, host.io.FolderType.output
     host.args.disable_metadata = True
     webp = helper.get_save_animated_webp_ui(pictures(2), "film", cls=None, fps=8, lossless=True, quality=80, method=0)
-    assert webp.as_dict() == {"images": [{"filename": "film_00001_.webp", "subfolder": "", "type": "output"}],
-                              "animated": (True,)}  # fmt: skip
+    assert webp.as_dict() == {
+        "images": [{"filename": "film_00001_.webp", "subfolder": "", "type": "output"}],
+        "animated": (True,),
+    }
     png = helper.save_animated_png(pictures(2), "film", kind, None, 8, compress_level=1)
     assert png.filename == "film_00002_.png" and (host.output / png.filename).exists() and len(host.saved) == 2
     assert host.ui.PreviewText("words").as_dict() == {"text": ("words",)}
@@ -727,27 +799,56 @@ def test_a_workflow_of_the_page_becomes_a_prompt(host: Host) -> None:
         drawn.append((seed, text, image is not None))
         return host.io.NodeOutput(pictures())
 
-    source = node(host, [io.Int.Input("seed", min=0, max=2**32 - 1, control_after_generate=True),
-                         io.String.Input("text", multiline=True), io.Image.Input("image", optional=True)],
-                  [io.Image.Output("images")], name="Draw", execute=draw)  # fmt: skip
-    passes = node(host, [io.Image.Input("image"), io.Float.Input("strength", min=0, max=1)],
-                  [io.Image.Output("images")], name="Pass", execute=lambda cls, image, strength: (image,))  # fmt: skip
+    source = node(
+        host,
+        [
+            io.Int.Input("seed", min=0, max=2**32 - 1, control_after_generate=True),
+            io.String.Input("text", multiline=True),
+            io.Image.Input("image", optional=True),
+        ],
+        [io.Image.Output("images")],
+        name="Draw",
+        execute=draw,
+    )
+    passes = node(
+        host,
+        [io.Image.Input("image"), io.Float.Input("strength", min=0, max=1)],
+        [io.Image.Output("images")],
+        name="Pass",
+        execute=lambda cls, image, strength: (image,),
+    )
 
     def placed(id: int, kind: str, links: list[tuple[str, int]], out: list[int], values: Any, mode: int = 0) -> Any:
-        return {"id": id, "type": kind, "pos": [0, 0], "size": [200, 100], "flags": {}, "order": id, "mode": mode,
-                "inputs": [{"name": name, "type": "IMAGE", "link": link} for name, link in links],
-                "outputs": [{"name": "images", "type": "IMAGE", "links": out}], "properties": {},
-                "widgets_values": values}  # fmt: skip
+        return {
+            "id": id,
+            "type": kind,
+            "pos": [0, 0],
+            "size": [200, 100],
+            "flags": {},
+            "order": id,
+            "mode": mode,
+            "inputs": [{"name": name, "type": "IMAGE", "link": link} for name, link in links],
+            "outputs": [{"name": "images", "type": "IMAGE", "links": out}],
+            "properties": {},
+            "widgets_values": values,
+        }
 
     workflow = {
-        "version": 0.4, "last_node_id": 5, "last_link_id": 3, "groups": [], "config": {}, "extra": {},
-        "nodes": [placed(1, "Draw", [], [1], [7, "fixed", "a\n{b|c} // d"]),
-                  placed(2, "Draw", [("image", 1)], [2], [8, "randomize", "e"]),
-                  placed(3, "Pass", [("image", 2)], [3], [0.5], mode=4),
-                  placed(4, "PreviewImage", [("images", 3)], [], []),
-                  placed(5, "MarkdownNote", [], [], ["# Read me"])],
+        "version": 0.4,
+        "last_node_id": 5,
+        "last_link_id": 3,
+        "groups": [],
+        "config": {},
+        "extra": {},
+        "nodes": [
+            placed(1, "Draw", [], [1], [7, "fixed", "a\n{b|c} // d"]),
+            placed(2, "Draw", [("image", 1)], [2], [8, "randomize", "e"]),
+            placed(3, "Pass", [("image", 2)], [3], [0.5], mode=4),
+            placed(4, "PreviewImage", [("images", 3)], [], []),
+            placed(5, "MarkdownNote", [], [], ["# Read me"]),
+        ],
         "links": [[1, 1, 0, 2, 0, "IMAGE"], [2, 2, 0, 3, 0, "IMAGE"], [3, 3, 0, 4, 0, "IMAGE"]],
-    }  # fmt: skip
+    }
     executor = Executor(host, [source, passes])
     prompt = convert_ui_to_api(workflow, executor.object_info())
     assert {id: (entry["class_type"], entry["inputs"]) for id, entry in prompt.items()} == {

@@ -12,11 +12,12 @@ from safetensors.torch import save_file
 from tiny import generator, rng
 from torch import Tensor, nn
 
-from nada_core.checkpoints import save_generator
-from nada_core.files import CheckpointError, DamagedCheckpointError, UnsupportedCheckpointError, write_torch
-from nada_core.identity import ArcFace, Identity, SmallFace, load_identity
-from nada_core.images import resize
-from nada_core.irse import Sizes, Unit, fill, stage_starts, trunk_of
+from nada_core.io.errors import CheckpointError, DamagedCheckpointError, UnsupportedCheckpointError
+from nada_core.io.images import resize
+from nada_core.io.metadata import write_torch
+from nada_core.models.arcface import ArcFace, Identity, SmallFace, load_identity
+from nada_core.models.checkpoints import save_generator
+from nada_core.models.irse import Sizes, Unit, fill, stage_starts, trunk_of
 
 State = dict[str, Tensor]
 
@@ -39,8 +40,10 @@ def face(tmp_path: Path) -> Identity:
 
 
 def normed(state: State, name: str, x: Tensor) -> Tensor:
-    mean, var, scale, shift = (state[f"{name}.{part}"].reshape(1, -1, *[1] * (x.ndim - 2))
-                               for part in ("running_mean", "running_var", "weight", "bias"))
+    mean, var, scale, shift = (
+        state[f"{name}.{part}"].reshape(1, -1, *[1] * (x.ndim - 2))
+        for part in ("running_mean", "running_var", "weight", "bias")
+    )
     return (x - mean) / (var + 1e-5).sqrt() * scale + shift
 
 
@@ -58,13 +61,16 @@ def by_hand(state: State, unit: str, stride: int, x: Tensor) -> Tensor:
         y = y * ((y.mean((2, 3)) @ squeeze.T).clamp(min=0) @ excite.T).sigmoid()[:, :, None, None]
     if f"{unit}.shortcut_layer.0.weight" not in state:
         return y + x[:, :, ::stride, ::stride]
-    return y + normed(state, f"{unit}.shortcut_layer.1",
-                      F.conv2d(x, state[f"{unit}.shortcut_layer.0.weight"], None, stride))
+    return y + normed(
+        state, f"{unit}.shortcut_layer.1", F.conv2d(x, state[f"{unit}.shortcut_layer.0.weight"], None, stride)
+    )
 
 
 def trunk_by_hand(state: State, x: Tensor) -> Tensor:
-    x = bent(normed(state, "input_layer.1", F.conv2d(x, state["input_layer.0.weight"], padding=1)),
-             state["input_layer.2.weight"])
+    x = bent(
+        normed(state, "input_layer.1", F.conv2d(x, state["input_layer.0.weight"], padding=1)),
+        state["input_layer.2.weight"],
+    )
     for index in range(8):
         x = by_hand(state, f"body.{index}", 2 if index in (0, 2, 4, 7) else 1, x)
     return x
@@ -76,8 +82,14 @@ def test_a_unit_is_its_formula(index: int, stride: int, squeezed: int) -> None:
     state = irse(Draw(1), squeezed=squeezed)
     outputs, inputs = state[f"body.{index}.res_layer.1.weight"].shape[:2]
     unit = Unit(Sizes(inputs, outputs, squeezed), stride)
-    fill(unit, {name.removeprefix(f"body.{index}."): value for name, value in state.items()
-                if name.startswith(f"body.{index}.")})
+    fill(
+        unit,
+        {
+            name.removeprefix(f"body.{index}."): value
+            for name, value in state.items()
+            if name.startswith(f"body.{index}.")
+        },
+    )
     x = torch.randn(2, inputs, 6, 6, generator=rng(2))
     assert unit(x).shape == (2, outputs, 6 // stride, 6 // stride)
     torch.testing.assert_close(unit(x), by_hand(state, f"body.{index}", stride, x), rtol=1e-5, atol=1e-6)
@@ -213,12 +225,18 @@ def test_another_safetensors_is_not_taken_for_the_built_in_kind(tmp_path: Path) 
 # ---- refusals -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "guess"), [
-    ("visual.conv1.weight", "a CLIP model"), ("text_model.encoder.layers.0.mlp.fc1.weight", "a CLIP model"),
-    ("g_ema.conv1.conv.modulation.weight", "a generator; load it with load_generator"),
-    ("state_dict.module.encoder_q.layer4.0.conv1.weight", "MoCo"), ("layer4.0.conv1.weight", "a ResNet"),
-    ("input_layer.0.weight", "begin with"), ("body.0.res_layer.1.weight", "a trunk without"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "guess"),
+    [
+        ("visual.conv1.weight", "a CLIP model"),
+        ("text_model.encoder.layers.0.mlp.fc1.weight", "a CLIP model"),
+        ("g_ema.conv1.conv.modulation.weight", "a generator; load it with load_generator"),
+        ("state_dict.module.encoder_q.layer4.0.conv1.weight", "MoCo"),
+        ("layer4.0.conv1.weight", "a ResNet"),
+        ("input_layer.0.weight", "begin with"),
+        ("body.0.res_layer.1.weight", "a trunk without"),
+    ],
+)
 def test_other_files_are_told_apart(tmp_path: Path, name: str, guess: str) -> None:
     path = written(tmp_path / "file.pth", {name: torch.zeros(2, 2)})
     with pytest.raises(UnsupportedCheckpointError, match=guess) as told:
@@ -255,11 +273,18 @@ def broken(change: str) -> State:
     return state
 
 
-@pytest.mark.parametrize(("change", "told"), [
-    ("missing", r"missing are trunk\.body\.3\.res_layer\.4\.running_var"), ("unit", r"body\.\d"),
-    ("extra", "unexpected are"), ("shape", "another shape"), ("last", "no square map"), ("channels", "not 3"),
-    ("axes", r"body\.0\.res_layer\.1\.weight is of shape \[4, 4\]"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("missing", r"missing are trunk\.body\.3\.res_layer\.4\.running_var"),
+        ("unit", r"body\.\d"),
+        ("extra", "unexpected are"),
+        ("shape", "another shape"),
+        ("last", "no square map"),
+        ("channels", "not 3"),
+        ("axes", r"body\.0\.res_layer\.1\.weight is of shape \[4, 4\]"),
+    ],
+)
 def test_damaged_files_say_what_is_wrong(tmp_path: Path, change: str, told: str) -> None:
     path = written(tmp_path / "face.pth", broken(change))
     with pytest.raises(CheckpointError, match=told) as error:

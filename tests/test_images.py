@@ -8,18 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from nada_core.images import (
-    compare_grid,
-    from_pil,
-    from_uint8,
-    grid,
-    load_image,
-    resize,
-    save_image,
-    square,
-    to_pil,
-    to_uint8,
-)
+from nada_core.io.grid import compare_grid, grid
+from nada_core.io.images import from_pil, from_uint8, load_image, resize, save_image, square, to_pil, to_uint8
 
 
 def noise(n: int = 1, height: int = 16, width: int = 16) -> torch.Tensor:

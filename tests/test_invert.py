@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from nada_core import Latents, render, sample
-from nada_core.invert import PRESETS, InvertConfig, InvertStep, _normalise, _scatter, _structure, invert
-from nada_core.likeness import Likeness, psnr, refuse_blind
-from nada_core.ramps import ramp
+from nada_core.guidance.reconstruction import Likeness, psnr, refuse_blind
+from nada_core.latents.inversion import PRESETS, InvertConfig, InvertStep, _normalise, _scatter, _structure, invert
+from nada_core.runtime.schedules import ramp
 
 #: Pixels alone, without noise maps: quick, and enough for a generator of 16 pixels.
 PLAIN = InvertConfig(space="w", steps=60, lpips=0.0, id=0.0, maps=False, search=0.0)
@@ -83,11 +83,14 @@ def test_gradients_reach_the_picture(known: Tensor) -> None:
     assert (likeness(nearer, torch.arange(3)).sum() < likeness(images, torch.arange(3)).sum()).item()
 
 
-@pytest.mark.parametrize(("weights", "message"), [
-    ({"mse": 0.0}, "None of the terms mse has a weight"),
-    ({"mse": 1.0, "lpips": 0.8}, "lpips term weighs 0.8, but there is no network.*load_perceptual"),
-    ({"id": 0.1}, "id term weighs 0.1, but there is no network.*load_identity"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"mse": 0.0}, "None of the terms mse has a weight"),
+        ({"mse": 1.0, "lpips": 0.8}, "lpips term weighs 0.8, but there is no network.*load_perceptual"),
+        ({"id": 0.1}, "id term weighs 0.1, but there is no network.*load_identity"),
+    ],
+)
 def test_a_term_that_cannot_see_is_refused(weights: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         refuse_blind(weights, None, None)
@@ -130,8 +133,9 @@ def test_a_picture_alone_or_among_others(generator: tiny.StyleGAN2, known: Tenso
     assert torch.allclose(together.latents.ws[1:2], alone.latents.ws, atol=1e-4)
 
 
-def test_the_same_seed_gives_the_same_latents_and_changes_nothing_else(generator: tiny.StyleGAN2,
-                                                                       known: Tensor) -> None:  # fmt: skip
+def test_the_same_seed_gives_the_same_latents_and_changes_nothing_else(
+    generator: tiny.StyleGAN2, known: Tensor
+) -> None:
     config, before = replace(PLAIN, steps=5, search=0.05, maps=True), tiny.copied(generator.state_dict())
     state, pictures = torch.get_rng_state(), known.clone()
     first, second = invert(generator, known, config), invert(generator, known, config)
@@ -246,10 +250,14 @@ def test_pictures_of_any_size_and_kind(generator: tiny.StyleGAN2) -> None:
         assert found.images.shape == (shape[0], 3, 16, 16)
 
 
-@pytest.mark.parametrize(("images", "message"), [
-    (torch.zeros(1, 5, 16, 16), "channels"), (torch.zeros(1, 3, 1, 1), "1 x 1 pixels"),
-    (torch.full((1, 3, 16, 16), math.nan), "NaN"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(1, 5, 16, 16), "channels"),
+        (torch.zeros(1, 3, 1, 1), "1 x 1 pixels"),
+        (torch.full((1, 3, 16, 16), math.nan), "NaN"),
+    ],
+)
 def test_what_is_no_picture(generator: tiny.StyleGAN2, images: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         invert(generator, images, PLAIN)
@@ -257,8 +265,11 @@ def test_what_is_no_picture(generator: tiny.StyleGAN2, images: Tensor, message: 
 
 def test_latents_that_do_not_fit_are_refused(generator: tiny.StyleGAN2, known: Tensor) -> None:
     ws = sample(generator, range(3)).ws
-    for start, message in ((Latents(ws[:2]), "3 pictures and 2 latents"), (Latents(ws[:, :4]), r"\[4, 5\] rows"),
-                           (Latents(ws, space="elsewhere"), "another generator")):  # fmt: skip
+    for start, message in (
+        (Latents(ws[:2]), "3 pictures and 2 latents"),
+        (Latents(ws[:, :4]), r"\[4, 5\] rows"),
+        (Latents(ws, space="elsewhere"), "another generator"),
+    ):
         with pytest.raises(ValueError, match=message):
             invert(generator, known, PLAIN, start=start)
 
@@ -286,8 +297,9 @@ def test_a_loss_that_is_no_number_stops_the_work(generator: tiny.StyleGAN2, know
         invert(generator, known, replace(PLAIN, id=1.0), identity=blind)
 
 
-def test_too_little_memory_halves_the_batch(generator: tiny.StyleGAN2, known: Tensor,
-                                            monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_too_little_memory_halves_the_batch(
+    generator: tiny.StyleGAN2, known: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sizes: list[int] = []
     whole = type(generator).synthesize
 

@@ -13,8 +13,10 @@ import pytest
 import torch
 from tiny import generator, rng
 
-from nada_core.files import CheckpointError, read_checkpoint, write_safetensors
-from nada_core.latents import Latents, interpolate, load_latents, mix, render, sample, save_latents
+from nada_core.io.checkpoint_file import read_checkpoint
+from nada_core.io.errors import CheckpointError
+from nada_core.io.metadata import write_safetensors
+from nada_core.latents.sampling import Latents, interpolate, load_latents, mix, render, sample, save_latents
 
 
 def test_a_seed_gives_the_same_latent_whatever_its_neighbours_are() -> None:
@@ -79,11 +81,16 @@ def test_latents_fit_generators_with_the_same_mapping_and_no_others() -> None:
         render(made, Latents(latents.ws[:, :3]))
 
 
-@pytest.mark.parametrize(("count", "noise", "words"), [
-    (2, "random", r"got noise 'random'.*draw_noise"), (2, "loud", "got noise 'loud'"),
-    (2, (torch.zeros(3, 1, 4, 4),), r"noise map 0 has shape \[3, 1, 4, 4\]"), (2, (torch.zeros(4),), "noise map 0"),
-    (0, "const", "at least one latent"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("count", "noise", "words"),
+    [
+        (2, "random", r"got noise 'random'.*draw_noise"),
+        (2, "loud", "got noise 'loud'"),
+        (2, (torch.zeros(3, 1, 4, 4),), r"noise map 0 has shape \[3, 1, 4, 4\]"),
+        (2, (torch.zeros(4),), "noise map 0"),
+        (0, "const", "at least one latent"),
+    ],
+)
 def test_latents_refuse_what_gives_no_certain_picture(count: int, noise: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Latents(torch.zeros(count, 6, 5), noise)
@@ -93,8 +100,9 @@ def test_maps_as_a_generator_draws_them_are_taken() -> None:
     made = generator()
     latents = sample(made, range(3))
     pictures = render(made, replace(latents, noise=made.draw_noise(3, rng(2))), batch=2)
-    torch.testing.assert_close(pictures, made.synthesize(latents.ws, made.draw_noise(3, rng(2))).detach(), rtol=1e-4,
-                               atol=1e-5)  # fmt: skip
+    torch.testing.assert_close(
+        pictures, made.synthesize(latents.ws, made.draw_noise(3, rng(2))).detach(), rtol=1e-4, atol=1e-5
+    )
     with pytest.raises(ValueError, match="got batch 0"):
         render(made, latents, 0)
 
@@ -107,12 +115,19 @@ def test_labels() -> None:
     torch.testing.assert_close(second, made.map(z, torch.eye(3)[2].expand(2, 3), 0.7).detach())
 
 
-@pytest.mark.parametrize(("c_dim", "arguments", "words"), [
-    (0, {"seeds": []}, "at least one whole number"), (0, {"seeds": [1, -1]}, r"got seeds \[1, -1\]"),
-    (0, {"seeds": [1], "label": 0}, "has no classes"), (3, {"seeds": [1]}, "got label None.*from 0 to 2"),
-    (3, {"seeds": [1], "label": 3}, "got label 3"), (3, {"seeds": [1], "label": -1}, "got label -1"),
-    (0, {"seeds": [1], "cutoff": 7}, "cutoff is 7"), (0, {"seeds": [1], "psi": float("nan")}, "psi is nan"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("c_dim", "arguments", "words"),
+    [
+        (0, {"seeds": []}, "at least one whole number"),
+        (0, {"seeds": [1, -1]}, r"got seeds \[1, -1\]"),
+        (0, {"seeds": [1], "label": 0}, "has no classes"),
+        (3, {"seeds": [1]}, "got label None.*from 0 to 2"),
+        (3, {"seeds": [1], "label": 3}, "got label 3"),
+        (3, {"seeds": [1], "label": -1}, "got label -1"),
+        (0, {"seeds": [1], "cutoff": 7}, "cutoff is 7"),
+        (0, {"seeds": [1], "psi": float("nan")}, "psi is nan"),
+    ],
+)
 def test_what_does_not_fit_is_refused(c_dim: int, arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         sample(generator(c_dim=c_dim), **arguments)
@@ -123,8 +138,12 @@ def test_a_part_of_the_latents_draws_that_part_of_the_pictures(part: int | slice
     made = generator()
     latents = sample(made, range(5))
     rows = list(range(5))[part] if isinstance(part, slice) else [part]
-    for noise in ("none", made.draw_noise(1, rng(1)), [m[0, 0] for m in made.draw_noise(1, rng(1))],
-                  made.draw_noise(5, rng(2))):  # fmt: skip
+    for noise in (
+        "none",
+        made.draw_noise(1, rng(1)),
+        [m[0, 0] for m in made.draw_noise(1, rng(1))],
+        made.draw_noise(5, rng(2)),
+    ):
         whole = replace(latents, noise=noise)
         some = whole[part]
         assert torch.equal(some.ws, latents.ws[rows]) and some.space == made.space()
@@ -169,13 +188,19 @@ def test_one_latent_mixes_with_many() -> None:
     assert mix(Latents(one.ws), many).space == mix(many, Latents(one.ws)).space == made.space()
 
 
-@pytest.mark.parametrize(("second", "arguments", "words"), [
-    (Latents(torch.zeros(2, 6, 5), space="b"), {}, r"two mapping networks \(spaces a and b\)"),
-    (Latents(torch.zeros(2, 8, 5), space="a"), {}, r"\[6, 5\] and \[8, 5\]"),
-    (Latents(torch.zeros(3, 6, 5)), {}, "got 2 and 3 latents"), (None, {"rows": (2, 2)}, "got rows 2 to 2"),
-    (None, {"rows": (-1, 2)}, "got rows -1 to 2"), (None, {"rows": (0, 7)}, "0 <= first < last <= 6"),
-    (None, {"amount": float("inf")}, "got amount inf"), (None, {"amount": float("nan")}, "got amount nan"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("second", "arguments", "words"),
+    [
+        (Latents(torch.zeros(2, 6, 5), space="b"), {}, r"two mapping networks \(spaces a and b\)"),
+        (Latents(torch.zeros(2, 8, 5), space="a"), {}, r"\[6, 5\] and \[8, 5\]"),
+        (Latents(torch.zeros(3, 6, 5)), {}, "got 2 and 3 latents"),
+        (None, {"rows": (2, 2)}, "got rows 2 to 2"),
+        (None, {"rows": (-1, 2)}, "got rows -1 to 2"),
+        (None, {"rows": (0, 7)}, "0 <= first < last <= 6"),
+        (None, {"amount": float("inf")}, "got amount inf"),
+        (None, {"amount": float("nan")}, "got amount nan"),
+    ],
+)
 def test_what_does_not_mix_is_refused(second: Latents | None, arguments: dict[str, Any], words: str) -> None:
     first = Latents(torch.zeros(2, 6, 5), space="a")
     with pytest.raises(ValueError, match=words):
@@ -210,10 +235,16 @@ def test_noise_of_ones_own_keeps_its_strength_on_the_way() -> None:
     torch.testing.assert_close(blended[11], (0.25 * maps[2] + 0.75 * maps[0]) / 0.625**0.5)
 
 
-@pytest.mark.parametrize(("count", "arguments", "words"), [
-    (1, {"frames": 4}, "got one latent"), (2, {"frames": 0}, "got 0 frames"), (2, {"frames": -3}, "got -3 frames"),
-    (2, {"frames": 10_000}, "10001 in all"), (3, {"frames": 3334, "loop": True}, "10002 in all.*fewer frames"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("count", "arguments", "words"),
+    [
+        (1, {"frames": 4}, "got one latent"),
+        (2, {"frames": 0}, "got 0 frames"),
+        (2, {"frames": -3}, "got -3 frames"),
+        (2, {"frames": 10_000}, "10001 in all"),
+        (3, {"frames": 3334, "loop": True}, "10002 in all.*fewer frames"),
+    ],
+)
 def test_walks_that_lead_nowhere_are_refused(count: int, arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         interpolate(Latents(torch.zeros(count, 2, 1)), **arguments)
@@ -313,9 +344,11 @@ def test_files_of_latents_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         save_latents(Latents(torch.full((1, 6, 5), torch.nan)), path)
     assert not path.exists()
     whole = {"kind": "nada_latents", "version": "1", "space": "", "noise": "const"}
-    for tensors, hints, words in (({"ws": torch.zeros(6, 5)}, whole, "not whole"),
-                                  ({"a": torch.zeros(1)}, whole, "not whole"),
-                                  ({"ws": torch.zeros(1, 6, 5)}, whole | {"version": "2"}, "version 2")):  # fmt: skip
+    for tensors, hints, words in (
+        ({"ws": torch.zeros(6, 5)}, whole, "not whole"),
+        ({"a": torch.zeros(1)}, whole, "not whole"),
+        ({"ws": torch.zeros(1, 6, 5)}, whole | {"version": "2"}, "version 2"),
+    ):
         write_safetensors(path, tensors, hints)
         with pytest.raises(CheckpointError, match=words):
             load_latents(path)
@@ -331,8 +364,15 @@ def test_latents_of_other_programs(tmp_path: Path) -> None:
     torch.save(ws[0], tmp_path / "single.pt")
     write_safetensors(tmp_path / "other.safetensors", {"anything": ws[:, 0]}, {})
     torch.save({"w": ws[0, 0]}, tmp_path / "one_w.pt")
-    expected = {"projected_w.npz": ws[:1], "many.npy": ws, "encoded.pt": ws.half().float(), "named.pt": ws,
-                "single.pt": ws[:1], "other.safetensors": ws, "one_w.pt": ws[:1]}  # fmt: skip
+    expected = {
+        "projected_w.npz": ws[:1],
+        "many.npy": ws,
+        "encoded.pt": ws.half().float(),
+        "named.pt": ws,
+        "single.pt": ws[:1],
+        "other.safetensors": ws,
+        "one_w.pt": ws[:1],
+    }
     for name, wanted in expected.items():
         found = load_latents(tmp_path / name, made)
         assert torch.equal(found.ws, wanted) and found.noise == "const" and found.space == made.space(), name
@@ -343,8 +383,10 @@ def test_latents_of_other_programs(tmp_path: Path) -> None:
 def test_what_rosinalitys_projector_writes(tmp_path: Path) -> None:
     made = generator()
     latents = replace(sample(made, range(2)), noise=made.draw_noise(2, rng(1)))
-    saved = {f"{index}.png": {"img": torch.zeros(3, 16, 16), "latent": one.ws[0], "noise": list(one.noise)}
-             for index, one in enumerate(latents)}  # fmt: skip
+    saved = {
+        f"{index}.png": {"img": torch.zeros(3, 16, 16), "latent": one.ws[0], "noise": list(one.noise)}
+        for index, one in enumerate(latents)
+    }
     torch.save(saved, tmp_path / "x.pt")
     torch.testing.assert_close(render(made, load_latents(tmp_path / "x.pt", made)), render(made, latents))
     whole = saved["1.png"]["noise"]
@@ -359,14 +401,22 @@ def test_what_rosinalitys_projector_writes(tmp_path: Path) -> None:
         load_latents(tmp_path / "x.pt", made)
 
 
-@pytest.mark.parametrize(("content", "words"), [
-    (torch.zeros(2, 4, 5), r"shape \[2, 4, 5\], expected \[N, 6, 5\]"), (torch.zeros(3, 8), r"\[N, 5\] for this"),
-    (torch.zeros(7), r"shape \[7\]"), (torch.zeros(0, 6, 5), r"shape \[0, 6, 5\]"), (torch.zeros(()), r"shape \[\]"),
-    ({"w": torch.zeros(1, 5), "ws": torch.zeros(1, 6, 5)}, r"found 2 \(w, ws\)"),
-    ({"a.latent": torch.zeros(6, 5), "b.latent": torch.zeros(5)}, "found 2"), ({"note": "none"}, "found none"),
-    ({"a": torch.zeros(5), "b": torch.zeros(5)}, r"none among \['a', 'b'\]"),
-    (torch.full((1, 5), torch.nan), "NaN"), (torch.zeros(1, 6, 5, dtype=torch.int64), "found none"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (torch.zeros(2, 4, 5), r"shape \[2, 4, 5\], expected \[N, 6, 5\]"),
+        (torch.zeros(3, 8), r"\[N, 5\] for this"),
+        (torch.zeros(7), r"shape \[7\]"),
+        (torch.zeros(0, 6, 5), r"shape \[0, 6, 5\]"),
+        (torch.zeros(()), r"shape \[\]"),
+        ({"w": torch.zeros(1, 5), "ws": torch.zeros(1, 6, 5)}, r"found 2 \(w, ws\)"),
+        ({"a.latent": torch.zeros(6, 5), "b.latent": torch.zeros(5)}, "found 2"),
+        ({"note": "none"}, "found none"),
+        ({"a": torch.zeros(5), "b": torch.zeros(5)}, r"none among \['a', 'b'\]"),
+        (torch.full((1, 5), torch.nan), "NaN"),
+        (torch.zeros(1, 6, 5, dtype=torch.int64), "found none"),
+    ],
+)
 def test_foreign_files_that_are_no_latents_of_this_generator(tmp_path: Path, content: Any, words: str) -> None:
     torch.save(content, tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match=words):

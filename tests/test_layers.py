@@ -9,20 +9,21 @@ import torch
 from tiny import Encoder, changed, copied, generator, guide, rng
 from torch import Tensor
 
-from nada_core.clip import Aim, ImageShift, TextShift, take_aim
-from nada_core.generators import Generator, StyleGAN2
-from nada_core.layers import (
-    LayerChoice,
+from nada_core.adaptation.config import LayerChoice
+from nada_core.adaptation.layer_selection import (
     candidates,
     choose,
     count_trained,
-    first_look,
     inspect_layers,
     only_trainable,
     parameter_names,
     row_movement,
 )
-from nada_core.memory import Portion
+from nada_core.guidance.shifts import ImageShift, TextShift
+from nada_core.guidance.targets import Aim, first_look, take_aim
+from nada_core.models.generator import Generator
+from nada_core.models.stylegan2 import StyleGAN2
+from nada_core.runtime.batching import Portion
 
 CONVS = ("b4.conv1", "b8.conv0", "b8.conv1", "b16.conv0", "b16.conv1")
 RGBS = ("b4.torgb", "b8.torgb", "b16.torgb")
@@ -52,16 +53,22 @@ def names(layers: Sequence[object]) -> tuple[str, ...]:
     return tuple(layer.name for layer in layers)  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize(("choice", "expected"), [
-    (LayerChoice(), ("b4.const", *CONVS)),
-    (LayerChoice(rgb=True), ("b4.const", *CONVS, *RGBS)),
-    (LayerChoice(mapping="reference"), ("b4.const", *CONVS)),  # the table decides nothing when everything is trained
-    (adaptive(), CONVS),
-    (adaptive(rgb=True), (*CONVS, *RGBS)),
-    (adaptive(mapping="reference"), REFERENCE),
-    (adaptive(mapping="reference", rgb=True), (*REFERENCE, "b8.torgb", "b16.torgb")),
-    (LayerChoice(mode="named", names=("b16.torgb", "b4.const")), ("b16.torgb", "b4.const")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        (LayerChoice(), ("b4.const", *CONVS)),
+        (LayerChoice(rgb=True), ("b4.const", *CONVS, *RGBS)),
+        (
+            LayerChoice(mapping="reference"),
+            ("b4.const", *CONVS),
+        ),  # the table decides nothing when everything is trained
+        (adaptive(), CONVS),
+        (adaptive(rgb=True), (*CONVS, *RGBS)),
+        (adaptive(mapping="reference"), REFERENCE),
+        (adaptive(mapping="reference", rgb=True), (*REFERENCE, "b8.torgb", "b16.torgb")),
+        (LayerChoice(mode="named", names=("b16.torgb", "b4.const")), ("b16.torgb", "b4.const")),
+    ],
+)
 def test_candidates(choice: LayerChoice, expected: tuple[str, ...]) -> None:
     assert names(candidates(choice, generator())) == expected
 
@@ -219,10 +226,18 @@ def test_unknown_layers_are_refused_with_the_known_ones() -> None:
         candidates(choice, generator())
 
 
-@pytest.mark.parametrize(("settings", "words"), [
-    ({"mode": "adaptiv"}, "Did you mean adaptive"), ({"mode": "named"}, "at least one of"), ({"count": 0}, "count"),
-    ({"count": 19}, "count"), ({"every": 0}, "every"), ({"rate": float("nan")}, "rate"), ({"mapping": "x"}, "mapping"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"mode": "adaptiv"}, "Did you mean adaptive"),
+        ({"mode": "named"}, "at least one of"),
+        ({"count": 0}, "count"),
+        ({"count": 19}, "count"),
+        ({"every": 0}, "every"),
+        ({"rate": float("nan")}, "rate"),
+        ({"mapping": "x"}, "mapping"),
+    ],
+)
 def test_bad_choices_are_refused(settings: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         LayerChoice(**settings)  # type: ignore[arg-type]
@@ -286,9 +301,10 @@ SHIFT = TextShift("photo", "sketch")
 
 
 @pytest.mark.parametrize("mode", ["all", "adaptive", "named"])
-@pytest.mark.parametrize(("mapping", "expected"), [
-    ("true", CONVS), ("reference", ("b4.conv1", "b4.torgb", "b8.conv0", "b8.conv1", "b16.conv0", "b16.conv1")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("mapping", "expected"),
+    [("true", CONVS), ("reference", ("b4.conv1", "b4.torgb", "b8.conv0", "b8.conv1", "b16.conv0", "b16.conv1"))],
+)
 def test_inspection_measures_what_could_be_chosen_whatever_the_mode(
     mode: str, mapping: str, expected: tuple[str, ...]
 ) -> None:
@@ -349,11 +365,18 @@ def test_the_first_look_fits_into_little_memory(monkeypatch: pytest.MonkeyPatch)
 # ---- how much is trained ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("train", "rgb", "wanted"), [
-    ("convolutions", False, 23_583_744 + 5_568), ("affines", False, 3_102_624), ("offsets", False, 6_048),
-    ("affines", True, 3_102_624 + 1_559_520), ("offsets", True, 9_088), ("modulation", False, 6_048),
-    ("low-rank", False, 0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("train", "rgb", "wanted"),
+    [
+        ("convolutions", False, 23_583_744 + 5_568),
+        ("affines", False, 3_102_624),
+        ("offsets", False, 6_048),
+        ("affines", True, 3_102_624 + 1_559_520),
+        ("offsets", True, 9_088),
+        ("modulation", False, 6_048),
+        ("low-rank", False, 0),
+    ],
+)
 def test_counts_at_1024_pixels_are_the_published_ones(train: str, rgb: bool, wanted: int) -> None:
     """StyleDomain (arXiv:2212.10229), table of section 3: 23.6M, 4.6M, 6.0K."""
     with torch.device("meta"):

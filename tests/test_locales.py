@@ -24,10 +24,34 @@ SYNTAX = re.compile(r"[{}@|]")
 SAME = {"beta1", "beta2"}
 
 #: What stays as it is wherever it occurs: names, and words that are typed into a box or found in a list.
-KEPT = ("Adam", "CLIP", "FFHQ", "GANSpace", "HyperDomainNet", "InterFaceGAN", "LPIPS", "NADA", "NVIDIA", "OpenAI",
-        "PCA", "PTI", "ReStyle", "SeFa", "StyleCLIP", "StyleGAN", "ToRGB", "mtcnn-runtime", "open_clip", "pSp",
-        "portraits", "rosinality", "photo, human, dog, church", "pencil sketch, watercolor painting", "pixel art",
-        "zombie, elf, anime, joker, marble statue")  # fmt: skip
+KEPT = (
+    "Adam",
+    "CLIP",
+    "FFHQ",
+    "GANSpace",
+    "HyperDomainNet",
+    "InterFaceGAN",
+    "LPIPS",
+    "NADA",
+    "NVIDIA",
+    "OpenAI",
+    "PCA",
+    "PTI",
+    "ReStyle",
+    "SeFa",
+    "StyleCLIP",
+    "StyleGAN",
+    "ToRGB",
+    "mtcnn-runtime",
+    "open_clip",
+    "pSp",
+    "portraits",
+    "rosinality",
+    "photo, human, dog, church",
+    "pencil sketch, watercolor painting",
+    "pixel art",
+    "zombie, elf, anime, joker, marble statue",
+)
 
 #: A number, path, file ending or token: what no language changes, and no word of the language either.
 PART, NO_WORD = re.compile(r"[A-Za-z0-9_./%:+-]+"), re.compile(r"[\d_/%]|^[.-]\w")
@@ -37,15 +61,43 @@ PROSE = {"all", "constant", "cosine", "none", "random", "the face", "the middle"
 
 #: How a term is said in every text that has it.
 TERMS = {
-    "ru": {"generator": "генератор", "latent": "латент", "layer": "сло[йяеёию]", "domain": "домен", "guide": "гид",
-           "seed": "сид", "truncat": "ус[её][кч]", "class of": "класс", "row": "строк", "weight": "вес",
-           "direction": "направлен", "encoder": "энкодер", "recogniser": "распознавател",
-           "loss": "потер", "picture|image": "изображен", "train(s|ed|ing)": "обуч"},
-    "zh": {"generator": "生成器", "latent": "潜变量", "layer": "层", "domain": "域", "guide": "引导模型",
-           "seed": "种子", "truncat": "截断", "class of": "类别", "row": "行", "weight": "权重",
-           "direction": "方向", "encoder": "编码器", "recogniser": "人脸识别模型", "loss": "损失",
-           "picture|image": "图像", "train(s|ed|ing)": "训练"},
-}  # fmt: skip
+    "ru": {
+        "generator": "генератор",
+        "latent": "латент",
+        "layer": "сло[йяеёию]",
+        "domain": "домен",
+        "guide": "гид",
+        "seed": "сид",
+        "truncat": "ус[её][кч]",
+        "class of": "класс",
+        "row": "строк",
+        "weight": "вес",
+        "direction": "направлен",
+        "encoder": "энкодер",
+        "recogniser": "распознавател",
+        "loss": "потер",
+        "picture|image": "изображен",
+        "train(s|ed|ing)": "обуч",
+    },
+    "zh": {
+        "generator": "生成器",
+        "latent": "潜变量",
+        "layer": "层",
+        "domain": "域",
+        "guide": "引导模型",
+        "seed": "种子",
+        "truncat": "截断",
+        "class of": "类别",
+        "row": "行",
+        "weight": "权重",
+        "direction": "方向",
+        "encoder": "编码器",
+        "recogniser": "人脸识别模型",
+        "loss": "损失",
+        "picture|image": "图像",
+        "train(s|ed|ing)": "训练",
+    },
+}
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from tiny import guide, rng
 from torch import Tensor
 
-from nada_core.clip import Aim, TextShift, take_aim
-from nada_core.losses import (
+from nada_core.guidance.augment import shared_views
+from nada_core.guidance.clip_losses import (
     SHORTEST_EDIT,
     TERMS,
     Views,
@@ -21,8 +21,9 @@ from nada_core.losses import (
     mean_offset_loss,
     objective,
     relation_loss,
-    shared_views,
 )
+from nada_core.guidance.shifts import TextShift
+from nada_core.guidance.targets import Aim, take_aim
 
 
 def unit(count: int, seed: int, dim: int = 12) -> Tensor:

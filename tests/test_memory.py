@@ -11,7 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from nada_core import adapt, edit_by_text, invert, memory, tune
+from nada_core import adapt, edit_by_text, invert, tune
+from nada_core.runtime import batching as memory
 
 ROOT = Path(__file__).parents[1]
 GLIBC = platform.libc_ver()[0] == "glibc"
@@ -22,7 +23,7 @@ def test_training_keeps_freed_memory_and_gives_it_back() -> None:
     """Page faults and resident pages tell, in a process of its own: this one's memory is everybody's."""
     program = """
 import resource, torch
-from nada_core.memory import freed_memory_kept
+from nada_core.runtime.allocator import freed_memory_kept
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(20):

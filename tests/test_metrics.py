@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nada_core.clip import ClipGuide
-from nada_core.metrics import direction, diversity, embed, quality, structure
+from nada_core.guidance.metrics import direction, diversity, embed, quality, structure
+from nada_core.models.clip import ClipGuide
 
 X, Y, Z = torch.eye(3)
 

@@ -27,8 +27,11 @@ from torch import Tensor, nn
 
 ROOT = Path(__file__).parents[1]
 
-FROZEN = ("is not what was released. Node ids, input ids and their order, and outputs never change, because saved "
-          "workflows keep widget values by position; new inputs and outputs go to the end, and then into this table.")
+FROZEN = (
+    "is not what was released. Node ids, input ids and their order, and outputs never change, because saved "
+    "workflows keep widget values by position; new inputs and outputs go to the end, and then into this table."
+)
+
 
 def state(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in module.state_dict().items()}
@@ -130,7 +133,7 @@ def test_untouched_widgets_are_the_core_s_defaults(world: World, config_of: Call
 
 
 def test_every_setting_has_a_widget_with_its_limits(world: World) -> None:
-    describe = world.module("nada_core.settings").describe
+    describe = world.module("nada_core.runtime.config").describe
     nodes = {"AdaptGenerator": world.core.AdaptConfig, "ChooseLayers": world.core.LayerChoice}
     for name, cls in nodes.items():
         widgets = world.widgets(name)
@@ -212,8 +215,14 @@ def test_loading_the_pack_is_quick_and_light(tmp_path: Path) -> None:
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
     for attempt in range(3):  # a busy machine may be slow once, not always
-        answer = subprocess.run([sys.executable, "-c", program, str(tmp_path / str(attempt))], cwd=tmp_path,
-                                env=environment, capture_output=True, text=True, check=True)  # fmt: skip
+        answer = subprocess.run(
+            [sys.executable, "-c", program, str(tmp_path / str(attempt))],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         took, count, loaded = json.loads(answer.stdout)
         assert count == len(CONTRACT) and "numpy" in loaded
         assert not {"PIL", "open_clip", "lpips", "torchvision"} & set(loaded)
@@ -252,15 +261,20 @@ def test_the_built_in_generator(either: World) -> None:
 
 
 def test_generators_are_found_in_four_folders(either: World) -> None:
-    places = [("models", "stylegan_nada", "a.safetensors"), ("models", "stylegan", "b.safetensors"),
-              ("models", "stylegan2", "sub", "c.safetensors"),
-              ("output", "stylegan_nada", "d.safetensors")]  # fmt: skip
+    places = [
+        ("models", "stylegan_nada", "a.safetensors"),
+        ("models", "stylegan", "b.safetensors"),
+        ("models", "stylegan2", "sub", "c.safetensors"),
+        ("output", "stylegan_nada", "d.safetensors"),
+    ]
     made = {"/".join(place[2:]): either.stranger_from(seed) for seed, place in enumerate(places)}
     for place, name in zip(places, made, strict=True):
         either.save(made[name], *place[:2], name)
-    for other in (("models", "stylegan_nada", "guides", "g.safetensors"),
-                  ("models", "stylegan_nada", "domains", "h.safetensors"),
-                  ("output", "stylegan_nada", "domains", "i.safetensors")):  # fmt: skip
+    for other in (
+        ("models", "stylegan_nada", "guides", "g.safetensors"),
+        ("models", "stylegan_nada", "domains", "h.safetensors"),
+        ("output", "stylegan_nada", "domains", "i.safetensors"),
+    ):
         either.save(either.stranger, *other)
     (either.host.models_dir / "stylegan_nada" / "readme.txt").touch()
     assert either.widgets("LoadGenerator")["file"][1]["options"] == ["portraits", *sorted(made)]
@@ -270,13 +284,21 @@ def test_generators_are_found_in_four_folders(either: World) -> None:
     assert either.widgets("LoadDomain")["file"][1]["options"] == ["h.safetensors", "i.safetensors"]
 
 
-@pytest.mark.parametrize(("name", "widget", "folder"), [("LoadGenerator", "file", "stylegan_nada"),
-                                                        ("LoadGuide", "guide", "stylegan_nada/guides"),
-                                                        ("LoadDomain", "file", "stylegan_nada/domains")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "widget", "folder"),
+    [
+        ("LoadGenerator", "file", "stylegan_nada"),
+        ("LoadGuide", "guide", "stylegan_nada/guides"),
+        ("LoadDomain", "file", "stylegan_nada/domains"),
+    ],
+)
 def test_a_missing_file_is_refused_with_what_to_do(either: World, name: str, widget: str, folder: str) -> None:
     linked = {"generator": "load.0"} if name == "LoadDomain" else {}
-    nodes = {"load": ("LoadGenerator", {}), "it": (name, {widget: "gone.pt", **linked}),
-             "show": ("PreviewAny", {"source": "it.0"})}  # fmt: skip
+    nodes = {
+        "load": ("LoadGenerator", {}),
+        "it": (name, {widget: "gone.pt", **linked}),
+        "show": ("PreviewAny", {"source": "it.0"}),
+    }
     with pytest.raises(Refused) as refused:
         either.executor.run(either.prompt(**nodes))
     (error,) = refused.value.errors
@@ -307,10 +329,12 @@ def test_a_config_beside_a_guide_counts_as_the_guide(world: World) -> None:
 
 def test_a_rewritten_generator_is_read_again(either: World) -> None:
     path = either.save(either.stranger_from(0), "models", "stylegan_nada", "mine.safetensors")
-    prompt = either.prompt(load=("LoadGenerator", {"file": "mine.safetensors"}),
-                           latents=("SampleLatents", {"generator": "load.0", "count": 1}),
-                           draw=("Render", {"generator": "load.0", "latents": "latents.0"}),
-                           show=("PreviewImage", {"images": "draw.0"}))  # fmt: skip
+    prompt = either.prompt(
+        load=("LoadGenerator", {"file": "mine.safetensors"}),
+        latents=("SampleLatents", {"generator": "load.0", "count": 1}),
+        draw=("Render", {"generator": "load.0", "latents": "latents.0"}),
+        show=("PreviewImage", {"images": "draw.0"}),
+    )
     before = either.executor.run(prompt).check()["draw"][0]
     assert not ran(either.executor.run(prompt))
     stamp = path.stat().st_mtime_ns
@@ -320,9 +344,14 @@ def test_a_rewritten_generator_is_read_again(either: World) -> None:
     assert ran(result) == set(prompt) and not torch.equal(result["draw"][0], before)
 
 
-@pytest.mark.parametrize(("name", "folder"), [("LoadGenerator", "stylegan_nada"),
-                                              ("LoadGuide", "stylegan_nada/guides"),
-                                              ("LoadDomain", "stylegan_nada/domains")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("LoadGenerator", "stylegan_nada"),
+        ("LoadGuide", "stylegan_nada/guides"),
+        ("LoadDomain", "stylegan_nada/domains"),
+    ],
+)
 def test_time_and_size_of_a_file_stand_for_it(world: World, name: str, folder: str) -> None:
     path = world.host.models_dir / folder / "a.safetensors"
     path.parent.mkdir(parents=True)
@@ -345,7 +374,7 @@ def test_time_and_size_of_a_file_stand_for_it(world: World, name: str, folder: s
 
 
 def test_a_guide_of_one_s_own(either: World) -> None:
-    from nada_core.files import BUILTIN
+    from nada_core.io.checkpoint_file import BUILTIN
 
     folder = either.host.models_dir / "stylegan_nada" / "guides"
     folder.mkdir(parents=True)
@@ -436,9 +465,11 @@ def test_the_preview_shows_before_and_now(either: World) -> None:
     assert first[1].crop(upper).tobytes() == last[1].crop(upper).tobytes(), "the row of before stands still"
     assert first[1].crop(lower).tobytes() != last[1].crop(lower).tobytes(), "the row of now moves"
     drawn = either.core.render(either.generator, either.latents(4))
-    above = either.module("nada_core.images").to_pil(either.core.grid(drawn, columns=4))
-    assert first[1].crop((8, 8, width - 8, height // 2 - 8)).tobytes() == above.crop(
-        (8, 8, width - 8, height // 2 - 8)).tobytes()  # fmt: skip
+    above = either.module("nada_core.io.images").to_pil(either.core.grid(drawn, columns=4))
+    assert (
+        first[1].crop((8, 8, width - 8, height // 2 - 8)).tobytes()
+        == above.crop((8, 8, width - 8, height // 2 - 8)).tobytes()
+    )
 
 
 def test_looking_takes_a_tenth_of_the_time_at_most(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -785,11 +816,20 @@ def test_pictures_there_and_back(world: World) -> None:
 def test_comparing(either: World) -> None:
     latents, (adapted, _, _) = either.latents(2), either.trained
     (two,) = either.call("Compare", latents=latents, before=either.generator, after=adapted)
-    (four,) = either.call("Compare", latents=latents, before=either.generator, after=adapted, third=adapted,
-                          fourth=either.generator, labels="a\nb\nc\n d ", title="All")  # fmt: skip
+    (four,) = either.call(
+        "Compare",
+        latents=latents,
+        before=either.generator,
+        after=adapted,
+        third=adapted,
+        fourth=either.generator,
+        labels="a\nb\nc\n d ",
+        title="All",
+    )
     assert two.shape[0] == four.shape[0] == 1 and four.shape[2] > 1.8 * two.shape[2] and four.shape[1] > two.shape[1]
-    (gap,) = either.call("Compare", latents=latents, before=either.generator, after=adapted, fourth=adapted,
-                         labels="a\nb\nc")  # fmt: skip
+    (gap,) = either.call(
+        "Compare", latents=latents, before=either.generator, after=adapted, fourth=adapted, labels="a\nb\nc"
+    )
     assert two.shape[2] < gap.shape[2] < four.shape[2], "a place in between may stay empty"
     for labels in ("before", "a\nb\nc", "same\nsame", ""):
         with pytest.raises(ValueError, match="for 2 generators; expected one line a generator, each different"):
@@ -899,8 +939,10 @@ def test_domains_come_back_from_their_files(either: World) -> None:
 
 def test_strength(either: World) -> None:
     adapted, domain, _ = either.trained
-    none, half, all_of_it = (either.call("ApplyDomain", generator=either.generator, domain=domain, strength=strength)[0]
-                             for strength in (0.0, 0.5, 1.0))  # fmt: skip
+    none, half, all_of_it = (
+        either.call("ApplyDomain", generator=either.generator, domain=domain, strength=strength)[0]
+        for strength in (0.0, 0.5, 1.0)
+    )
     assert same(none, either.generator) and not same(half, either.generator)
     assert_close(all_of_it, adapted, rtol=0, atol=1e-6)
     (twice,) = either.call("ApplyDomain", generator=half, domain=domain, strength=0.5)
@@ -909,8 +951,10 @@ def test_strength(either: World) -> None:
 
 def test_files_tell_the_graph_they_were_made_by(either: World, monkeypatch: pytest.MonkeyPatch) -> None:
     def told(name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        nodes = {"save": ("SaveDomain", {"domain": "adapt.1", "filename_prefix": name}),
-                 "whole": ("SaveGenerator", {"generator": "adapt.0", "filename_prefix": name})}  # fmt: skip
+        nodes = {
+            "save": ("SaveDomain", {"domain": "adapt.1", "filename_prefix": name}),
+            "whole": ("SaveGenerator", {"generator": "adapt.0", "filename_prefix": name}),
+        }
         prompt = training_prompt(either, **nodes)
         result = either.executor.run(prompt).check()
         domain = either.core.read_domain(result["save"][0])
@@ -948,8 +992,11 @@ def test_before_the_first_domain_was_saved(either: World) -> None:
 
 def test_a_rewritten_domain_is_read_again(world: World) -> None:
     path = save(world, "Domain")
-    prompt = world.prompt(load=("LoadGenerator", {}), domain=("LoadDomain", {"generator": "load.0"}),
-                          save=("SaveDomain", {"domain": "domain.1", "filename_prefix": "copy"}))  # fmt: skip
+    prompt = world.prompt(
+        load=("LoadGenerator", {}),
+        domain=("LoadDomain", {"generator": "load.0"}),
+        save=("SaveDomain", {"domain": "domain.1", "filename_prefix": "copy"}),
+    )
     assert ran(world.executor.run(prompt)) == set(prompt) and not ran(world.executor.run(prompt))
     stamp = path.stat().st_mtime_ns + 10**9
     os.utime(path, ns=(stamp, stamp))
@@ -966,13 +1013,15 @@ def training_prompt(world: World, /, **more: Any) -> dict[str, Any]:
         "guide": ("LoadGuide", {}),
         "shift": ("ShiftFromText", {"wording": "bare"}),
         "layers": ("ChooseLayers", {"mode": "all"}),
-        "adapt": ("AdaptGenerator", {"generator": "load.0", "guide": "guide.0", "shift": "shift.0",
-                                     "layers": "layers.0", **QUICK}),
+        "adapt": (
+            "AdaptGenerator",
+            {"generator": "load.0", "guide": "guide.0", "shift": "shift.0", "layers": "layers.0", **QUICK},
+        ),
         "apply": ("ApplyDomain", {"generator": "load.0", "domain": "adapt.1", "strength": 0.5}),
         "latents": ("SampleLatents", {"generator": "load.0", "count": 2}),
         "draw": ("Render", {"generator": "apply.0", "latents": "latents.0"}),
         "show": ("PreviewImage", {"images": "draw.0"}),
-    }  # fmt: skip
+    }
     return world.prompt(**{**nodes, **more})
 
 
@@ -1012,14 +1061,18 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "latents of another generator": (
         "draw",
-        {"other": ("LoadGenerator", {"file": "other.safetensors"}),
-         "latents": ("SampleLatents", {"generator": "other.0", "count": 1})},
+        {
+            "other": ("LoadGenerator", {"file": "other.safetensors"}),
+            "latents": ("SampleLatents", {"generator": "other.0", "count": 1}),
+        },
         "come from another generator.*sample them from this generator",
     ),
     "a domain of another generator": (
         "apply",
-        {"other": ("LoadGenerator", {"file": "other.safetensors"}),
-         "apply": ("ApplyDomain", {"generator": "other.0", "domain": "adapt.1"})},
+        {
+            "other": ("LoadGenerator", {"file": "other.safetensors"}),
+            "apply": ("ApplyDomain", {"generator": "other.0", "domain": "adapt.1"}),
+        },
         "made from another generator.*Load the generator",
     ),
     "a damaged generator": (
@@ -1034,16 +1087,20 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "a class for a generator without": (
         "adapt",
-        {"adapt": ("AdaptGenerator", {"generator": "load.0", "guide": "guide.0", "shift": "shift.0", **QUICK,
-                                      "label": 1})},
+        {
+            "adapt": (
+                "AdaptGenerator",
+                {"generator": "load.0", "guide": "guide.0", "shift": "shift.0", **QUICK, "label": 1},
+            )
+        },
         "label",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BAD)
 def test_a_graph_that_cannot_work_fails_at_the_right_node(world: World, case: str) -> None:
-    from nada_core.files import BUILTIN
+    from nada_core.io.checkpoint_file import BUILTIN
 
     where, nodes, words = BAD[case]
     path = world.save(world.stranger, "models", "stylegan_nada", "other.safetensors")

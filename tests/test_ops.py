@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nada_core.ops import bias_act, modulated_conv, smooth, styled_conv, upsample
-from nada_core.ops.convolution import demodulation
+from nada_core.models.ops import bias_act, modulated_conv, smooth, styled_conv, upsample
+from nada_core.models.ops.convolution import demodulation
 
 
 def draw(*shape: int) -> Tensor:
@@ -21,7 +21,7 @@ def filtered(x: Tensor) -> Tensor:
     """The 4x4 filter with gain 4, every channel by itself, no padding."""
     taps = torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=x.dtype)
     kernel = 4 * torch.outer(taps, taps) / 64
-    return torch.stack([F.conv2d(x[:, c:c + 1], kernel[None, None])[:, 0] for c in range(x.shape[1])], dim=1)
+    return torch.stack([F.conv2d(x[:, c : c + 1], kernel[None, None])[:, 0] for c in range(x.shape[1])], dim=1)
 
 
 def stuffed(x: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ def per_sample(x: Tensor, weight: Tensor, style: Tensor, demodulate: bool, up: b
         if up:
             # A transposed convolution correlates the zero-stuffed image with the mirrored kernel.
             wide = F.conv2d(F.pad(stuffed(one[None]), (2, 1, 2, 1)), scaled.flip(2, 3))
-            images.append(filtered(F.pad(wide, (1, 2, 1, 2)))[:, :, :2 * one.shape[1], :2 * one.shape[2]])
+            images.append(filtered(F.pad(wide, (1, 2, 1, 2)))[:, :, : 2 * one.shape[1], : 2 * one.shape[2]])
         else:
             images.append(F.conv2d(one[None], scaled, padding=weight.shape[-1] // 2))
     return torch.cat(images)
@@ -94,8 +94,11 @@ def test_demodulation_shape() -> None:
 def test_gradients_first_and_second() -> None:
     conv = draw(1, 2, 3, 3), draw(2, 2, 3, 3), draw(1, 2)
     checked: list[tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = [
-        (modulated_conv, conv), (partial(modulated_conv, up=True), conv), (bias_act, (draw(1, 2, 3, 3), draw(2))),
-        (upsample, (draw(1, 2, 3, 3),)), (smooth, (draw(1, 2, 4, 4),)),
+        (modulated_conv, conv),
+        (partial(modulated_conv, up=True), conv),
+        (bias_act, (draw(1, 2, 3, 3), draw(2))),
+        (upsample, (draw(1, 2, 3, 3),)),
+        (smooth, (draw(1, 2, 4, 4),)),
     ]
     for function, arguments in checked:
         assert torch.autograd.gradcheck(function, arguments, fast_mode=True)
@@ -110,14 +113,30 @@ def layer(up: bool, noise: tuple[int, ...] | None) -> tuple[Tensor, ...]:
     return given if noise is None else (*given, draw(*noise))
 
 
-def step_by_step(x: Tensor, weight: Tensor, style: Tensor, bias: Tensor, noise: Tensor | None = None, *, up: bool,
-                 clamp: float | None) -> Tensor:  # fmt: skip
+def step_by_step(
+    x: Tensor,
+    weight: Tensor,
+    style: Tensor,
+    bias: Tensor,
+    noise: Tensor | None = None,
+    *,
+    up: bool,
+    clamp: float | None,
+) -> Tensor:
     x = modulated_conv(x, weight, style, up=up)
     return bias_act(x if noise is None else x + noise, bias, clamp)
 
 
-def at_once(x: Tensor, weight: Tensor, style: Tensor, bias: Tensor, noise: Tensor | None = None, *, up: bool,
-            clamp: float | None) -> Tensor:  # fmt: skip
+def at_once(
+    x: Tensor,
+    weight: Tensor,
+    style: Tensor,
+    bias: Tensor,
+    noise: Tensor | None = None,
+    *,
+    up: bool,
+    clamp: float | None,
+) -> Tensor:
     return styled_conv(x, weight, style, noise, bias, up=up, clamp=clamp)
 
 
@@ -129,8 +148,9 @@ def test_a_styled_layer_is_its_steps_and_so_are_its_gradients(up: bool, size: in
         apart, together = (f(*given, up=up, clamp=clamp) for f in (step_by_step, at_once))
         torch.testing.assert_close(together, apart)
         seed = torch.randn(apart.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-        for one, other in zip(torch.autograd.grad(apart, given, seed), torch.autograd.grad(together, given, seed),
-                              strict=True):  # fmt: skip
+        for one, other in zip(
+            torch.autograd.grad(apart, given, seed), torch.autograd.grad(together, given, seed), strict=True
+        ):
             torch.testing.assert_close(other, one)
 
 

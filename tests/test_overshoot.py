@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 from tiny import changed, copied, generator, guide
 from torch import Tensor
 
-from nada_core import metrics
-from nada_core.adapt import Adaptation, AdaptConfig, adapt
-from nada_core.clip import ImageShift, TextShift
-from nada_core.files import CheckpointError
-from nada_core.generators import Generator
-from nada_core.layers import LayerChoice
-from nada_core.overshoot import ENOUGH, Candidate, best, is_over, why
+from nada_core.adaptation.adapt import Adaptation, adapt
+from nada_core.adaptation.config import AdaptConfig, LayerChoice
+from nada_core.adaptation.validation import ENOUGH, Candidate, best, is_over, why
+from nada_core.guidance import metrics
+from nada_core.guidance.shifts import ImageShift, TextShift
+from nada_core.io.errors import CheckpointError
+from nada_core.models.generator import Generator
 
 SHIFT = TextShift("photo", "sketch")
 JUDGE = 7
@@ -65,10 +65,17 @@ def test_it_is_said_why() -> None:
 # ---- the run ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("change", [
-    {}, {"ema": 0.6}, {"layers": LayerChoice(train="low-rank")}, {"layers": LayerChoice(train="offsets"), "ema": 0.6},
-    {"steps": 11}, {"terms": {"global": 1.0}},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"ema": 0.6},
+        {"layers": LayerChoice(train="low-rank")},
+        {"layers": LayerChoice(train="offsets"), "ema": 0.6},
+        {"steps": 11},
+        {"terms": {"global": 1.0}},
+    ],
+)
 def test_what_is_returned_is_the_best_candidate(change: dict[str, Any]) -> None:
     """The same run is stopped at the chosen step, and gives the same weights."""
     config = settings(**change)
@@ -100,8 +107,9 @@ def test_candidates_are_measured_on_the_pictures_they_would_give() -> None:
 def test_looking_changes_nothing_in_the_run(ema: float) -> None:
     def weights(config: AdaptConfig, **more: Any) -> tuple[list[dict[str, Tensor]], list[float]]:
         seen: list[dict[str, Tensor]] = []
-        result = adapt(generator(), guide(), SHIFT, config,
-                       lambda step: seen.append(copied(step.generator.state_dict())), **more)  # fmt: skip
+        result = adapt(
+            generator(), guide(), SHIFT, config, lambda step: seen.append(copied(step.generator.state_dict())), **more
+        )
         return seen, [record["loss"] for record in result.history]
 
     plain, losses = weights(settings(keep_every=0, ema=ema))
@@ -160,10 +168,11 @@ def test_a_class_is_judged_by_its_own_pictures() -> None:
 
 def test_judges_that_make_no_sense_are_refused() -> None:
     for config, judge, told in (
-        (settings(), None, "nobody is there to look"), (settings(keep_every=0), guide(JUDGE), "would never look"),
+        (settings(), None, "nobody is there to look"),
+        (settings(keep_every=0), guide(JUDGE), "would never look"),
         (settings(), guide(0), "as judge and as guide"),
         (settings(), guide(JUDGE).to("meta"), "the guide tiny-7 on meta"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(ValueError, match=told):
             adapt(generator(), guide(), SHIFT, config, judge=judge)
     with pytest.raises(ValueError, match="no looks to count"):

@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 from tiny import rng
 from torch import Tensor
 
-from nada_core.files import CheckpointError, UnsupportedCheckpointError, write_torch
-from nada_core.perceptual import TRUNKS, Perceptual, load_perceptual
+from nada_core.io.errors import CheckpointError, UnsupportedCheckpointError
+from nada_core.io.metadata import write_torch
+from nada_core.models.lpips import TRUNKS, Perceptual, load_perceptual
 
 
 def pictures(count: int = 2, side: int = 64, seed: int = 5) -> Tensor:
@@ -83,8 +84,9 @@ def test_it_stays_in_evaluation_mode(squeeze: Perceptual) -> None:
     assert not any(module.training for module in squeeze.modules())
 
 
-def test_trained_weights_come_from_a_file_or_from_torchs_cache(squeeze: Perceptual, tmp_path: Path,
-                                                                monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_trained_weights_come_from_a_file_or_from_torchs_cache(
+    squeeze: Perceptual, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     state = {name: value * 1.5 for name, value in as_torchvision(squeeze).items()}
     save_file({name: value.contiguous() for name, value in state.items()}, tmp_path / "copy.safetensors")
     given = load_perceptual(f"squeeze:{tmp_path / 'copy.safetensors'}")
@@ -98,8 +100,7 @@ def test_trained_weights_come_from_a_file_or_from_torchs_cache(squeeze: Perceptu
         assert torch.equal(cached.features(pictures()), given.features(pictures()))
 
 
-def test_what_cannot_be_loaded_is_refused(squeeze: Perceptual, tmp_path: Path,
-                                          monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_what_cannot_be_loaded_is_refused(squeeze: Perceptual, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with pytest.raises(CheckpointError, match="vgg:imagenet to download.*vgg:random"):
         load_perceptual("vgg")

@@ -12,7 +12,7 @@ from host.executor import Refused
 from pack_world import World
 from torch import Tensor
 
-from nada_core.files import write_torch
+from nada_core.io.metadata import write_torch
 
 SHORT = {"steps": 4, "lpips": 0.0, "id": 0.0}
 NAMES = ("InvertImage", "PivotalTuning", "EditByText")
@@ -36,7 +36,7 @@ def settings_of(world: World) -> dict[str, Any]:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_setting_has_a_widget_with_its_limits(world: World, name: str) -> None:
     widgets = world.widgets(name)
-    for item in world.module("nada_core.settings").describe(settings_of(world)[name]):
+    for item in world.module("nada_core.runtime.config").describe(settings_of(world)[name]):
         assert item.name in widgets, f"{name} has no widget for {item.name}: put it to the end"
         kind, options = widgets[item.name]
         if kind in ("INT", "FLOAT"):
@@ -83,16 +83,22 @@ def test_a_photo_becomes_latents_and_the_generator_learns_it(either: World) -> N
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_pictures_of_any_kind_are_inverted(world: World, channels: int) -> None:
-    latents, inverted, _ = world.call("InvertImage", generator=world.generator, image=photos(1, 40, channels),
-                                      **SHORT | {"maps": False})  # fmt: skip
+    latents, inverted, _ = world.call(
+        "InvertImage", generator=world.generator, image=photos(1, 40, channels), **SHORT | {"maps": False}
+    )
     assert len(latents) == 1 and inverted.shape == (1, 64, 64, 3)
 
 
 def test_an_inversion_begins_where_it_is_told_to(world: World) -> None:
     begin = world.latents(2)
     image = world.call("Render", generator=world.generator, latents=begin)[0]
-    latents, _, told = world.call("InvertImage", generator=world.generator, image=image, start=begin,
-                                  **SHORT | {"maps": False, "space": "w+", "stop_psnr": 35.0})  # fmt: skip
+    latents, _, told = world.call(
+        "InvertImage",
+        generator=world.generator,
+        image=image,
+        start=begin,
+        **SHORT | {"maps": False, "space": "w+", "stop_psnr": 35.0},
+    )
     assert "after 1 steps" in told and (latents.ws - begin.ws).abs().max() < 1e-4
 
 
@@ -116,7 +122,7 @@ def test_a_face_is_cut_by_hand_or_from_the_middle(world: World) -> None:
 
 
 def test_a_photo_without_a_face(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    faces = world.module("nada_core.faces")
+    faces = world.module("nada_core.latents.face_alignment")
     monkeypatch.setattr(faces, "find_faces", lambda image: [])
     with pytest.raises(ValueError, match="Found no face in the picture of 126 x 120 pixels"):
         world.call("AlignFace", image=photos(1, 120), size=32)
@@ -133,8 +139,13 @@ def test_photos_that_make_no_sense_are_refused(world: World) -> None:
     with pytest.raises(ValueError, match="lpips term weighs 0.8, but there is no network"):
         world.call("InvertImage", image=photos(1), **given | {"lpips": 0.8})
     with pytest.raises(ValueError, match="come from another generator"):
-        world.call("PivotalTuning", generator=world.generator, image=photos(2), **SHORT,
-                   latents=world.latents(2, generator=world.stranger))  # fmt: skip
+        world.call(
+            "PivotalTuning",
+            generator=world.generator,
+            image=photos(2),
+            **SHORT,
+            latents=world.latents(2, generator=world.stranger),
+        )
     with pytest.raises(Refused, match="steps"):
         world.call("InvertImage", image=photos(1), **given | {"steps": 0})
 
@@ -179,19 +190,23 @@ def test_directions_are_found_and_followed(either: World) -> None:
     directions, names = either.call("FindDirections", generator=either.generator, count=3)
     assert names.splitlines() == list(directions.names) and len(directions) == 3
     (by_number,) = either.call("EditLatents", latents=latents, directions=directions, direction="1", strength=2.0)
-    (by_name,) = either.call("EditLatents", latents=latents, directions=directions, direction=names.split("\n")[1],
-                             strength=2.0)  # fmt: skip
+    (by_name,) = either.call(
+        "EditLatents", latents=latents, directions=directions, direction=names.split("\n")[1], strength=2.0
+    )
     assert torch.equal(by_number.ws, by_name.ws) and not torch.equal(by_number.ws, latents.ws)
     (some,) = either.call("EditLatents", latents=latents, directions=directions, strength=2.0, from_row=2, to_row=4)
     moved = (some.ws - latents.ws).abs().sum((0, 2)) > 0
     assert moved.tolist() == [False, False, True, True] + [False] * 6
-    (each,) = either.call("EditLatents", latents=latents, directions=directions, strength=2.0,
-                          per_row="0, 0, 1, 1, 0 0 0 0 0 0")  # fmt: skip
+    (each,) = either.call(
+        "EditLatents", latents=latents, directions=directions, strength=2.0, per_row="0, 0, 1, 1, 0 0 0 0 0 0"
+    )
     assert torch.allclose(each.ws, some.ws)
-    for wrong, told in (({"direction": "smile"}, "'smile', expected a number from 0 to 2, or one of sefa 0"),
-                        ({"direction": "3"}, "got the direction '3', expected a number from 0 to 2"),
-                        ({"per_row": "0 a"}, "Got '0 a' for per_row, expected a number for each row"),
-                        ({"per_row": "1 2"}, "expected a finite number, or 10 of them")):  # fmt: skip
+    for wrong, told in (
+        ({"direction": "smile"}, "'smile', expected a number from 0 to 2, or one of sefa 0"),
+        ({"direction": "3"}, "got the direction '3', expected a number from 0 to 2"),
+        ({"per_row": "0 a"}, "Got '0 a' for per_row, expected a number for each row"),
+        ({"per_row": "1 2"}, "expected a finite number, or 10 of them"),
+    ):
         with pytest.raises(ValueError, match=told):
             either.call("EditLatents", latents=latents, directions=directions, **wrong)
     pca, _ = either.call("FindDirections", generator=either.generator, method="PCA", count=2, from_row=0, to_row=3)

@@ -13,8 +13,8 @@ from test_invert import Shades, face, quiet
 from torch import Tensor
 
 from nada_core import Latents, load_domain, render, sample, save_domain
-from nada_core.likeness import psnr
-from nada_core.pivotal import TuneConfig, TuneStep, _neighbours, tune
+from nada_core.guidance.reconstruction import psnr
+from nada_core.latents.pivotal_tuning import TuneConfig, TuneStep, _neighbours, tune
 
 #: Pixels alone, and a rate that suits a generator of 16 pixels.
 PLAIN = TuneConfig(steps=60, lr=0.02, lpips=0.0, locality=0.0)
@@ -56,14 +56,17 @@ def test_the_regulariser_holds_the_others(generator: tiny.StyleGAN2, pivots: Lat
     before = render(generator, fresh, 64)
     free, held = (
         (render(tune(generator, strange, pivots, replace(PLAIN, steps=80, **more)).generator, fresh, 64) - before)
-        .abs().mean().item()
+        .abs()
+        .mean()
+        .item()
         for more in ({}, {"locality": 1.0, "reach": 0.0, "psi": 1.0, "others": 3})
-    )  # fmt: skip
+    )
     assert held < 0.5 * free
 
 
-def test_what_changed_is_a_domain_that_goes_onto_other_generators(generator: tiny.StyleGAN2, pivots: Latents,
-                                                                  strange: Tensor, tmp_path: Path) -> None:  # fmt: skip
+def test_what_changed_is_a_domain_that_goes_onto_other_generators(
+    generator: tiny.StyleGAN2, pivots: Latents, strange: Tensor, tmp_path: Path
+) -> None:
     tuned = tune(generator, strange, pivots, PLAIN)
     assert all(name.startswith("synthesis.") for name in tuned.domain.changes)
     save_domain(tuned.domain, tmp_path / "face.safetensors")
@@ -76,8 +79,9 @@ def test_what_changed_is_a_domain_that_goes_onto_other_generators(generator: tin
     assert torch.allclose(both, tuned.images + 0.2, atol=1e-5)
 
 
-def test_it_stops_when_every_picture_is_close_enough(generator: tiny.StyleGAN2, pivots: Latents,
-                                                     strange: Tensor) -> None:  # fmt: skip
+def test_it_stops_when_every_picture_is_close_enough(
+    generator: tiny.StyleGAN2, pivots: Latents, strange: Tensor
+) -> None:
     there = tune(generator, render(generator, pivots), pivots, replace(PLAIN, stop_psnr=40.0))
     assert len(there.history) == 1 and not there.domain.changes
     config = replace(PLAIN, steps=500, stop_psnr=24.0)
@@ -95,8 +99,9 @@ def test_every_term_takes_part(generator: tiny.StyleGAN2, pivots: Latents, stran
     assert tuned.history[0]["locality"] == pytest.approx(0, abs=1e-6) and tuned.history[-1]["locality"] > 0
 
 
-def test_parts_of_a_batch_add_up(generator: tiny.StyleGAN2, pivots: Latents, strange: Tensor,
-                                 monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_parts_of_a_batch_add_up(
+    generator: tiny.StyleGAN2, pivots: Latents, strange: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = replace(PLAIN, steps=3, locality=1.0, others=2, fall=0.0)
     whole = tune(generator, strange, pivots, config)
     draw = tiny.StyleGAN2.synthesize

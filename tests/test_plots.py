@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from nada_core.plots import _bar_texts, plot_bars, plot_heat, plot_lines
+from nada_core.io.plots import _bar_texts, plot_bars, plot_heat, plot_lines
 
 
 def test_curves_are_drawn_in_their_own_colours_and_gaps_stay_empty() -> None:
@@ -96,21 +96,33 @@ def test_bars_of_every_kind_fit_the_sheet() -> None:
     assert not torch.equal(plot_bars(many, x_label="a"), plot_bars(many, x_label="b"))
 
 
-@pytest.mark.parametrize(("values", "texts"), [
-    ([0.0684, 0.0019, 2e-6, 0.0], ["0.0684", "0.0019", "2e-6", "0"]), ([1.0, 1e-5, -1e-5], ["1.00", "1e-5", "-1e-5"]),
-    ([1e-5, 2.5e-12], ["1.00e-5", "2.50e-12"]), ([0.0, 0.0], ["0", "0"]), ([12345.0, -2.0], ["12,345", "-2"]),
-    ([1234567.0, 3.0], ["1.23e+6", "3.00e+0"]), ([120.0, 0.3], ["120", "0.3"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("values", "texts"),
+    [
+        ([0.0684, 0.0019, 2e-6, 0.0], ["0.0684", "0.0019", "2e-6", "0"]),
+        ([1.0, 1e-5, -1e-5], ["1.00", "1e-5", "-1e-5"]),
+        ([1e-5, 2.5e-12], ["1.00e-5", "2.50e-12"]),
+        ([0.0, 0.0], ["0", "0"]),
+        ([12345.0, -2.0], ["12,345", "-2"]),
+        ([1234567.0, 3.0], ["1.23e+6", "3.00e+0"]),
+        ([120.0, 0.3], ["120", "0.3"]),
+    ],
+)
 def test_bar_numbers_compare_at_a_glance(values: list[float], texts: list[str]) -> None:
     assert _bar_texts(values) == texts
 
 
-@pytest.mark.parametrize(("values", "arguments", "words"), [
-    ({}, {}, "no values"), ({"a": math.nan, "b": 1.0}, {}, r"no finite value for \['a'\]"),
-    ({"a": -math.inf}, {}, "no finite value"), ({"a": 1.0}, {"chosen": ["a", "c"]}, r"\['c'\] as chosen.*\['a'\]"),
-    (LAYERS, {"size": (760, 60)}, r"for 4 bars, expected about \(\d+, 92\)"),
-    (LAYERS, {"size": (100, 200)}, r"size \(100, 200\)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("values", "arguments", "words"),
+    [
+        ({}, {}, "no values"),
+        ({"a": math.nan, "b": 1.0}, {}, r"no finite value for \['a'\]"),
+        ({"a": -math.inf}, {}, "no finite value"),
+        ({"a": 1.0}, {"chosen": ["a", "c"]}, r"\['c'\] as chosen.*\['a'\]"),
+        (LAYERS, {"size": (760, 60)}, r"for 4 bars, expected about \(\d+, 92\)"),
+        (LAYERS, {"size": (100, 200)}, r"size \(100, 200\)"),
+    ],
+)
 def test_bars_that_cannot_be_drawn_are_refused(values: dict[str, float], arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         plot_bars(values, **arguments)

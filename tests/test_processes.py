@@ -19,17 +19,26 @@ from safetensors.torch import save_file
 from test_cli import CLIP
 from tiny import generator, guide
 
-from nada_core import processes
-from nada_core.adapt import AdaptConfig, Step, adapt
-from nada_core.checkpoints import load_generator, save_generator
-from nada_core.clip import TextShift
-from nada_core.files import read_metadata
-from nada_core.layers import LayerChoice
+from nada_core.adaptation.adapt import Step, adapt
+from nada_core.adaptation.config import AdaptConfig, LayerChoice
+from nada_core.guidance.shifts import TextShift
+from nada_core.io.metadata import read_metadata
+from nada_core.models.checkpoints import load_generator, save_generator
+from nada_core.runtime import distributed as processes
 
 ROOT = Path(__file__).parents[1]
 SHIFT = TextShift("photo", "sketch", ("a {} of a face", "the {}"))
-CONFIG = AdaptConfig(steps=4, batch=4, lr=0.02, warmup=2, views=2, terms={"direction": 1.0, "angle": 0.5}, ema=0.5,
-                     autosave_every=2, layers=LayerChoice(mode="adaptive", count=2, batch=3, every=2))  # fmt: skip
+CONFIG = AdaptConfig(
+    steps=4,
+    batch=4,
+    lr=0.02,
+    warmup=2,
+    views=2,
+    terms={"direction": 1.0, "angle": 0.5},
+    ema=0.5,
+    autosave_every=2,
+    layers=LayerChoice(mode="adaptive", count=2, batch=3, every=2),
+)
 CONFIGS = {"adaptive": CONFIG, "const": replace(CONFIG, noise="const", layers=LayerChoice(), chunk=1)}
 
 
@@ -95,13 +104,26 @@ def test_torchrun_adapts_and_one_process_speaks(tmp_path: Path) -> None:
     torch.manual_seed(0)
     state = {name: value.contiguous() for name, value in open_clip.CLIP(**CLIP).state_dict().items()}
     save_file(state, tmp_path / "guide-two.safetensors")
-    words = ["adapt", "a.safetensors", "--guide", "guide-two.json:guide-two.safetensors", "--target", "zombie",
-             "--steps", "2", "--batch", "2", "--device", "cpu"]  # fmt: skip
+    words = [
+        "adapt",
+        "a.safetensors",
+        "--guide",
+        "guide-two.json:guide-two.safetensors",
+        "--target",
+        "zombie",
+        "--steps",
+        "2",
+        "--batch",
+        "2",
+        "--device",
+        "cpu",
+    ]
     environment: dict[str, Any] = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     for runner, out in (([sys.executable, "-m"], "one.safetensors"), (torchrun, "two.safetensors")):
-        answer = subprocess.run([*runner, "nada_core", *words, "--out", out], cwd=tmp_path, env=environment,
-                                capture_output=True, text=True)  # fmt: skip
+        answer = subprocess.run(
+            [*runner, "nada_core", *words, "--out", out], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
         assert answer.returncode == 0, answer.stderr
         assert answer.stdout.count(f"wrote {out}\n") == 1
     one, two = load_generator(tmp_path / "one.safetensors"), load_generator(tmp_path / "two.safetensors")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nada_core.prompts import BARE, TEMPLATES, fill
+from nada_core.guidance.prompts import BARE, TEMPLATES, fill
 
 
 def test_templates_are_clips_list_without_the_plural_one() -> None:

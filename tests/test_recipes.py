@@ -6,10 +6,13 @@ import pytest
 import torch
 from tiny import generator, guide, rng
 
-from nada_core.adapt import AdaptConfig, adapt
-from nada_core.clip import ClipGuide, ImageShift, MixedShift, TextShift, load_guide
+from nada_core.adaptation.adapt import adapt
+from nada_core.adaptation.config import AdaptConfig
+from nada_core.adaptation.recipes import RECIPES
+from nada_core.guidance.prompt_check import AGREED, ALIKE, check_prompts
+from nada_core.guidance.shifts import ImageShift, MixedShift, TextShift
+from nada_core.models.clip import ClipGuide, load_guide
 from nada_core.portraits import RECIPE, SOURCE, TARGETS
-from nada_core.recipes import AGREED, ALIKE, RECIPES, check_prompts
 
 
 def test_the_kinds_of_targets() -> None:

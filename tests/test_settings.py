@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from nada_core.settings import add_flags, check, describe, from_flags, setting
+from nada_core.runtime.config import add_flags, check, describe, from_flags, setting
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,31 @@ def parse(*words: str, defaults: Config | None = None) -> Config:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"steps": 0}, {"steps": 10_001}, {"steps": 3.0}, {"steps": True}, {"steps": None}, {"steps": "3"},
-        {"lr": float("nan")}, {"lr": float("inf")}, {"lr": -1.0}, {"lr": "fast"},
-        {"ema": 1}, {"mode": "al"}, {"mode": 3}, {"note": 3}, {"limit": -1.0},
-        {"names": ["b4"]}, {"names": "b4"}, {"names": (4,)},
-        {"terms": {"direction": float("nan")}}, {"terms": {"direction": -1.0}}, {"terms": {"directoin": 1.0}},
-        {"terms": {"direction": True}}, {"terms": "direction=1"},
+        {"steps": 0},
+        {"steps": 10_001},
+        {"steps": 3.0},
+        {"steps": True},
+        {"steps": None},
+        {"steps": "3"},
+        {"lr": float("nan")},
+        {"lr": float("inf")},
+        {"lr": -1.0},
+        {"lr": "fast"},
+        {"ema": 1},
+        {"mode": "al"},
+        {"mode": 3},
+        {"note": 3},
+        {"limit": -1.0},
+        {"names": ["b4"]},
+        {"names": "b4"},
+        {"names": (4,)},
+        {"terms": {"direction": float("nan")}},
+        {"terms": {"direction": -1.0}},
+        {"terms": {"directoin": 1.0}},
+        {"terms": {"direction": True}},
+        {"terms": "direction=1"},
     ],
-)  # fmt: skip
+)
 def test_refuses(wrong: dict) -> None:
     with pytest.raises(ValueError, match=rf"Config\.{next(iter(wrong))} is .*expected .*\."):
         Config(**wrong)
@@ -89,10 +106,27 @@ def test_no_flags_means_defaults() -> None:
 
 
 def test_flags_round_trip() -> None:
-    config = parse("--steps=5", "--lr", "0.1", "--ema", "--mode=named", "--note=hi", "--limit=2", "--names=b4, b8",
-                   "--terms=direction=1,global=0.3")  # fmt: skip
-    assert config == Config(steps=5, lr=0.1, ema=True, mode="named", note="hi", limit=2.0, names=("b4", "b8"),
-                            terms={"direction": 1.0, "global": 0.3})  # fmt: skip
+    config = parse(
+        "--steps=5",
+        "--lr",
+        "0.1",
+        "--ema",
+        "--mode=named",
+        "--note=hi",
+        "--limit=2",
+        "--names=b4, b8",
+        "--terms=direction=1,global=0.3",
+    )
+    assert config == Config(
+        steps=5,
+        lr=0.1,
+        ema=True,
+        mode="named",
+        note="hi",
+        limit=2.0,
+        names=("b4", "b8"),
+        terms={"direction": 1.0, "global": 0.3},
+    )
     assert parse("--no-ema", "--note=none", "--names=none", defaults=config) == Config(
         steps=5, lr=0.1, mode="named", limit=2.0, terms={"direction": 1.0, "global": 0.3}
     )

@@ -10,10 +10,11 @@ import torch
 from tiny import changed, copied, generator, guide, rng
 from torch import Tensor
 
-from nada_core.clip import TextShift, take_aim
-from nada_core.latents import Latents, render, sample
-from nada_core.losses import embed, objective
-from nada_core.text_edit import EditStep, TextEditConfig, edit_by_text
+from nada_core.guidance.clip_losses import embed, objective
+from nada_core.guidance.shifts import TextShift
+from nada_core.guidance.targets import take_aim
+from nada_core.latents.sampling import Latents, render, sample
+from nada_core.latents.text_edit import EditStep, TextEditConfig, edit_by_text
 
 SHIFT = TextShift("photo", "photo with glasses", ("a {}",))
 QUICK = TextEditConfig(steps=12, l2=0.0)
@@ -27,8 +28,12 @@ def face(images: Tensor) -> Tensor:
 def distance(goal: str, before: Tensor, after: Tensor) -> Tensor:
     """What the guide says of every picture alone, [N]."""
     aims = take_aim(guide(), SHIFT)
-    return torch.stack([objective(aims, {goal: 1.0}, embed(aims, a[None]), embed(aims, b[None]))[0]
-                        for a, b in zip(before, after, strict=True)])  # fmt: skip
+    return torch.stack(
+        [
+            objective(aims, {goal: 1.0}, embed(aims, a[None]), embed(aims, b[None]))[0]
+            for a, b in zip(before, after, strict=True)
+        ]
+    )
 
 
 @pytest.mark.parametrize("goal", ["global", "direction"])
@@ -91,12 +96,16 @@ def test_the_loss_is_the_weighted_sum_of_its_terms() -> None:
     before, after = render(made, latents), render(made, once)
     assert [step.index for step in steps] == [0, 1] and steps[0].steps == 2
     assert steps[0].terms["l2"] == 0 and abs(steps[0].terms["id"]) < 1e-5
-    wanted = {"clip": distance("global", before, after).mean(), "id": (1 - (face(before) * face(after)).sum(1)).mean(),
-              "l2": (once.ws - latents.ws).square().sum((1, 2)).mean()}  # fmt: skip
+    wanted = {
+        "clip": distance("global", before, after).mean(),
+        "id": (1 - (face(before) * face(after)).sum(1)).mean(),
+        "l2": (once.ws - latents.ws).square().sum((1, 2)).mean(),
+    }
     for name, value in wanted.items():
         assert steps[1].terms[name] == pytest.approx(value.item(), rel=1e-3)
-    assert steps[1].loss == pytest.approx(sum({"clip": 0.7, "l2": 0.03, "id": 0.2}[n] * v.item()
-                                              for n, v in wanted.items()), rel=1e-3)  # fmt: skip
+    assert steps[1].loss == pytest.approx(
+        sum({"clip": 0.7, "l2": 0.03, "id": 0.2}[n] * v.item() for n, v in wanted.items()), rel=1e-3
+    )
     torch.testing.assert_close(steps[1].images(), after, rtol=1e-3, atol=1e-4)
 
 
@@ -153,8 +162,10 @@ def test_whatever_on_step_raises_ends_the_work() -> None:
 def test_what_does_not_fit_is_refused() -> None:
     made = generator()
     latents = sample(made, [1])
-    for given, words in ((sample(generator(rng=rng(5)), [1]), "another generator"),
-                         (Latents(torch.zeros(1, 3, 5)), r"\[3, 5\] rows and columns")):  # fmt: skip
+    for given, words in (
+        (sample(generator(rng=rng(5)), [1]), "another generator"),
+        (Latents(torch.zeros(1, 3, 5)), r"\[3, 5\] rows and columns"),
+    ):
         with pytest.raises(ValueError, match=words):
             edit_by_text(made, given, guide(), SHIFT, QUICK)
     with pytest.raises(ValueError, match="no network to compute it"):
@@ -162,8 +173,14 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(FloatingPointError, match="Step 0"):
         edit_by_text(made, latents, guide(), SHIFT, replace(QUICK, id=0.1), lambda images: face(images) * torch.nan)
     with pytest.raises(FloatingPointError, match="Step 0 has a loss of 0"):  # the root's slope at 0 has no end
-        edit_by_text(made, latents, guide(), SHIFT, replace(QUICK, id=0.1),
-                     lambda images: face(images) + (images * 0).sum((2, 3)).sqrt().sum(1, keepdim=True))  # fmt: skip
+        edit_by_text(
+            made,
+            latents,
+            guide(),
+            SHIFT,
+            replace(QUICK, id=0.1),
+            lambda images: face(images) + (images * 0).sum((2, 3)).sqrt().sum(1, keepdim=True),
+        )
     for changes in ({"goal": "sideways"}, {"steps": 0}, {"l2": -1.0}, {"space": "z"}, {"lr": float("nan")}):
         with pytest.raises(ValueError, match="TextEditConfig"):
             TextEditConfig(**changes)  # type: ignore[arg-type]

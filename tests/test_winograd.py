@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nada_core.ops import styled_conv, winograd
+from nada_core.models.ops import styled_conv, winograd
 
 ROOT = Path(__file__).parents[1]
 KNOWN = torch.backends.cpu.get_cpu_capability() in winograd._MEASURED
@@ -22,8 +22,15 @@ compiled = pytest.mark.skipif(not (KNOWN and COMPILER), reason="no C++ compiler,
 known = pytest.mark.skipif(not KNOWN, reason="not a processor it is for")
 
 # N, I, O, H, W: whole tiles and parts of them, panels full and not, one chunk and several, more than a panel of tiles.
-SHAPES = [(1, 1, 1, 4, 4), (2, 3, 5, 7, 9), (1, 64, 64, 32, 32), (3, 70, 33, 13, 30), (1, 17, 130, 6, 131),
-          (2, 40, 300, 66, 65), (1, 2, 2, 1, 1)]  # fmt: skip
+SHAPES = [
+    (1, 1, 1, 4, 4),
+    (2, 3, 5, 7, 9),
+    (1, 64, 64, 32, 32),
+    (3, 70, 33, 13, 30),
+    (1, 17, 130, 6, 131),
+    (2, 40, 300, 66, 65),
+    (1, 2, 2, 1, 1),
+]
 
 
 def draw(*shape: int) -> Tensor:
@@ -110,7 +117,7 @@ def test_a_layer_goes_through_it_where_that_pays(monkeypatch: pytest.MonkeyPatch
 PROGRAM = """
 import logging, sys, torch
 logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout)
-from nada_core.ops.winograd import conv3x3, kernel
+from nada_core.models.ops.winograd import conv3x3, kernel
 x, weight = torch.randn(2, 64, 84, 84), torch.randn(64, 64, 3, 3)
 for _ in range(2):
     difference = conv3x3(x, weight) - torch.nn.functional.conv2d(x, weight, padding=1)

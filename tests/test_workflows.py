@@ -33,9 +33,11 @@ EXCEPTIONS: dict[tuple[str, str], dict[str, Any]] = {
     ("How many layers", "2 layers"): {"count": 2},
     ("How many layers", "all layers"): {"mode": "all"},
     ("Naive versus directional", "Naive: towards the text"): {
-        "direction_loss": 0.0, "global_loss": 1.0, "angle_loss": 0.0,
+        "direction_loss": 0.0,
+        "global_loss": 1.0,
+        "angle_loss": 0.0,
     },
-}  # fmt: skip
+}
 
 #: An absolute path of Unix or Windows, or a home folder: at least two parts, and no part of an address on the web.
 PLACE = re.compile(r"(?<![\w.:/~])(?:~|[A-Za-z]:)?[/\\]{1,2}[\w.-]+[/\\][\w.-]+|file:/|[A-Za-z]:\\")
@@ -62,13 +64,19 @@ class World:
     def widgets(self, kind: str) -> list[tuple[str, bool]]:
         """The widgets of a node in their order, and whether each is followed by its control after generating."""
         told = {**self.info[kind]["input"].get("required", {}), **self.info[kind]["input"].get("optional", {})}
-        return [(name, bool(options.get("control_after_generate"))) for name, (kind, options) in told.items()
-                if kind in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")]  # fmt: skip
+        return [
+            (name, bool(options.get("control_after_generate")))
+            for name, (kind, options) in told.items()
+            if kind in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+        ]
 
     def values(self, node: Mapping[str, Any]) -> dict[str, Any]:
         """The widgets of a node in a workflow by name; the control of a seed as `seed control`."""
-        names = [part for name, control in self.widgets(node["type"])
-                 for part in ((name, f"{name} control") if control else (name,))]  # fmt: skip
+        names = [
+            part
+            for name, control in self.widgets(node["type"])
+            for part in ((name, f"{name} control") if control else (name,))
+        ]
         given = node.get("widgets_values") or []
         assert len(given) == len(names), f"{node['type']} has {len(given)} values for {names}"
         return dict(zip(names, given, strict=True))
@@ -135,11 +143,23 @@ def test_nothing_in_the_file_belongs_to_one_machine(path: Path) -> None:
     assert not found
 
 
-@pytest.mark.parametrize(("written", "found"), [
-    ("/home/me/a.pt", True), ("in /data/x", True), ("C:\\Users\\me", True), ("~/models/a", True), ("D:/x/y", True),
-    ("file:///a", True), ("`models/stylegan_nada`", False), ("https://example.org/a/b", False), ("1/2/3", False),
-    ("and/or", False), ("a / b", False), ("before\nafter", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("written", "found"),
+    [
+        ("/home/me/a.pt", True),
+        ("in /data/x", True),
+        ("C:\\Users\\me", True),
+        ("~/models/a", True),
+        ("D:/x/y", True),
+        ("file:///a", True),
+        ("`models/stylegan_nada`", False),
+        ("https://example.org/a/b", False),
+        ("1/2/3", False),
+        ("and/or", False),
+        ("a / b", False),
+        ("before\nafter", False),
+    ],
+)
 def test_what_counts_as_a_place(written: str, found: bool) -> None:
     assert bool(PLACE.search(written)) is found
 
@@ -161,8 +181,10 @@ def test_there_is_nothing_to_install(world: World, path: Path) -> None:
 @each
 def test_no_node_lies_on_another(path: Path) -> None:
     nodes = read(path)["nodes"]
-    boxes = [(x, y - TITLE_BAR, x + width, y + height) for (x, y), (width, height) in
-             ((node["pos"], node["size"]) for node in nodes)]  # fmt: skip
+    boxes = [
+        (x, y - TITLE_BAR, x + width, y + height)
+        for (x, y), (width, height) in ((node["pos"], node["size"]) for node in nodes)
+    ]
     for index, one in enumerate(boxes):
         for other, box in enumerate(boxes[:index]):
             apart = one[2] <= box[0] or box[2] <= one[0] or one[3] <= box[1] or box[3] <= one[1]
@@ -176,12 +198,19 @@ def test_links_agree_with_both_their_ends(path: Path) -> None:
     links = {link[0]: link for link in workflow["links"]}
     assert len(nodes) == len(workflow["nodes"]) and len(links) == len(workflow["links"])
     assert max(nodes) <= workflow["last_node_id"] and max(links) <= workflow["last_link_id"]
-    leaving = {(link, node["id"], slot, output["type"]) for node in nodes.values()
-               for slot, output in enumerate(node["outputs"]) for link in output["links"] or ()}  # fmt: skip
+    leaving = {
+        (link, node["id"], slot, output["type"])
+        for node in nodes.values()
+        for slot, output in enumerate(node["outputs"])
+        for link in output["links"] or ()
+    }
     taken = {link[0]: link[5] for link in workflow["links"]}  # an input of type * takes whatever its link brings
-    arriving = {(entry["link"], node["id"], slot, taken[entry["link"]] if entry["type"] == "*" else entry["type"])
-                for node in nodes.values() for slot, entry in enumerate(node["inputs"])
-                if entry.get("link") is not None}  # fmt: skip
+    arriving = {
+        (entry["link"], node["id"], slot, taken[entry["link"]] if entry["type"] == "*" else entry["type"])
+        for node in nodes.values()
+        for slot, entry in enumerate(node["inputs"])
+        if entry.get("link") is not None
+    }
     assert leaving == {(id, source, slot, kind) for id, source, slot, _, _, kind in links.values()}
     assert arriving == {(id, target, slot, kind) for id, _, _, target, slot, kind in links.values()}
 

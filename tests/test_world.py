@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nada_core.portraits.captions import BROKEN, CLASSES, WORDS, Captions, describe, slices_of
 from nada_core.portraits.content import Content
-from nada_core.portraits.corrupt import KINDS, corrupt
+from nada_core.portraits.fitting.corrupt import KINDS, corrupt
 from nada_core.portraits.judge import NONE, Judge, Verdict, examine
 from nada_core.portraits.render import ATTRIBUTES, HIDDEN, RESOLUTION, STYLES, readable, render, visible
 
@@ -194,8 +194,9 @@ def test_content_is_uniform_and_its_columns_are_independent(content: Content) ->
     attributes = content(mapped().map(torch.randn(2000, 24, generator=rng(1))))
     assert attributes.shape == (2000, len(ATTRIBUTES)) and attributes.min() >= 0 and attributes.max() <= 1
     for column in attributes.T:
-        torch.testing.assert_close(column.quantile(torch.tensor([0.1, 0.5, 0.9])), torch.tensor([0.1, 0.5, 0.9]),
-                                   atol=0.05, rtol=0.0)  # fmt: skip
+        torch.testing.assert_close(
+            column.quantile(torch.tensor([0.1, 0.5, 0.9])), torch.tensor([0.1, 0.5, 0.9]), atol=0.05, rtol=0.0
+        )
     mutual = torch.corrcoef(attributes.T) - torch.eye(len(ATTRIBUTES))
     assert mutual.abs().max() < 0.2
 
@@ -219,6 +220,7 @@ def test_content_survives_its_file(content: Content, tmp_path: Path) -> None:
 
 def painter(content: Content, style: str, drawn: Tensor | None = None) -> Any:
     """A generator that draws the truth in one style, or always the same picture."""
+
     def synthesize(ws: Tensor) -> Tensor:
         return render(content(ws), style) if drawn is None else drawn.expand(len(ws), -1, -1, -1)
 
@@ -262,10 +264,18 @@ def test_the_same_picture_for_everybody_is_found_out(content: Content) -> None:
     assert found.diversity == pytest.approx(0, abs=1e-3) and abs(found.kept) < 0.2 and not found.passed
 
 
-@pytest.mark.parametrize(("change", "passed"), [
-    ({}, True), ({"judge": 0.89}, False), ({"attributes": 0.59}, False), ({"distance": 0.18}, False),
-    ({"diversity": 0.79}, False), ({"diversity": 1.26}, False), ({"attributes": 0.61, "judge": 0.9}, True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "passed"),
+    [
+        ({}, True),
+        ({"judge": 0.89}, False),
+        ({"attributes": 0.59}, False),
+        ({"distance": 0.18}, False),
+        ({"diversity": 0.79}, False),
+        ({"diversity": 1.26}, False),
+        ({"attributes": 0.61, "judge": 0.9}, True),
+    ],
+)
 def test_the_bar_is_all_four_figures_together(change: dict[str, float], passed: bool) -> None:
     good = Verdict(judge=0.95, attributes=0.8, source_attributes=0.8, distance=0.1, source_distance=0.2, diversity=1.0)
     assert replace(good, **change).passed == passed

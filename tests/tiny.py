@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nada_core.clip import ClipGuide
-from nada_core.generators import StyleGAN2
+from nada_core.models.clip import ClipGuide
+from nada_core.models.stylegan2 import StyleGAN2
 
 DIM, SIZE, READS = 8, 16, 128
 
@@ -20,8 +20,14 @@ def rng(seed: int = 0) -> torch.Generator:
 
 def generator(**changes: Any) -> StyleGAN2:
     """16 pixels, five convolutions and three ToRGB layers on six rows; noise is visible, nothing is at rest."""
-    settings: dict[str, Any] = {"resolution": 16, "z_dim": 6, "w_dim": 5, "mapping_layers": 2, "widths": [8, 7, 4],
-                                "rng": rng()}
+    settings: dict[str, Any] = {
+        "resolution": 16,
+        "z_dim": 6,
+        "w_dim": 5,
+        "mapping_layers": 2,
+        "widths": [8, 7, 4],
+        "rng": rng(),
+    }
     made = StyleGAN2(**(settings | changes))
     with torch.no_grad():
         for name, value in made.named_parameters():

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..prompts import TEMPLATES
+from ..guidance.prompts import TEMPLATES
 from .render import ATTRIBUTES, STYLES, visible
 
 #: The eleventh class: pictures that are none of the ten styles (tinted, torn, blurred, noisy).

@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..checkpoints import load_generator
-from ..clip import ClipGuide, built_in_guides, load_guide
-from ..identity import Identity, load_identity
-from ..prompts import TEMPLATES, fill
+from ..guidance.prompts import TEMPLATES, fill
+from ..models.arcface import Identity, load_identity
+from ..models.checkpoints import load_generator
+from ..models.clip import ClipGuide, built_in_guides, load_guide
 from .content import Content
-from .corrupt import KINDS, corrupt
-from .fit_generator import psnr
-from .fit_identity import ALIKE, meet, people
+from .fitting.corrupt import KINDS, corrupt
+from .fitting.generator import psnr
+from .fitting.identity import ALIKE, meet, people
 from .judge import NONE, Judge
 from .render import ATTRIBUTES, STYLES, readable, render, visible
 

@@ -15,8 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..files import BUILTIN, read_checkpoint, write_safetensors
-from ..generators import Generator
+from ..io.checkpoint_file import BUILTIN, read_checkpoint
+from ..io.metadata import write_safetensors
+from ..models.generator import Generator
 from .render import ATTRIBUTES
 
 _QUANTILES = 65

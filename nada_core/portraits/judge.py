@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..files import BUILTIN, read_checkpoint
-from ..generators import Generator
+from ..io.checkpoint_file import BUILTIN, read_checkpoint
+from ..models.generator import Generator
 from .captions import CLASSES
 from .content import Content
 from .render import ATTRIBUTES, STYLES, readable, render, visible
@@ -86,8 +86,15 @@ class Verdict:
 
 
 @torch.no_grad()
-def examine(judge: Judge, content: Content, source: Generator, adapted: Generator, style: str, count: int = 192,
-            seed: int = 10_000) -> Verdict:  # fmt: skip
+def examine(
+    judge: Judge,
+    content: Content,
+    source: Generator,
+    adapted: Generator,
+    style: str,
+    count: int = 192,
+    seed: int = 10_000,
+) -> Verdict:
     """Judge `count` pictures of the adapted generator for latents nobody trained on."""
     rng = torch.Generator().manual_seed(seed)
     ws = source.map(torch.randn(count, source.z_dim, generator=rng))

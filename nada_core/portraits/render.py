@@ -22,15 +22,38 @@ RESOLUTION = 64
 
 #: Content: every attribute is uniform in 0..1 and means the same in every style.
 ATTRIBUTES = (
-    "face_width", "face_height", "jaw", "skin", "hair_colour", "hair_length", "hair_volume", "fringe", "eye_size",
-    "eye_gap", "mouth_curve", "mouth_width", "glasses", "background_hue", "background_light", "shift_x", "shift_y",
+    "face_width",
+    "face_height",
+    "jaw",
+    "skin",
+    "hair_colour",
+    "hair_length",
+    "hair_volume",
+    "fringe",
+    "eye_size",
+    "eye_gap",
+    "mouth_curve",
+    "mouth_width",
+    "glasses",
+    "background_hue",
+    "background_light",
+    "shift_x",
+    "shift_y",
     "shirt_hue",
-)  # fmt: skip
+)
 
 STYLES = (
-    "photo", "pencil sketch", "watercolor painting", "3d render", "zombie", "elf", "anime", "joker", "marble statue",
+    "photo",
+    "pencil sketch",
+    "watercolor painting",
+    "3d render",
+    "zombie",
+    "elf",
+    "anime",
+    "joker",
+    "marble statue",
     "pixel art",
-)  # fmt: skip
+)
 
 #: What a style cannot show. An attribute that is not in the picture can be neither read nor kept.
 HIDDEN: dict[str, set[str]] = {
@@ -216,12 +239,13 @@ def _draw(attributes: Tensor, look: Look) -> tuple[list[Region], Tensor]:
         round_off = 1 - 0.16 * _cover(-(x * 0.8 + y * 0.35 - 0.22 * width))[:, None]
         hair_light = 1 + 0.45 * _cover((y + 0.60 + 0.10 * torch.cos(x * 5)).abs() - 0.045)[:, None]
     gloss = look.gloss * torch.exp(-((x + 0.14) ** 2 + (y + 0.20) ** 2) / 0.018)[:, None]
-    sheen = look.gloss * torch.exp(-((y + 0.62 - 0.5 * x * x) / 0.05) ** 2)[:, None] * 0.8
+    sheen = look.gloss * torch.exp(-(((y + 0.62 - 0.5 * x * x) / 0.05) ** 2))[:, None] * 0.8
     face_colour = (skin * round_off).clamp(0, 1) + gloss * 0.55
     hair_colour = (hair * hair_light).clamp(0, 1) + sheen * 0.45
-    shirt_colour = shirt * (1 + look.shading * 0.18 * light) + look.gloss * 0.35 * torch.exp(
-        -(((x + 0.38) / 0.12) ** 2 + ((y - 0.86) / 0.07) ** 2)
-    )[:, None]
+    shirt_colour = (
+        shirt * (1 + look.shading * 0.18 * light)
+        + look.gloss * 0.35 * torch.exp(-(((x + 0.38) / 0.12) ** 2 + ((y - 0.86) / 0.07) ** 2))[:, None]
+    )
 
     chin = 1 + (0.15 + 0.55 * a["jaw"]) * (y / height).clamp(min=0) ** 2
     face = _ellipse(x * chin, y, width, height)
@@ -269,9 +293,16 @@ def _eyes(a: dict[str, Tensor]) -> tuple[Tensor, float]:
 
 
 def _features(
-    a: dict[str, Tensor], x: Tensor, y: Tensor, width: Tensor, height: Tensor, skin: Tensor, hair: Tensor,
-    face_colour: Tensor, look: Look,
-) -> list[Region]:  # fmt: skip
+    a: dict[str, Tensor],
+    x: Tensor,
+    y: Tensor,
+    width: Tensor,
+    height: Tensor,
+    skin: Tensor,
+    hair: Tensor,
+    face_colour: Tensor,
+    look: Look,
+) -> list[Region]:
     """Eyes, brows, nose and mouth, and what a creature does to them."""
     gap, eye_y = _eyes(a)
     size = (0.055 + 0.045 * a["eye_size"]) * look.eye_scale

@@ -70,8 +70,9 @@ class Host:
         self.OOM_EXCEPTION = torch.OutOfMemoryError
         self.folder_paths = Folders(self.root, told["supported_pt_extensions"], self.at_least(0, 28))
         self.models_dir, self.input, self.output, self.temp = (
-            Path(self.folder_paths.models_dir), *(Path(getattr(self.folder_paths.served, kind))
-                                                  for kind in ("input", "output", "temp")))  # fmt: skip
+            Path(self.folder_paths.models_dir),
+            *(Path(getattr(self.folder_paths.served, kind)) for kind in ("input", "output", "temp")),
+        )
         self.io = build_io(self.version)
         self.ui = build_ui(self)
 
@@ -127,8 +128,10 @@ class Doubled(ModuleType):
     """A module that says what to do about a name it has not got."""
 
     def __getattr__(self, name: str) -> Any:
-        raise AttributeError(f"the double of {self.__name__} has no {name!r}: if the oldest ComfyUI we support has it, "
-                             "add it to tests/host/make_contract.py and to the double")  # fmt: skip
+        raise AttributeError(
+            f"the double of {self.__name__} has no {name!r}: if the oldest ComfyUI we support has it, "
+            "add it to tests/host/make_contract.py and to the double"
+        )
 
 
 def build_modules(host: Host) -> dict[str, ModuleType]:

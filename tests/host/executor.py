@@ -174,8 +174,10 @@ class Run:
             key: Any = object()  # equal to nothing else
         else:
             facts = self.executor.facts(node)
-            inputs = [(name, (self.key(value[0]), value[1]) if is_link(value) else hashable(value))
-                      for name, value in sorted(node["inputs"].items())]  # fmt: skip
+            inputs = [
+                (name, (self.key(value[0]), value[1]) if is_link(value) else hashable(value))
+                for name, value in sorted(node["inputs"].items())
+            ]
             own = node_id if facts.named_by_id else None
             key = (node["class_type"], self.fingerprint(node_id, facts), own, tuple(inputs))
         self.keys[node_id] = key
@@ -237,8 +239,11 @@ class Run:
             answers = mapped(facts, "execute", inputs, hidden)
         except (Exception, self.host.InterruptProcessingException) as error:
             raised = error
-        broken = [f"its input {key}{what}" for key, values in inputs.items()
-                  for what in differences(before[key], snapshot(values))]  # fmt: skip
+        broken = [
+            f"its input {key}{what}"
+            for key, values in inputs.items()
+            for what in differences(before[key], snapshot(values))
+        ]
         broken += restore(state)
         if broken:
             shown = ", ".join(broken[:5]) + (f" and {len(broken) - 5} more" if len(broken) > 5 else "")

@@ -52,8 +52,11 @@ class Folders:
         for folder in folders:
             for place, inner, names in os.walk(folder, followlinks=True):
                 inner[:] = [name for name in inner if name != ".git"]
-                found |= {os.path.relpath(os.path.join(place, name), folder) for name in names
-                          if not extensions or os.path.splitext(name)[1].lower() in extensions}  # fmt: skip
+                found |= {
+                    os.path.relpath(os.path.join(place, name), folder)
+                    for name in names
+                    if not extensions or os.path.splitext(name)[1].lower() in extensions
+                }
         return sorted(found)
 
     def get_full_path(self, folder_name: str, filename: str) -> str | None:
@@ -113,9 +116,16 @@ class Folders:
     ) -> tuple[str, str, int, str, str]:
         """Folder, name, number, folder below the output folder, prefix: for files called `name_00001_...`."""
         now = time.localtime()
-        tokens = {"width": image_width, "height": image_height, "year": now.tm_year, "month": f"{now.tm_mon:02}",
-                  "day": f"{now.tm_mday:02}", "hour": f"{now.tm_hour:02}", "minute": f"{now.tm_min:02}",
-                  "second": f"{now.tm_sec:02}"}  # fmt: skip
+        tokens = {
+            "width": image_width,
+            "height": image_height,
+            "year": now.tm_year,
+            "month": f"{now.tm_mon:02}",
+            "day": f"{now.tm_mday:02}",
+            "hour": f"{now.tm_hour:02}",
+            "minute": f"{now.tm_min:02}",
+            "second": f"{now.tm_sec:02}",
+        }
         prefix = re.sub(r"%(\w+)%", lambda m: str(tokens.get(m[1], m[0])), filename_prefix)
         subfolder, name = os.path.split(os.path.normpath(prefix))
         folder = os.path.join(output_dir, subfolder)

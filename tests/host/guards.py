@@ -225,6 +225,11 @@ def _losses(value: Any, where: str) -> None:
 
 
 CHECKS: dict[str, Callable[[Any, str], None]] = {
-    "IMAGE": _image, "MASK": _mask, "LOSS_MAP": _losses, "INT": _of(int), "FLOAT": _of(float, int), "STRING": _of(str),
+    "IMAGE": _image,
+    "MASK": _mask,
+    "LOSS_MAP": _losses,
+    "INT": _of(int),
+    "FLOAT": _of(float, int),
+    "STRING": _of(str),
     "BOOLEAN": _of(bool),
-}  # fmt: skip
+}

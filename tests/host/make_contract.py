@@ -20,20 +20,47 @@ TYPES = ["Int", "Float", "String", "Boolean", "Combo", "Image", "Mask", "Latent"
 ENUMS = ["Hidden", "FolderType", "NumberDisplay", "UploadType", "ControlAfterGenerate"]
 HOOKS = ["define_schema", "execute", "validate_inputs", "fingerprint_inputs", "check_lazy_status"]
 UI = ["PreviewImage", "PreviewText", "SavedResult", "SavedImages"]
-SAVERS = ["save_images", "get_save_images_ui", "save_animated_png", "get_save_animated_png_ui", "save_animated_webp",
-          "get_save_animated_webp_ui"]  # fmt: skip
+SAVERS = [
+    "save_images",
+    "get_save_images_ui",
+    "save_animated_png",
+    "get_save_animated_png_ui",
+    "save_animated_webp",
+    "get_save_animated_webp_ui",
+]
 FOLDERS = [
-    "add_model_folder_path", "exists_annotated_filepath", "filter_files_content_types", "get_annotated_filepath",
-    "get_directory_by_type", "get_filename_list", "get_folder_paths", "get_full_path", "get_full_path_or_raise",
-    "get_input_directory", "get_output_directory", "get_save_image_path", "get_temp_directory",
-]  # fmt: skip
+    "add_model_folder_path",
+    "exists_annotated_filepath",
+    "filter_files_content_types",
+    "get_annotated_filepath",
+    "get_directory_by_type",
+    "get_filename_list",
+    "get_folder_paths",
+    "get_full_path",
+    "get_full_path_or_raise",
+    "get_input_directory",
+    "get_output_directory",
+    "get_save_image_path",
+    "get_temp_directory",
+]
 MANAGEMENT = [
-    "free_memory", "get_free_memory", "get_torch_device", "intermediate_device", "interrupt_current_processing",
-    "is_oom", "processing_interrupted", "soft_empty_cache", "throw_exception_if_processing_interrupted",
+    "free_memory",
+    "get_free_memory",
+    "get_torch_device",
+    "intermediate_device",
+    "interrupt_current_processing",
+    "is_oom",
+    "processing_interrupted",
+    "soft_empty_cache",
+    "throw_exception_if_processing_interrupted",
     "unload_all_models",
-]  # fmt: skip
-CORE = {"LoadImage": "nodes.py", "PreviewImage": "nodes.py", "SaveImage": "nodes.py",
-        "PreviewAny": "comfy_extras/nodes_preview_any.py"}  # fmt: skip
+]
+CORE = {
+    "LoadImage": "nodes.py",
+    "PreviewImage": "nodes.py",
+    "SaveImage": "nodes.py",
+    "PreviewAny": "comfy_extras/nodes_preview_any.py",
+}
 
 
 class Source:
@@ -150,8 +177,9 @@ def io_facts(source: Source) -> dict[str, Any]:
         calls[f"Custom.{side}"] = source.constructor(side)
         options[f"Custom.{side}"] = source.option_keys(side)
     return {
-        "public": sorted(public & {*TYPES, *ENUMS, "Custom", "Input", "WidgetInput", "Output", "Schema", "ComfyNode",
-                                   "NodeOutput"}),
+        "public": sorted(
+            public & {*TYPES, *ENUMS, "Custom", "Input", "WidgetInput", "Output", "Schema", "ComfyNode", "NodeOutput"}
+        ),
         "types": types,
         "enums": {name: source.assignments(name) for name in ENUMS},
         "calls": calls | {"Custom": source.signature("Custom"), "NodeOutput": source.constructor("NodeOutput")},
@@ -159,7 +187,7 @@ def io_facts(source: Source) -> dict[str, Any]:
         "schema": source.fields("Schema"),
         "node_info": [part.split("=")[0] for part in source.fields("NodeInfoV1").split(", ")],
         "hooks": {name: source.signature(f"ComfyNode.{name}") for name in HOOKS},
-    }  # fmt: skip
+    }
 
 
 def core_facts(root: Path) -> dict[str, Any]:
@@ -193,8 +221,11 @@ def facts(root: Path) -> dict[str, Any]:
     node_io, ui = Source(root / "comfy_api/latest/_io.py"), Source(root / "comfy_api/latest/_ui.py")
     folders, tools = Source(root / "folder_paths.py"), Source(root / "comfy/utils.py")
     management, flags = Source(root / "comfy/model_management.py"), Source(root / "comfy/cli_args.py")
-    told_flags = [ast.literal_eval(node.args[0]) for node in ast.walk(ast.Module(flags.body, []))
-                  if isinstance(node, ast.Call) and ast.unparse(node.func) == "parser.add_argument"]  # fmt: skip
+    told_flags = [
+        ast.literal_eval(node.args[0])
+        for node in ast.walk(ast.Module(flags.body, []))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "parser.add_argument"
+    ]
     if "--disable-metadata" not in told_flags:
         raise LookupError(f"{flags.path} has no --disable-metadata")
     return {
@@ -205,13 +236,15 @@ def facts(root: Path) -> dict[str, Any]:
         "supported_pt_extensions": sorted(folders.value("supported_pt_extensions")),
         "utils": {"ProgressBar": tools.constructor("ProgressBar")}
         | {f"ProgressBar.{name}": tools.signature(f"ProgressBar.{name}") for name in ("update_absolute", "update")},
-        "throttle": {"seconds": tools.value("PROGRESS_THROTTLE_MIN_INTERVAL"),
-                     "percent": tools.value("PROGRESS_THROTTLE_MIN_PERCENT")},
+        "throttle": {
+            "seconds": tools.value("PROGRESS_THROTTLE_MIN_INTERVAL"),
+            "percent": tools.value("PROGRESS_THROTTLE_MIN_PERCENT"),
+        },
         "model_management": {name: management.signature(name) for name in MANAGEMENT},
         "interrupt_base": management.first_base("InterruptProcessingException"),
         "cli_args": {"disable_metadata": False},
         "core_nodes": core_facts(root),
-    }  # fmt: skip
+    }
 
 
 def main() -> None:

@@ -94,8 +94,9 @@ def build_ui(host: Host) -> SimpleNamespace:
             results.append(remember(path, below, folder_type))
         return results
 
-    def animate(images: Any, filename_prefix: str, folder_type: Any, cls: Any, fps: float, suffix: str = "png",
-                **how: Any) -> SavedResult:  # fmt: skip
+    def animate(
+        images: Any, filename_prefix: str, folder_type: Any, cls: Any, fps: float, suffix: str = "png", **how: Any
+    ) -> SavedResult:
         folder, name, number, below = place(images, filename_prefix, folder_type)
         path = folder / f"{name}_{number:05}_.{suffix}"
         first, *rest = [to_pil(image) for image in images]
@@ -113,15 +114,24 @@ def build_ui(host: Host) -> SimpleNamespace:
         return saved
 
     savers = {
-        "save_images": save, "get_save_images_ui": many,
-        "save_animated_png": animate, "get_save_animated_png_ui": moving("png"),
+        "save_images": save,
+        "get_save_images_ui": many,
+        "save_animated_png": animate,
+        "get_save_animated_png_ui": moving("png"),
         "save_animated_webp": lambda **values: animate(suffix="webp", **values),
         "get_save_animated_webp_ui": moving("webp"),
-    }  # fmt: skip
-    helper = {name: staticmethod(speaking(f"ui.ImageSaveHelper.{name}", told[f"ImageSaveHelper.{name}"], behaviour))
-              for name, behaviour in savers.items()}  # fmt: skip
-    return SimpleNamespace(SavedResult=SavedResult, SavedImages=SavedImages, PreviewImage=PreviewImage,
-                           PreviewText=PreviewText, ImageSaveHelper=type("ImageSaveHelper", (), helper))  # fmt: skip
+    }
+    helper = {
+        name: staticmethod(speaking(f"ui.ImageSaveHelper.{name}", told[f"ImageSaveHelper.{name}"], behaviour))
+        for name, behaviour in savers.items()
+    }
+    return SimpleNamespace(
+        SavedResult=SavedResult,
+        SavedImages=SavedImages,
+        PreviewImage=PreviewImage,
+        PreviewText=PreviewText,
+        ImageSaveHelper=type("ImageSaveHelper", (), helper),
+    )
 
 
 def to_pil(image: Any) -> Any:

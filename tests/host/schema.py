@@ -10,8 +10,13 @@ from typing import Any
 from .contract import bind, facts, signature
 
 # Options whose name in /object_info is not the parameter's.
-SPELLED = {"rawLink": "raw_link", "widgetType": "widget_type", "forceInput": "force_input", "display": "display_mode",
-           "dynamicPrompts": "dynamic_prompts"}  # fmt: skip
+SPELLED = {
+    "rawLink": "raw_link",
+    "widgetType": "widget_type",
+    "forceInput": "force_input",
+    "display": "display_mode",
+    "dynamicPrompts": "dynamic_prompts",
+}
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 
 
@@ -243,8 +248,16 @@ def build_io(version: str) -> SimpleNamespace:
         base = Output if kind == "Output" else WidgetInput if io_type in WIDGETS and called != "Custom" else Input
         base = ComboInput if called == "Combo" and kind == "Input" else base
         name = f"{called}.{kind}"
-        return type(kind, (base,), {"io_type": io_type, "called": f"io.{name}", "told_options": told["options"][name],
-                                    "told_signature": signature(told["calls"][name])})  # fmt: skip
+        return type(
+            kind,
+            (base,),
+            {
+                "io_type": io_type,
+                "called": f"io.{name}",
+                "told_options": told["options"][name],
+                "told_signature": signature(told["calls"][name]),
+            },
+        )
 
     def declare(called: str, io_type: str) -> type:
         sides = {kind: side(kind, called, io_type) for kind in ("Input", "Output")}
@@ -254,8 +267,11 @@ def build_io(version: str) -> SimpleNamespace:
         **{name: declare(name, io_type) for name, io_type in told["types"].items()},
         **enums,
         "Custom": lambda io_type: declare("Custom", io_type),
-        "Input": Input, "WidgetInput": WidgetInput, "Output": Output, "ComfyNode": ComfyNode,
+        "Input": Input,
+        "WidgetInput": WidgetInput,
+        "Output": Output,
+        "ComfyNode": ComfyNode,
         "NodeOutput": type("NodeOutput", (NodeOutput,), {"told_signature": signature(told["calls"]["NodeOutput"])}),
         "Schema": build_schema(told, enums["Hidden"]),
-    }  # fmt: skip
+    }
     return SimpleNamespace(**{name: made[name] for name in told["public"]})

@@ -46,9 +46,11 @@ class Facts:
 
     def __post_init__(self) -> None:
         sections = self.info["input"]
-        self.inputs = {name: (spec[0], spec[1] if len(spec) > 1 else {}, section)
-                       for section in ("required", "optional")
-                       for name, spec in sections.get(section, {}).items()}  # fmt: skip
+        self.inputs = {
+            name: (spec[0], spec[1] if len(spec) > 1 else {}, section)
+            for section in ("required", "optional")
+            for name, spec in sections.get(section, {}).items()
+        }
         self.hidden = list(sections.get("hidden", {}))
         self.schema = self.cls.FINALIZE_SCHEMA() if overrides(self.cls, "define_schema") else None
         lazy = [name for name, (_, options, _) in self.inputs.items() if options.get("lazy")]
@@ -101,8 +103,10 @@ def mapped(facts: Facts, name: str, inputs: dict[str, list[Any]], hidden: dict[s
     if facts.info["is_input_list"] or not inputs:
         return [finished(function(**inputs))]
     longest = max(len(values) for values in inputs.values())
-    return [finished(function(**{key: values[min(index, len(values) - 1)] for key, values in inputs.items()}))
-            for index in range(longest)]  # fmt: skip
+    return [
+        finished(function(**{key: values[min(index, len(values) - 1)] for key, values in inputs.items()}))
+        for index in range(longest)
+    ]
 
 
 class Validation:
@@ -173,8 +177,9 @@ class Validation:
         outputs = [source.io_type] if isinstance(source, Given) else self.executor.facts(source).info["output"]
         received[name] = outputs[link[1]]
         if not own_types and not fits(received[name], facts.inputs[name][0]):
-            return "return_type_mismatch", (f"{name}, received_type({received[name]}) mismatch "
-                                            f"input_type({facts.inputs[name][0]})")  # fmt: skip
+            return "return_type_mismatch", (
+                f"{name}, received_type({received[name]}) mismatch input_type({facts.inputs[name][0]})"
+            )
         self.visit(link[0])
         return None
 
@@ -211,11 +216,16 @@ class Validation:
         answers = mapped(facts, "validate_inputs", inputs, hidden)
         return [
             NodeError(node_id, "custom_validation_failed", name if answer is False else f"{name} - {answer}", name)
-            for name in inputs for answer in answers if answer is not True
-        ]  # fmt: skip
+            for name in inputs
+            for answer in answers
+            if answer is not True
+        ]
 
 
 def constants(facts: Facts, node: Mapping[str, Any]) -> dict[str, list[Any]]:
     """What validation and fingerprints get to see: constants the node knows, None for a link."""
-    return {name: [None if is_link(value) else value] for name, value in node["inputs"].items()
-            if is_link(value) or name in facts.inputs}  # fmt: skip
+    return {
+        name: [None if is_link(value) else value]
+        for name, value in node["inputs"].items()
+        if is_link(value) or name in facts.inputs
+    }

@@ -35,9 +35,15 @@ def run_inside(
     place = make_base(base, comfy, pack)
     order = {"base": str(base), "place": str(place), "prompt": prompt}
     done = subprocess.run(
-        [python, "-c", Path(__file__).read_text(encoding="utf-8")], input=json.dumps(order), cwd=comfy, timeout=timeout,
-        capture_output=True, text=True, check=False, env=process_environment(),
-    )  # fmt: skip
+        [python, "-c", Path(__file__).read_text(encoding="utf-8")],
+        input=json.dumps(order),
+        cwd=comfy,
+        timeout=timeout,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=process_environment(),
+    )
     if done.returncode:
         raise RuntimeError(f"the process inside ComfyUI failed:\n{done.stderr[-4000:]}")
     return {**json.loads(done.stdout.splitlines()[-1]), "log": done.stderr + done.stdout}
@@ -93,9 +99,12 @@ def _execute(execution: Any, prompt: dict[str, Any]) -> dict[str, Any]:
     executor.execute(prompt, "a", {"client_id": "tests"}, checked[2])
     errors = [data for kind, data in executor.status_messages if kind == "execution_error"]
     return {
-        **told, "success": executor.success, "seconds": time.perf_counter() - start,
-        "outputs": executor.history_result["outputs"], "error": errors[0] if errors else None,
-    }  # fmt: skip
+        **told,
+        "success": executor.success,
+        "seconds": time.perf_counter() - start,
+        "outputs": executor.history_result["outputs"],
+        "error": errors[0] if errors else None,
+    }
 
 
 if __name__ == "__main__":

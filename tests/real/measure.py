@@ -1,6 +1,6 @@
 """What the page's user waits for, in a real ComfyUI: the main template's time, its previews, its cache, its Cancel.
 
-    COMFYUI_PATH=... OMP_NUM_THREADS=2 python tests/real/measure.py
+COMFYUI_PATH=... OMP_NUM_THREADS=2 python tests/real/measure.py
 """
 
 from __future__ import annotations

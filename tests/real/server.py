@@ -242,9 +242,13 @@ def serve(comfy: Path, python: str, pack: Path, base: Path, patience: float = 18
     log_file, port = base / "server.log", free_port()
     with log_file.open("wb") as log:
         process = subprocess.Popen(
-            command(comfy, python, base, port), cwd=comfy, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+            command(comfy, python, base, port),
+            cwd=comfy,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
             env=process_environment(),
-        )  # fmt: skip
+        )
     server = Server(port, process, log_file, base)
     try:
         _wait(server, patience)

@@ -109,11 +109,13 @@ def test_a_description_becomes_the_same_workflow_every_time(page: Page) -> None:
             Note("## Faces\n**Seven** of them.", (0, 200), (300, 140)),
         ],
         links=[
-            ("load.generator", "sample.generator"), ("load.generator", "render.generator"),
-            ("sample.latents", "render.latents"), ("render.images", "show.images"),
+            ("load.generator", "sample.generator"),
+            ("load.generator", "render.generator"),
+            ("sample.latents", "render.latents"),
+            ("render.images", "show.images"),
         ],
         groups=[Group("Draw", around=("sample", "render")), Group("Free", bounding=(0, 400, 200, 100))],
-    )  # fmt: skip
+    )
     workflow = build(page, description, "test")
     assert build(page, description, "test") == workflow
     assert page.errors == []

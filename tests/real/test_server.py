@@ -124,8 +124,8 @@ def strangers(server: Server) -> None:
     import torch
 
     from nada_core import Domain, save_domain, save_generator
-    from nada_core.clip import built_in_guides
-    from nada_core.generators import StyleGAN2
+    from nada_core.models.clip import built_in_guides
+    from nada_core.models.stylegan2 import StyleGAN2
 
     models = server.base / "models" / "stylegan_nada"
     (models / "guides").mkdir(parents=True, exist_ok=True)
@@ -137,12 +137,15 @@ def strangers(server: Server) -> None:
 
 
 @pytest.mark.usefixtures("strangers")
-@pytest.mark.parametrize("broken, at, told", [
-    ({"ShiftFromText": {"target": "  "}}, "ShiftFromText", "expected words for a domain"),
-    ({"ShiftFromText": {"target": "submarine"}}, "AdaptGenerator", "never seen 'submarine'"),
-    ({"LoadGuide": {"guide": "mute.safetensors"}}, "LoadGuide", "ViT-B-32-quickgelu"),
-    ({"AdaptGenerator": {"direction_loss": 0.0}}, "AdaptGenerator", "at least one term"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "broken, at, told",
+    [
+        ({"ShiftFromText": {"target": "  "}}, "ShiftFromText", "expected words for a domain"),
+        ({"ShiftFromText": {"target": "submarine"}}, "AdaptGenerator", "never seen 'submarine'"),
+        ({"LoadGuide": {"guide": "mute.safetensors"}}, "LoadGuide", "ViT-B-32-quickgelu"),
+        ({"AdaptGenerator": {"direction_loss": 0.0}}, "AdaptGenerator", "at least one term"),
+    ],
+)
 def test_a_broken_graph_says_what_to_do(
     server: Server, training: Prompt, broken: dict[str, dict[str, Any]], at: str, told: str
 ) -> None:

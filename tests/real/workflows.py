@@ -24,15 +24,29 @@ from server import serve
 #: What works on the built-in generator with one guide and chosen layers, as the widgets of two nodes. With all layers,
 #: two guides and `nada_core.portraits.RECIPE` it works better; the templates show the choice.
 RECIPE: dict[str, Any] = {
-    "steps": 400, "batch": 4, "lr": 0.015, "angle_loss": 0.25, "views": 1, "noise": "const", "schedule": "cosine",
-    "beta2": 0.99, "mirror": True, "pool": 100,
-}  # fmt: skip
+    "steps": 400,
+    "batch": 4,
+    "lr": 0.015,
+    "angle_loss": 0.25,
+    "views": 1,
+    "noise": "const",
+    "schedule": "cosine",
+    "beta2": 0.99,
+    "mirror": True,
+    "pool": 100,
+}
 CHOICE: dict[str, Any] = {"mode": "adaptive", "count": 5, "batch": 4, "every": 4, "rgb": True}
 
 #: The same for photos (`nada_core.portraits.INVERT` and `TUNE`).
 INVERT: dict[str, Any] = {
-    "steps": 300, "lr": 0.05, "fall": 0.75, "search": 0.0, "lpips": 0.0, "id": 0.02, "maps": False,
-}  # fmt: skip
+    "steps": 300,
+    "lr": 0.05,
+    "fall": 0.75,
+    "search": 0.0,
+    "lpips": 0.0,
+    "id": 0.02,
+    "maps": False,
+}
 TUNE: dict[str, Any] = {"lr": 0.006, "lpips": 0.0}
 
 READS, TRAINS, SHOWS = "#2a4858", "#4a3358", "#335842"  # title bars
@@ -40,12 +54,30 @@ WIDTH, COLUMN, GAP = 340, 420, 100  # of a node, from one column to the next, be
 
 #: As high as the page makes a node, title bar excluded; a training node has room for its preview.
 HEIGHTS = {
-    "LoadGenerator": 82, "LoadGuide": 106, "CombineGuides": 106, "ShiftFromText": 106, "ChooseLayers": 342,
-    "AdaptGenerator": 1138, "InspectLayers": 150, "SampleLatents": 180, "MixLatents": 130, "InterpolateLatents": 82,
-    "Render": 82, "Compare": 220, "PlotTraining": 58, "SaveDomain": 82, "ApplyDomain": 82, "AlignFace": 180,
-    "DrawPortrait": 130, "LoadLikeness": 82, "InvertImage": 840, "PivotalTuning": 720, "FindDirections": 150,
-    "EditLatents": 190, "SaveLatents": 58,
-}  # fmt: skip
+    "LoadGenerator": 82,
+    "LoadGuide": 106,
+    "CombineGuides": 106,
+    "ShiftFromText": 106,
+    "ChooseLayers": 342,
+    "AdaptGenerator": 1138,
+    "InspectLayers": 150,
+    "SampleLatents": 180,
+    "MixLatents": 130,
+    "InterpolateLatents": 82,
+    "Render": 82,
+    "Compare": 220,
+    "PlotTraining": 58,
+    "SaveDomain": 82,
+    "ApplyDomain": 82,
+    "AlignFace": 180,
+    "DrawPortrait": 130,
+    "LoadLikeness": 82,
+    "InvertImage": 840,
+    "PivotalTuning": 720,
+    "FindDirections": 150,
+    "EditLatents": 190,
+    "SaveLatents": 58,
+}
 
 
 def node(key: str, kind: str, color: str, title: str | None = None, **widgets: Any) -> Node:
@@ -71,65 +103,109 @@ def note(text: str, height: int, title: str = "Note") -> Note:
 
 
 def wires(*pairs: str) -> list[tuple[str, str]]:
-    """"a.b > c.d, e.f" connects the output a.b to the inputs c.d and e.f."""
+    """ "a.b > c.d, e.f" connects the output a.b to the inputs c.d and e.f."""
     split = [pair.split(" > ") for pair in pairs]
     return [(source, target) for source, targets in split for target in targets.split(", ")]
 
 
 def adapts(*keys: str, slots: Sequence[str] = ("generator", "guide", "shift", "layers")) -> list[tuple[str, str]]:
     """What several trainings have in common."""
-    outputs = {"generator": "generator.generator", "guide": "guide.guide", "shift": "shift.shift",
-               "layers": "layers.layers"}  # fmt: skip
+    outputs = {
+        "generator": "generator.generator",
+        "guide": "guide.guide",
+        "shift": "shift.shift",
+        "layers": "layers.layers",
+    }
     return [(outputs[slot], f"{key}.{slot}") for key in keys for slot in slots]
 
 
 TEXT_TO_NEW_DOMAIN = Workflow(
     nodes=[
-        *stack(-1, note(
-            "# From words to a new domain\n\nPress **Run**. In about half a minute on two CPU cores the built-in "
-            "portraits learn to be the Joker, from words alone: there is no picture of him anywhere.\n\n"
-            "**Adapt Generator** shows the same four people while it learns: before above, now below.\n\n"
-            "Then try another **target**: pencil sketch, zombie, anime, marble statue.", 270, "Start here"), note(
-            "## Your own generator\n\nPut a StyleGAN2 file (.pkl, .pt, .safetensors) into `models/stylegan_nada`, "
-            "press **R**, choose it, and choose a published CLIP as guide, such as `ViT-B-32:openai`.\n\nSuch a "
-            "generator wants other settings: lr 0.002, batch 2, angle_loss 0, views 0, noise random, schedule "
-            "constant, beta2 0.992, mirror off, pool 0; in Choose Layers count 12 to 18, batch 8, every 1, rgb off.",
-            250, "Next")),
-        *stack(0, node("generator", "LoadGenerator", READS), node("guide", "LoadGuide", READS),
-               node("shift", "ShiftFromText", READS, source="photo", target="joker"),
-               node("layers", "ChooseLayers", TRAINS, **CHOICE)),
+        *stack(
+            -1,
+            note(
+                "# From words to a new domain\n\nPress **Run**. In about half a minute on two CPU cores the built-in "
+                "portraits learn to be the Joker, from words alone: there is no picture of him anywhere.\n\n"
+                "**Adapt Generator** shows the same four people while it learns: before above, now below.\n\n"
+                "Then try another **target**: pencil sketch, zombie, anime, marble statue.",
+                270,
+                "Start here",
+            ),
+            note(
+                "## Your own generator\n\nPut a StyleGAN2 file (.pkl, .pt, .safetensors) into `models/stylegan_nada`, "
+                "press **R**, choose it, and choose a published CLIP as guide, such as `ViT-B-32:openai`.\n\nSuch a "
+                "generator wants other settings: lr 0.002, batch 2, angle_loss 0, views 0, noise random, schedule "
+                "constant, beta2 0.992, mirror off, pool 0; in Choose Layers count 12 to 18, batch 8, every 1, rgb off.",
+                250,
+                "Next",
+            ),
+        ),
+        *stack(
+            0,
+            node("generator", "LoadGenerator", READS),
+            node("guide", "LoadGuide", READS),
+            node("shift", "ShiftFromText", READS, source="photo", target="joker"),
+            node("layers", "ChooseLayers", TRAINS, **CHOICE),
+        ),
         *stack(1, node("adapt", "AdaptGenerator", TRAINS, **RECIPE)),
-        *stack(2, node("latents", "SampleLatents", SHOWS, count=6, psi=0.85),
-               node("compare", "Compare", SHOWS, labels="photo\njoker"), node("plot", "PlotTraining", SHOWS)),
+        *stack(
+            2,
+            node("latents", "SampleLatents", SHOWS, count=6, psi=0.85),
+            node("compare", "Compare", SHOWS, labels="photo\njoker"),
+            node("plot", "PlotTraining", SHOWS),
+        ),
         *stack(3, picture("sheet", "before and after", (340, 920))),
         *stack(3.95, picture("curves", "how the training went", (620, 740))),
     ],
     links=[
         *adapts("adapt"),
-        *wires("generator.generator > latents.generator, compare.before", "latents.latents > compare.latents",
-               "adapt.adapted > compare.after", "adapt.training > plot.training",
-               "compare.sheet > sheet.images", "plot.plot > curves.images"),
+        *wires(
+            "generator.generator > latents.generator, compare.before",
+            "latents.latents > compare.latents",
+            "adapt.adapted > compare.after",
+            "adapt.training > plot.training",
+            "compare.sheet > sheet.images",
+            "plot.plot > curves.images",
+        ),
     ],
-    groups=[Group("1. What goes in", ("generator", "guide", "shift", "layers")), Group("2. Training", ("adapt",)),
-            Group("3. The same latents, before and after", ("latents", "compare", "plot", "sheet", "curves"))],
-)  # fmt: skip
+    groups=[
+        Group("1. What goes in", ("generator", "guide", "shift", "layers")),
+        Group("2. Training", ("adapt",)),
+        Group("3. The same latents, before and after", ("latents", "compare", "plot", "sheet", "curves")),
+    ],
+)
 
 HOW_MANY_LAYERS = Workflow(
     nodes=[
-        *stack(-1, note(
-            "# How many layers should learn?\n\nFew layers keep more of the generator, many let it change "
-            "more.\n\n**Inspect Layers** measures how far each layer's latents move when they are led towards the "
-            "text: long bars are what an adaptive choice trains first.\n\nThe same shift is trained with 2, 5 and "
-            "all layers. With a generator this small they come out more alike than with a large one.", 330)),
-        *stack(0, node("generator", "LoadGenerator", READS), node("guide", "LoadGuide", READS),
-               node("shift", "ShiftFromText", READS, source="photo", target="zombie"),
-               node("latents", "SampleLatents", SHOWS, count=5, psi=0.85),
-               node("inspect", "InspectLayers", SHOWS)),
-        *stack(1, node("few", "ChooseLayers", TRAINS, "2 layers", **{**CHOICE, "count": 2}),
-               node("layers", "ChooseLayers", TRAINS, "5 layers", **CHOICE),
-               node("all", "ChooseLayers", TRAINS, "all layers", **{**CHOICE, "mode": "all"})),
-        *stack(2, node("adapt_few", "AdaptGenerator", TRAINS, "Adapt with 2 layers", **RECIPE),
-               node("compare", "Compare", SHOWS, labels="photo\n2 layers\n5 layers\nall layers")),
+        *stack(
+            -1,
+            note(
+                "# How many layers should learn?\n\nFew layers keep more of the generator, many let it change "
+                "more.\n\n**Inspect Layers** measures how far each layer's latents move when they are led towards the "
+                "text: long bars are what an adaptive choice trains first.\n\nThe same shift is trained with 2, 5 and "
+                "all layers. With a generator this small they come out more alike than with a large one.",
+                330,
+            ),
+        ),
+        *stack(
+            0,
+            node("generator", "LoadGenerator", READS),
+            node("guide", "LoadGuide", READS),
+            node("shift", "ShiftFromText", READS, source="photo", target="zombie"),
+            node("latents", "SampleLatents", SHOWS, count=5, psi=0.85),
+            node("inspect", "InspectLayers", SHOWS),
+        ),
+        *stack(
+            1,
+            node("few", "ChooseLayers", TRAINS, "2 layers", **{**CHOICE, "count": 2}),
+            node("layers", "ChooseLayers", TRAINS, "5 layers", **CHOICE),
+            node("all", "ChooseLayers", TRAINS, "all layers", **{**CHOICE, "mode": "all"}),
+        ),
+        *stack(
+            2,
+            node("adapt_few", "AdaptGenerator", TRAINS, "Adapt with 2 layers", **RECIPE),
+            node("compare", "Compare", SHOWS, labels="photo\n2 layers\n5 layers\nall layers"),
+        ),
         *stack(3, node("adapt", "AdaptGenerator", TRAINS, "Adapt with 5 layers", **RECIPE)),
         *stack(4, node("adapt_all", "AdaptGenerator", TRAINS, "Adapt with all layers", **RECIPE)),
         *stack(3, picture("bars", "how far each layer's latents move", (760, 370)), top=1200),
@@ -137,215 +213,376 @@ HOW_MANY_LAYERS = Workflow(
     ],
     links=[
         *adapts("adapt_few", "adapt", "adapt_all", "inspect", slots=("generator", "guide", "shift")),
-        *wires("few.layers > adapt_few.layers", "layers.layers > adapt.layers, inspect.layers",
-               "all.layers > adapt_all.layers", "inspect.chart > bars.images",
-               "generator.generator > latents.generator, compare.before", "latents.latents > compare.latents",
-               "adapt_few.adapted > compare.after", "adapt.adapted > compare.third",
-               "adapt_all.adapted > compare.fourth", "compare.sheet > sheet.images"),
+        *wires(
+            "few.layers > adapt_few.layers",
+            "layers.layers > adapt.layers, inspect.layers",
+            "all.layers > adapt_all.layers",
+            "inspect.chart > bars.images",
+            "generator.generator > latents.generator, compare.before",
+            "latents.latents > compare.latents",
+            "adapt_few.adapted > compare.after",
+            "adapt.adapted > compare.third",
+            "adapt_all.adapted > compare.fourth",
+            "compare.sheet > sheet.images",
+        ),
     ],
-)  # fmt: skip
+)
 
 SEVERAL_GUIDES = Workflow(
     nodes=[
-        *stack(-1, note(
-            "# Two guides are harder to fool\n\nA guide can be pleased by patterns in which no eye sees the "
-            "target. Two guides that were built differently share few such weaknesses, so what pleases both is more "
-            "likely to be real; the paper adds ViT-B/32 and ViT-B/16.\n\nThese two built-in guides were fitted apart "
-            "from each other and see pictures in different sizes. The columns: the source, each guide alone, both "
-            "together.\n\nFor a generator of your own choose `ViT-B-32:openai` and `ViT-B-16:openai`.", 380)),
-        *stack(0, node("generator", "LoadGenerator", READS), node("first", "LoadGuide", READS, guide="portraits"),
-               node("second", "LoadGuide", READS, guide="portraits-64"), node("both", "CombineGuides", READS),
-               node("shift", "ShiftFromText", READS, source="photo", target="anime"),
-               node("layers", "ChooseLayers", TRAINS, **CHOICE)),
-        *stack(1, node("adapt_first", "AdaptGenerator", TRAINS, "Adapt by the first", **RECIPE),
-               node("latents", "SampleLatents", SHOWS, count=5, psi=0.85)),
-        *stack(2, node("adapt_second", "AdaptGenerator", TRAINS, "Adapt by the second", **RECIPE),
-               node("compare", "Compare", SHOWS, labels="photo\nfirst guide\nsecond guide\nboth")),
+        *stack(
+            -1,
+            note(
+                "# Two guides are harder to fool\n\nA guide can be pleased by patterns in which no eye sees the "
+                "target. Two guides that were built differently share few such weaknesses, so what pleases both is more "
+                "likely to be real; the paper adds ViT-B/32 and ViT-B/16.\n\nThese two built-in guides were fitted apart "
+                "from each other and see pictures in different sizes. The columns: the source, each guide alone, both "
+                "together.\n\nFor a generator of your own choose `ViT-B-32:openai` and `ViT-B-16:openai`.",
+                380,
+            ),
+        ),
+        *stack(
+            0,
+            node("generator", "LoadGenerator", READS),
+            node("first", "LoadGuide", READS, guide="portraits"),
+            node("second", "LoadGuide", READS, guide="portraits-64"),
+            node("both", "CombineGuides", READS),
+            node("shift", "ShiftFromText", READS, source="photo", target="anime"),
+            node("layers", "ChooseLayers", TRAINS, **CHOICE),
+        ),
+        *stack(
+            1,
+            node("adapt_first", "AdaptGenerator", TRAINS, "Adapt by the first", **RECIPE),
+            node("latents", "SampleLatents", SHOWS, count=5, psi=0.85),
+        ),
+        *stack(
+            2,
+            node("adapt_second", "AdaptGenerator", TRAINS, "Adapt by the second", **RECIPE),
+            node("compare", "Compare", SHOWS, labels="photo\nfirst guide\nsecond guide\nboth"),
+        ),
         *stack(3, node("adapt_both", "AdaptGenerator", TRAINS, "Adapt by both", **RECIPE)),
         *stack(4, picture("sheet", "the same latents", (820, 1060))),
     ],
     links=[
         *adapts("adapt_first", "adapt_second", "adapt_both", slots=("generator", "shift", "layers")),
-        *wires("first.guide > both.first, adapt_first.guide", "second.guide > both.second, adapt_second.guide",
-               "both.guide > adapt_both.guide", "generator.generator > latents.generator, compare.before",
-               "latents.latents > compare.latents", "adapt_first.adapted > compare.after",
-               "adapt_second.adapted > compare.third", "adapt_both.adapted > compare.fourth",
-               "compare.sheet > sheet.images"),
+        *wires(
+            "first.guide > both.first, adapt_first.guide",
+            "second.guide > both.second, adapt_second.guide",
+            "both.guide > adapt_both.guide",
+            "generator.generator > latents.generator, compare.before",
+            "latents.latents > compare.latents",
+            "adapt_first.adapted > compare.after",
+            "adapt_second.adapted > compare.third",
+            "adapt_both.adapted > compare.fourth",
+            "compare.sheet > sheet.images",
+        ),
     ],
-)  # fmt: skip
+)
 
 NAIVE_VERSUS_DIRECTIONAL = Workflow(
     nodes=[
-        *stack(-1, note(
-            "# Why a direction\n\nThe obvious loss pulls every picture towards the text itself. One place pleases "
-            "the guide most, so all pictures go there and become one: they **collapse**.\n\nStyleGAN-NADA asks "
-            "instead that the *change* of each picture points the way from the source text to the target text. Every "
-            "picture takes that way from where it is, and stays itself.\n\nThe two trainings differ in their loss "
-            "weights only.", 340)),
-        *stack(0, node("generator", "LoadGenerator", READS), node("guide", "LoadGuide", READS),
-               node("shift", "ShiftFromText", READS, source="photo", target="marble statue"),
-               node("layers", "ChooseLayers", TRAINS, **CHOICE)),
-        *stack(1, node("naive", "AdaptGenerator", TRAINS, "Naive: towards the text",
-                       **{**RECIPE, "direction_loss": 0.0, "global_loss": 1.0, "angle_loss": 0.0})),
+        *stack(
+            -1,
+            note(
+                "# Why a direction\n\nThe obvious loss pulls every picture towards the text itself. One place pleases "
+                "the guide most, so all pictures go there and become one: they **collapse**.\n\nStyleGAN-NADA asks "
+                "instead that the *change* of each picture points the way from the source text to the target text. Every "
+                "picture takes that way from where it is, and stays itself.\n\nThe two trainings differ in their loss "
+                "weights only.",
+                340,
+            ),
+        ),
+        *stack(
+            0,
+            node("generator", "LoadGenerator", READS),
+            node("guide", "LoadGuide", READS),
+            node("shift", "ShiftFromText", READS, source="photo", target="marble statue"),
+            node("layers", "ChooseLayers", TRAINS, **CHOICE),
+        ),
+        *stack(
+            1,
+            node(
+                "naive",
+                "AdaptGenerator",
+                TRAINS,
+                "Naive: towards the text",
+                **{**RECIPE, "direction_loss": 0.0, "global_loss": 1.0, "angle_loss": 0.0},
+            ),
+        ),
         *stack(2, node("adapt", "AdaptGenerator", TRAINS, "StyleGAN-NADA: along the direction", **RECIPE)),
-        *stack(3, node("latents", "SampleLatents", SHOWS, count=6, psi=0.85),
-               node("compare", "Compare", SHOWS, labels="photo\nnaive\ndirectional")),
+        *stack(
+            3,
+            node("latents", "SampleLatents", SHOWS, count=6, psi=0.85),
+            node("compare", "Compare", SHOWS, labels="photo\nnaive\ndirectional"),
+        ),
         *stack(4, picture("sheet", "the same latents", (500, 980))),
     ],
     links=[
         *adapts("naive", "adapt"),
-        *wires("generator.generator > latents.generator, compare.before", "latents.latents > compare.latents",
-               "naive.adapted > compare.after", "adapt.adapted > compare.third", "compare.sheet > sheet.images"),
+        *wires(
+            "generator.generator > latents.generator, compare.before",
+            "latents.latents > compare.latents",
+            "naive.adapted > compare.after",
+            "adapt.adapted > compare.third",
+            "compare.sheet > sheet.images",
+        ),
     ],
-)  # fmt: skip
+)
 
 DOMAINS_MIXED = Workflow(
     nodes=[
-        *stack(-1, note(
-            "# Domains are changes that add up\n\nAn adaptation changes some of the generator's weights. That "
-            "change alone is a **domain**: a file that can be applied with any strength, also on top of another "
-            "one.\n\n**Save Domain** writes it to `output/stylegan_nada/domains`; press **R**, and **Load Domain** "
-            "finds it there in every workflow.\n\nMove the strengths: nothing is trained again.", 330)),
-        *stack(0, node("generator", "LoadGenerator", READS), node("guide", "LoadGuide", READS),
-               node("shift_a", "ShiftFromText", READS, source="photo", target="pencil sketch"),
-               node("shift_b", "ShiftFromText", READS, source="photo", target="zombie"),
-               node("layers", "ChooseLayers", TRAINS, **CHOICE)),
-        *stack(1, node("adapt_a", "AdaptGenerator", TRAINS, "Learn the sketch", **RECIPE),
-               node("save", "SaveDomain", SHOWS, filename_prefix="sketch")),
+        *stack(
+            -1,
+            note(
+                "# Domains are changes that add up\n\nAn adaptation changes some of the generator's weights. That "
+                "change alone is a **domain**: a file that can be applied with any strength, also on top of another "
+                "one.\n\n**Save Domain** writes it to `output/stylegan_nada/domains`; press **R**, and **Load Domain** "
+                "finds it there in every workflow.\n\nMove the strengths: nothing is trained again.",
+                330,
+            ),
+        ),
+        *stack(
+            0,
+            node("generator", "LoadGenerator", READS),
+            node("guide", "LoadGuide", READS),
+            node("shift_a", "ShiftFromText", READS, source="photo", target="pencil sketch"),
+            node("shift_b", "ShiftFromText", READS, source="photo", target="zombie"),
+            node("layers", "ChooseLayers", TRAINS, **CHOICE),
+        ),
+        *stack(
+            1,
+            node("adapt_a", "AdaptGenerator", TRAINS, "Learn the sketch", **RECIPE),
+            node("save", "SaveDomain", SHOWS, filename_prefix="sketch"),
+        ),
         *stack(2, node("adapt_b", "AdaptGenerator", TRAINS, "Learn the zombie", **RECIPE)),
-        *stack(3, node("half_a", "ApplyDomain", TRAINS, "half a sketch", strength=0.5),
-               node("half_b", "ApplyDomain", TRAINS, "half a zombie", strength=0.5),
-               node("mixed", "ApplyDomain", TRAINS, "half a sketch of half a zombie", strength=0.5),
-               node("latents", "SampleLatents", SHOWS, count=5, psi=0.85),
-               node("compare", "Compare", SHOWS, labels="photo\nhalf sketch\nhalf zombie\nboth halves")),
+        *stack(
+            3,
+            node("half_a", "ApplyDomain", TRAINS, "half a sketch", strength=0.5),
+            node("half_b", "ApplyDomain", TRAINS, "half a zombie", strength=0.5),
+            node("mixed", "ApplyDomain", TRAINS, "half a sketch of half a zombie", strength=0.5),
+            node("latents", "SampleLatents", SHOWS, count=5, psi=0.85),
+            node("compare", "Compare", SHOWS, labels="photo\nhalf sketch\nhalf zombie\nboth halves"),
+        ),
         *stack(4, picture("sheet", "the same latents", (820, 1060))),
     ],
     links=[
         *adapts("adapt_a", "adapt_b", slots=("generator", "guide", "layers")),
-        *wires("shift_a.shift > adapt_a.shift", "shift_b.shift > adapt_b.shift",
-               "generator.generator > half_a.generator, half_b.generator, latents.generator, compare.before",
-               "adapt_a.domain > half_a.domain, mixed.domain, save.domain", "adapt_b.domain > half_b.domain",
-               "half_b.generator > mixed.generator, compare.third", "half_a.generator > compare.after",
-               "mixed.generator > compare.fourth", "latents.latents > compare.latents",
-               "compare.sheet > sheet.images"),
+        *wires(
+            "shift_a.shift > adapt_a.shift",
+            "shift_b.shift > adapt_b.shift",
+            "generator.generator > half_a.generator, half_b.generator, latents.generator, compare.before",
+            "adapt_a.domain > half_a.domain, mixed.domain, save.domain",
+            "adapt_b.domain > half_b.domain",
+            "half_b.generator > mixed.generator, compare.third",
+            "half_a.generator > compare.after",
+            "mixed.generator > compare.fourth",
+            "latents.latents > compare.latents",
+            "compare.sheet > sheet.images",
+        ),
     ],
-)  # fmt: skip
+)
 
 SAMPLE_SHEET = Workflow(
     nodes=[
-        *stack(-1, note(
-            "# A sheet of samples\n\nNothing is trained here; it takes a moment.\n\n**Sample Latents** draws. "
-            "**psi** is the truncation: 0 is the mean face, 1 the full variety.\n\n**Mix Latents** takes the late "
-            "rows of other latents: the people above, in the colours of others.\n\n**Interpolate Latents** walks "
-            "from one latent to the next. Give its pictures to a video node for an animation.\n\nFor an adapted "
-            "generator: keep it with Save Generator, press **R**, and choose it in Load Generator.", 400)),
-        *stack(0, node("generator", "LoadGenerator", READS), node("latents", "SampleLatents", SHOWS, count=12),
-               node("others", "SampleLatents", SHOWS, "Sample others", seed=100, count=12, psi=0.9)),
-        *stack(1, node("mix", "MixLatents", SHOWS, from_row=4),
-               node("walk", "InterpolateLatents", SHOWS, frames=3, loop=True), top=182),
-        *stack(2, node("render", "Render", SHOWS, "Draw them"), node("render_mix", "Render", SHOWS, "Draw the mix"),
-               node("render_walk", "Render", SHOWS, "Draw the walk")),
+        *stack(
+            -1,
+            note(
+                "# A sheet of samples\n\nNothing is trained here; it takes a moment.\n\n**Sample Latents** draws. "
+                "**psi** is the truncation: 0 is the mean face, 1 the full variety.\n\n**Mix Latents** takes the late "
+                "rows of other latents: the people above, in the colours of others.\n\n**Interpolate Latents** walks "
+                "from one latent to the next. Give its pictures to a video node for an animation.\n\nFor an adapted "
+                "generator: keep it with Save Generator, press **R**, and choose it in Load Generator.",
+                400,
+            ),
+        ),
+        *stack(
+            0,
+            node("generator", "LoadGenerator", READS),
+            node("latents", "SampleLatents", SHOWS, count=12),
+            node("others", "SampleLatents", SHOWS, "Sample others", seed=100, count=12, psi=0.9),
+        ),
+        *stack(
+            1,
+            node("mix", "MixLatents", SHOWS, from_row=4),
+            node("walk", "InterpolateLatents", SHOWS, frames=3, loop=True),
+            top=182,
+        ),
+        *stack(
+            2,
+            node("render", "Render", SHOWS, "Draw them"),
+            node("render_mix", "Render", SHOWS, "Draw the mix"),
+            node("render_walk", "Render", SHOWS, "Draw the walk"),
+        ),
         *stack(3, picture("sheet", "12 seeds", (560, 420)), picture("sheet_mix", "in other colours", (560, 420))),
         *stack(4.5, picture("sheet_walk", "a walk from each to the next", (780, 940))),
     ],
     links=wires(
         "generator.generator > latents.generator, others.generator, render.generator, render_mix.generator, "
         "render_walk.generator",
-        "latents.latents > render.latents, mix.first, walk.latents", "others.latents > mix.second",
-        "mix.latents > render_mix.latents", "walk.latents > render_walk.latents",
-        "render.images > sheet.images", "render_mix.images > sheet_mix.images",
+        "latents.latents > render.latents, mix.first, walk.latents",
+        "others.latents > mix.second",
+        "mix.latents > render_mix.latents",
+        "walk.latents > render_walk.latents",
+        "render.images > sheet.images",
+        "render_mix.images > sheet_mix.images",
         "render_walk.images > sheet_walk.images",
     ),
-)  # fmt: skip
+)
 
 PHOTO_TO_DOMAINS = Workflow(
     nodes=[
-        *stack(-1, note(
-            "# A photo, its latents, and three domains\n\n**Draw Portrait** makes photos that the generator has never "
-            "drawn. **Invert Photo** finds the latents whose pictures come closest, **Edit Latents** moves them along "
-            "a direction that **Find Directions** read off the generator's weights.\n\nThe domains were learnt from "
-            "words, with other people. Yet the sheet shows these very people in them: an adaptation leaves the "
-            "latents' meaning alone.\n\nMove **strength**, or take another **direction**: nothing is trained again.",
-            430, "Start here")),
-        *stack(0, node("generator", "LoadGenerator", READS), node("guide", "LoadGuide", READS),
-               node("likeness", "LoadLikeness", READS, identity="portraits"),
-               node("photos", "DrawPortrait", READS, seed=3, count=4),
-               node("layers", "ChooseLayers", TRAINS, **CHOICE)),
-        *stack(1, node("invert", "InvertImage", TRAINS, **INVERT),
-               node("found", "FindDirections", SHOWS), node("edit", "EditLatents", SHOWS, direction="0", strength=2.0)),
-        *stack(2, node("zombie", "ShiftFromText", READS, "to a zombie", target="zombie"),
-               node("adapt_zombie", "AdaptGenerator", TRAINS, "Learn the zombie", **RECIPE)),
-        *stack(3, node("joker", "ShiftFromText", READS, "to the Joker", target="joker"),
-               node("adapt_joker", "AdaptGenerator", TRAINS, "Learn the Joker", **RECIPE)),
-        *stack(4, node("anime", "ShiftFromText", READS, "to anime", target="anime"),
-               node("adapt_anime", "AdaptGenerator", TRAINS, "Learn anime", **RECIPE)),
-        *stack(2, picture("photographs", "the photos", (340, 300)), picture("inverted", "what inversion makes of them",
-                                                                           (340, 300)), top=1500),
-        *stack(3, node("compare", "Compare", SHOWS, labels="edited\nzombie\njoker\nanime")
-               , node("before", "Compare", SHOWS, "Compare before the edit", labels="inverted\nzombie\njoker\nanime"),
-               top=1500),
-        *stack(5, picture("sheet", "edited, in three domains", (820, 880)),
-               picture("sheet_before", "before the edit", (820, 880))),
+        *stack(
+            -1,
+            note(
+                "# A photo, its latents, and three domains\n\n**Draw Portrait** makes photos that the generator has never "
+                "drawn. **Invert Photo** finds the latents whose pictures come closest, **Edit Latents** moves them along "
+                "a direction that **Find Directions** read off the generator's weights.\n\nThe domains were learnt from "
+                "words, with other people. Yet the sheet shows these very people in them: an adaptation leaves the "
+                "latents' meaning alone.\n\nMove **strength**, or take another **direction**: nothing is trained again.",
+                430,
+                "Start here",
+            ),
+        ),
+        *stack(
+            0,
+            node("generator", "LoadGenerator", READS),
+            node("guide", "LoadGuide", READS),
+            node("likeness", "LoadLikeness", READS, identity="portraits"),
+            node("photos", "DrawPortrait", READS, seed=3, count=4),
+            node("layers", "ChooseLayers", TRAINS, **CHOICE),
+        ),
+        *stack(
+            1,
+            node("invert", "InvertImage", TRAINS, **INVERT),
+            node("found", "FindDirections", SHOWS),
+            node("edit", "EditLatents", SHOWS, direction="0", strength=2.0),
+        ),
+        *stack(
+            2,
+            node("zombie", "ShiftFromText", READS, "to a zombie", target="zombie"),
+            node("adapt_zombie", "AdaptGenerator", TRAINS, "Learn the zombie", **RECIPE),
+        ),
+        *stack(
+            3,
+            node("joker", "ShiftFromText", READS, "to the Joker", target="joker"),
+            node("adapt_joker", "AdaptGenerator", TRAINS, "Learn the Joker", **RECIPE),
+        ),
+        *stack(
+            4,
+            node("anime", "ShiftFromText", READS, "to anime", target="anime"),
+            node("adapt_anime", "AdaptGenerator", TRAINS, "Learn anime", **RECIPE),
+        ),
+        *stack(
+            2,
+            picture("photographs", "the photos", (340, 300)),
+            picture("inverted", "what inversion makes of them", (340, 300)),
+            top=1500,
+        ),
+        *stack(
+            3,
+            node("compare", "Compare", SHOWS, labels="edited\nzombie\njoker\nanime"),
+            node("before", "Compare", SHOWS, "Compare before the edit", labels="inverted\nzombie\njoker\nanime"),
+            top=1500,
+        ),
+        *stack(
+            5,
+            picture("sheet", "edited, in three domains", (820, 880)),
+            picture("sheet_before", "before the edit", (820, 880)),
+        ),
     ],
     links=[
         *adapts("adapt_zombie", "adapt_joker", "adapt_anime", slots=("generator", "guide", "layers")),
-        *wires("zombie.shift > adapt_zombie.shift", "joker.shift > adapt_joker.shift",
-               "anime.shift > adapt_anime.shift",
-               "generator.generator > invert.generator, found.generator, compare.before, before.before",
-               "photos.images > invert.image, photographs.images", "likeness.likeness > invert.likeness",
-               "invert.latents > edit.latents, before.latents", "invert.inverted > inverted.images",
-               "found.directions > edit.directions", "edit.latents > compare.latents",
-               "adapt_zombie.adapted > compare.after, before.after",
-               "adapt_joker.adapted > compare.third, before.third",
-               "adapt_anime.adapted > compare.fourth, before.fourth", "compare.sheet > sheet.images",
-               "before.sheet > sheet_before.images"),
+        *wires(
+            "zombie.shift > adapt_zombie.shift",
+            "joker.shift > adapt_joker.shift",
+            "anime.shift > adapt_anime.shift",
+            "generator.generator > invert.generator, found.generator, compare.before, before.before",
+            "photos.images > invert.image, photographs.images",
+            "likeness.likeness > invert.likeness",
+            "invert.latents > edit.latents, before.latents",
+            "invert.inverted > inverted.images",
+            "found.directions > edit.directions",
+            "edit.latents > compare.latents",
+            "adapt_zombie.adapted > compare.after, before.after",
+            "adapt_joker.adapted > compare.third, before.third",
+            "adapt_anime.adapted > compare.fourth, before.fourth",
+            "compare.sheet > sheet.images",
+            "before.sheet > sheet_before.images",
+        ),
     ],
-)  # fmt: skip
+)
 
 YOUR_PHOTO = Workflow(
     nodes=[
-        *stack(-1, note(
-            "# Your photo in a new domain\n\nThe whole way for a real photo: **Align Face** cuts it as the "
-            "generator's own pictures were cut, **Invert Photo** finds its latents, **Pivotal Tuning** moves the "
-            "generator a little so that it draws the photo exactly, and **Apply Domain** carries that little change "
-            "over to a generator that was adapted by words.\n\nAs it stands it runs on the built-in generator and on "
-            "drawn elves, whose ears that generator has never seen: inversion loses them, the tuning brings them back.",
-            330, "Start here"), note(
-            "## For a photo and a generator of yours\n\n0. **Load Image** in place of Draw Portrait.\n1. **Load "
-            "Generator**: your StyleGAN2 file of aligned faces, "
-            "such as FFHQ's. **Load CLIP Guide**: `ViT-B-32:openai`.\n2. **Load Likeness**: `vgg:imagenet` (a "
-            "download) and `model_ir_se50.pth` in `models/stylegan_nada/identity`.\n3. **Align Face**: size 1024, "
-            "cut *the face*; it needs `pip install mtcnn-runtime`.\n4. **Invert Photo**: steps 500, lr 0.1, lpips "
-            "0.8, id 0.1, maps on, search 0.05, fall 0.25. An encoder (**Load Encoder**, **Encode Image** "
-            "into *start*) is quicker: then 100 steps do.\n5. **Pivotal Tuning**: lr 0.0003, lpips 1.\n6. **Adapt "
-            "Generator** and **Choose Layers** as told in *Text to new domain*.", 430, "Next")),
-        *stack(0, node("generator", "LoadGenerator", READS), node("guide", "LoadGuide", READS),
-               node("shift", "ShiftFromText", READS, source="photo", target="zombie"),
-               node("likeness", "LoadLikeness", READS, identity="portraits"),
-               node("layers", "ChooseLayers", TRAINS, **CHOICE)),
-        *stack(1, node("photo", "DrawPortrait", READS, "the photos", seed=5, count=3, style="elf"),
-               node("align", "AlignFace", SHOWS, size=64, cut="the middle"),
-               picture("aligned", "cut out", (WIDTH, 280))),
+        *stack(
+            -1,
+            note(
+                "# Your photo in a new domain\n\nThe whole way for a real photo: **Align Face** cuts it as the "
+                "generator's own pictures were cut, **Invert Photo** finds its latents, **Pivotal Tuning** moves the "
+                "generator a little so that it draws the photo exactly, and **Apply Domain** carries that little change "
+                "over to a generator that was adapted by words.\n\nAs it stands it runs on the built-in generator and on "
+                "drawn elves, whose ears that generator has never seen: inversion loses them, the tuning brings them back.",
+                330,
+                "Start here",
+            ),
+            note(
+                "## For a photo and a generator of yours\n\n0. **Load Image** in place of Draw Portrait.\n1. **Load "
+                "Generator**: your StyleGAN2 file of aligned faces, "
+                "such as FFHQ's. **Load CLIP Guide**: `ViT-B-32:openai`.\n2. **Load Likeness**: `vgg:imagenet` (a "
+                "download) and `model_ir_se50.pth` in `models/stylegan_nada/identity`.\n3. **Align Face**: size 1024, "
+                "cut *the face*; it needs `pip install mtcnn-runtime`.\n4. **Invert Photo**: steps 500, lr 0.1, lpips "
+                "0.8, id 0.1, maps on, search 0.05, fall 0.25. An encoder (**Load Encoder**, **Encode Image** "
+                "into *start*) is quicker: then 100 steps do.\n5. **Pivotal Tuning**: lr 0.0003, lpips 1.\n6. **Adapt "
+                "Generator** and **Choose Layers** as told in *Text to new domain*.",
+                430,
+                "Next",
+            ),
+        ),
+        *stack(
+            0,
+            node("generator", "LoadGenerator", READS),
+            node("guide", "LoadGuide", READS),
+            node("shift", "ShiftFromText", READS, source="photo", target="zombie"),
+            node("likeness", "LoadLikeness", READS, identity="portraits"),
+            node("layers", "ChooseLayers", TRAINS, **CHOICE),
+        ),
+        *stack(
+            1,
+            node("photo", "DrawPortrait", READS, "the photos", seed=5, count=3, style="elf"),
+            node("align", "AlignFace", SHOWS, size=64, cut="the middle"),
+            picture("aligned", "cut out", (WIDTH, 280)),
+        ),
         *stack(2, node("invert", "InvertImage", TRAINS, **INVERT)),
         *stack(3, node("tune", "PivotalTuning", TRAINS, **TUNE)),
         *stack(4, node("adapt", "AdaptGenerator", TRAINS, **RECIPE)),
         *stack(2, Node("report", "PreviewAny", (0, 0), (WIDTH, 130), "how close after inversion"), top=1020),
         *stack(3, Node("report_tuned", "PreviewAny", (0, 0), (WIDTH, 130), "how close after tuning"), top=1020),
-        *stack(5, node("both", "ApplyDomain", TRAINS, "the tuning on the adapted one"),
-               node("compare", "Compare", SHOWS, labels="inverted\ntuned\nnew domain\nnew domain, tuned"),
-               node("keep", "SaveLatents", SHOWS, filename_prefix="photo")),
+        *stack(
+            5,
+            node("both", "ApplyDomain", TRAINS, "the tuning on the adapted one"),
+            node("compare", "Compare", SHOWS, labels="inverted\ntuned\nnew domain\nnew domain, tuned"),
+            node("keep", "SaveLatents", SHOWS, filename_prefix="photo"),
+        ),
         *stack(6, picture("sheet", "the photos in the new domain", (820, 680))),
     ],
     links=[
         *adapts("adapt"),
-        *wires("generator.generator > invert.generator, tune.generator, compare.before", "photo.images > align.image",
-               "align.aligned > invert.image, tune.image, aligned.images",
-               "likeness.likeness > invert.likeness, tune.likeness", "invert.latents > tune.latents, compare.latents, "
-               "keep.latents", "invert.report > report.source", "tune.report > report_tuned.source",
-               "adapt.adapted > both.generator, compare.third", "tune.domain > both.domain",
-               "tune.tuned > compare.after", "both.generator > compare.fourth", "compare.sheet > sheet.images"),
+        *wires(
+            "generator.generator > invert.generator, tune.generator, compare.before",
+            "photo.images > align.image",
+            "align.aligned > invert.image, tune.image, aligned.images",
+            "likeness.likeness > invert.likeness, tune.likeness",
+            "invert.latents > tune.latents, compare.latents, keep.latents",
+            "invert.report > report.source",
+            "tune.report > report_tuned.source",
+            "adapt.adapted > both.generator, compare.third",
+            "tune.domain > both.domain",
+            "tune.tuned > compare.after",
+            "both.generator > compare.fourth",
+            "compare.sheet > sheet.images",
+        ),
     ],
-)  # fmt: skip
+)
 
 #: By the file's name, which ComfyUI's list of templates shows as title.
 WORKFLOWS = {

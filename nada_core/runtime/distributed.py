@@ -1,0 +1,78 @@
+"""One training by several processes, on one machine or more (data-parallel SGD, Goyal et al., arXiv:1706.02677, 2.3).
+
+Every process draws the whole batch from the same seed and takes its share of it, so that a batch is the same batch
+however many share it. Embeddings meet in every process, gradients are added up: the step is that of one process, up to
+the order of sums. Alone, all of this does nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def count() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Which of them this is; 0 is the one that writes files and speaks."""
+    return dist.get_rank() if count() > 1 else 0
+
+
+def share(batch: Tensor) -> Tensor:
+    """This process's part of a batch that all have drawn; it may be empty."""
+    return batch if count() == 1 else batch.tensor_split(count())[rank()]
+
+
+def refuse_uneven(batch: int) -> None:
+    """Raises ValueError for a batch that the processes cannot share evenly."""
+    if batch % count():
+        raise ValueError(
+            f"got a batch of {batch} for {count()} processes, expected one that they can share evenly; "
+            "make it a multiple of their number."
+        )
+
+
+def gather(parts: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Every tensor [n, D] with those of the other processes, [count n, D]; only the own rows carry gradients."""
+    if count() == 1:
+        return tuple(parts)
+    whole = []
+    for own in parts:
+        rows = [torch.empty_like(own, requires_grad=False) for _ in range(count())]
+        dist.all_gather(rows, own.detach().contiguous())
+        rows[rank()] = own
+        whole.append(torch.cat(rows))
+    return tuple(whole)
+
+
+def add_up(tensors: Sequence[Tensor]) -> None:
+    """Replace every tensor by the sum over the processes; they agree on it to the bit."""
+    if count() > 1 and tensors:
+        flat = torch.cat([tensor.flatten() for tensor in tensors])  # one message instead of a hundred
+        dist.all_reduce(flat)
+        for tensor, total in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+            tensor.copy_(total.view_as(tensor))
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[torch.device]:
+    """Inside, the processes that torchrun has started know of each other; gives the device this one works on."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield device
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
