@@ -9,7 +9,7 @@ from .layers import ChooseLayers, InspectLayers
 from .load import CombineGuides, LoadGenerator, LoadGuide, LoadLikeness
 from .photos import AlignFace, DrawPortrait, InvertImage, PivotalTuning
 from .save import ApplyDomain, LoadDomain, SaveDomain, SaveGenerator
-from .shelf import LoadDirections, LoadLatents, SaveDirections, SaveLatents
+from .latents_io import LoadDirections, LoadLatents, SaveDirections, SaveLatents
 from .shift import CheckPrompts, MixShifts, ShiftFromImages, ShiftFromText
 
 NODES: list[type[io.ComfyNode]] = [

@@ -142,7 +142,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, index: int) -> None:
 
 
 def test_the_readme_speaks_of_what_exists() -> None:
-    text = (Path(cli.__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    text = (Path(cli.__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     programs = [part.partition("```")[0] for part in text.split("```python\n")[1:]]
     assert len(programs) == 2
     for node in ast.walk(ast.parse("\n".join(programs))):
@@ -171,7 +171,7 @@ def test_help_of_every_command_has_an_example_that_parses(run: Run, command: str
 def test_the_module_can_be_run() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "nada_core", "--version"],
-        cwd=Path(cli.__file__).parents[1],
+        cwd=Path(cli.__file__).parents[2],
         capture_output=True,
         text=True,
         check=True,
