@@ -129,7 +129,7 @@ class Counter(TorchDispatchMode):
         return out
 
 
-def parts_of(case: Case, architecture: str) -> tuple[StyleGAN2, list[ClipGuide], AdaptConfig]:
+def shift_parts(case: Case, architecture: str) -> tuple[StyleGAN2, list[ClipGuide], AdaptConfig]:
     """The same weights in every process."""
     import open_clip
 
@@ -156,7 +156,7 @@ def work(side: Side, case: Case, architecture: str, link: Connection) -> None:
     torch.set_num_threads(1)
     if not side.native:
         os.environ["NADA_NATIVE"] = "0"
-    generator, guides, config = parts_of(case, architecture)
+    generator, guides, config = shift_parts(case, architecture)
     config = replace(config, precision=side.precision, pool=side.pool)
     rng, counter = torch.Generator().manual_seed(1), Counter()
     with torch.no_grad():

@@ -5,11 +5,11 @@ from .adapt import AdaptGenerator, ChooseRecipe, PlotTraining
 from .editing import EditByText, EditLatents, FindDirections
 from .encode import EncodeImage, LoadEncoder
 from .latents import Compare, InterpolateLatents, MixLatents, Render, SampleLatents
+from .latents_io import LoadDirections, LoadLatents, SaveDirections, SaveLatents
 from .layers import ChooseLayers, InspectLayers
 from .load import CombineGuides, LoadGenerator, LoadGuide, LoadLikeness
 from .photos import AlignFace, DrawPortrait, InvertImage, PivotalTuning
 from .save import ApplyDomain, LoadDomain, SaveDomain, SaveGenerator
-from .latents_io import LoadDirections, LoadLatents, SaveDirections, SaveLatents
 from .shift import CheckPrompts, MixShifts, ShiftFromImages, ShiftFromText
 
 NODES: list[type[io.ComfyNode]] = [

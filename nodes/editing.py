@@ -21,11 +21,11 @@ TEXT_EDIT = (
     "id",
     "clip",
     "views",
-    "first",
-    "last",
+    "first_row",
+    "last_row",
     "batch",
-    "rise",
-    "fall",
+    "lr_rampup",
+    "lr_rampdown",
 )
 METHODS = {"SeFa": sefa, "PCA": principal}
 

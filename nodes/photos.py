@@ -25,17 +25,17 @@ INVERT = (
     "mse",
     "lpips",
     "id",
-    "maps",
+    "optimize_noise",
     "stop_psnr",
     "batch",
     "coarse",
     "delta",
-    "first",
-    "rise",
-    "fall",
-    "search",
-    "search_until",
-    "maps_weight",
+    "w_steps_share",
+    "lr_rampup",
+    "lr_rampdown",
+    "initial_noise_factor",
+    "noise_ramp_length",
+    "noise_reg",
     "patience",
 )
 TUNE = (
@@ -49,10 +49,10 @@ TUNE = (
     "stop_psnr",
     "stop_lpips",
     "batch",
-    "fall",
-    "reach",
+    "lr_rampdown",
+    "distance",
     "psi",
-    "others",
+    "num_neighbours",
 )
 #: What Align Face cuts out of a photo, size, points and index of the face given.
 CUTS: dict[str, Callable[..., Tensor]] = {

@@ -414,7 +414,10 @@ def test_style_images_are_approached() -> None:
     adapted = adapt(made, eye, shift, config).generator
     with torch.no_grad():
         ws = made.map(torch.randn(16, 6, generator=rng(5)))
-        near = [(eye.encode_images(g.synthesize(ws)) @ shift.goal(eye).mT).mean().item() for g in (made, adapted)]
+        near = [
+            (eye.encode_images(g.synthesize(ws)) @ shift.target_embedding(eye).mT).mean().item()
+            for g in (made, adapted)
+        ]
     assert near[1] > near[0] + 0.2
 
 

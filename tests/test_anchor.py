@@ -12,7 +12,7 @@ from nada_core.adaptation.adapt import Adaptation, adapt
 from nada_core.adaptation.config import AdaptConfig, LayerChoice
 from nada_core.adaptation.weight_regularizer import distance, fisher, squared_length
 from nada_core.guidance.shifts import TextShift
-from nada_core.guidance.targets import take_aim
+from nada_core.guidance.targets import clip_targets
 
 SHIFT = TextShift("photo", "sketch")
 NAMES = ("synthesis.b8.conv1.weight", "synthesis.b16.torgb.bias")
@@ -51,7 +51,7 @@ def test_fisher_is_the_mean_squared_slope_of_the_embedding() -> None:
     made, eye = generator(), guide()
     made.requires_grad_(False)
     weights, before = {name: made.get_parameter(name) for name in NAMES}, copied(made.state_dict())
-    found = fisher(made, take_aim(eye, SHIFT), weights, 300, 3)
+    found = fisher(made, clip_targets(eye, SHIFT), weights, 300, 3)
     assert not changed(before, made.state_dict())
     assert all(not p.requires_grad and p.grad is None for p in made.parameters())
     numbers = torch.cat([value.flatten() for value in found.values()])
@@ -66,12 +66,12 @@ def test_fisher_is_the_mean_squared_slope_of_the_embedding() -> None:
 
 
 def test_an_anchor_shortens_the_way() -> None:
-    free, held, tight = run(), run(anchor=3.0), run(anchor=100.0)
+    free, held, tight = run(), run(weight_reg=3.0), run(weight_reg=100.0)
     assert length(free) > length(held) > length(tight) > 0
     last = held.history[-1]
-    assert held.history[0]["terms"]["anchor"] == 0.0 < last["terms"]["anchor"]
-    assert last["loss"] == pytest.approx(last["terms"]["direction"] + 3 * last["terms"]["anchor"], rel=1e-5)
-    assert "anchor" not in free.history[-1]["terms"]
+    assert held.history[0]["terms"]["weight_reg"] == 0.0 < last["terms"]["weight_reg"]
+    assert last["loss"] == pytest.approx(last["terms"]["direction"] + 3 * last["terms"]["weight_reg"], rel=1e-5)
+    assert "weight_reg" not in free.history[-1]["terms"]
 
 
 @pytest.mark.parametrize(
@@ -79,17 +79,17 @@ def test_an_anchor_shortens_the_way() -> None:
     [LayerChoice(mode="adaptive", count=1, batch=2), LayerChoice(train="offsets"), LayerChoice(train="low-rank")],
 )
 def test_anchors_hold_whatever_is_trained(layers: LayerChoice) -> None:
-    assert length(run(layers=layers, anchor=100.0)) < length(run(layers=layers))
+    assert length(run(layers=layers, weight_reg=100.0)) < length(run(layers=layers))
 
 
 def test_what_matters_more_is_held_more() -> None:
-    plain, weighed = run(anchor=30.0), run(anchor=30.0, fisher=4)
+    plain, weighed = run(weight_reg=30.0), run(weight_reg=30.0, fisher_samples=4)
     assert changed(plain.generator.state_dict(), weighed.generator.state_dict())
-    assert run(anchor=30.0, fisher=4).history == weighed.history
+    assert run(weight_reg=30.0, fisher_samples=4).history == weighed.history
 
 
 def test_a_killed_anchored_run_goes_on_to_the_same_weights(tmp_path: Any) -> None:
-    config = AdaptConfig(steps=6, lr=0.05, anchor=10.0, fisher=2, autosave_every=2)
+    config = AdaptConfig(steps=6, lr=0.05, weight_reg=10.0, fisher_samples=2, autosave_every=2)
     whole = adapt(generator(), guide(), SHIFT, config)
 
     def kill(step: Any) -> None:
@@ -104,4 +104,4 @@ def test_a_killed_anchored_run_goes_on_to_the_same_weights(tmp_path: Any) -> Non
 
 def test_weighing_without_an_anchor_is_refused() -> None:
     with pytest.raises(ValueError, match="no anchor to weigh"):
-        AdaptConfig(fisher=4)
+        AdaptConfig(fisher_samples=4)

@@ -433,11 +433,11 @@ def test_faces_are_kept_by_a_recogniser(run: Run, shelf: Path, monkeypatch: pyte
 
 
 def test_doubtful_words_are_warned_of(run: Run, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nada_core.guidance.prompt_check.ALIKE", -1.0)
+    monkeypatch.setattr("nada_core.guidance.prompt_check.MAX_COSINE", -1.0)
     code, _, err = run(*quick(shelf))
     assert code == 0 and err.startswith("warning: portraits reads 'photo' and 'zombie' nearly alike")
-    monkeypatch.setattr("nada_core.guidance.prompt_check.ALIKE", 2.0)
-    monkeypatch.setattr("nada_core.guidance.prompt_check.AGREED", 0.0)
+    monkeypatch.setattr("nada_core.guidance.prompt_check.MAX_COSINE", 2.0)
+    monkeypatch.setattr("nada_core.guidance.prompt_check.MIN_AGREEMENT", 0.0)
     assert "warning" not in run(*quick(shelf, "--force"))[2]
 
 

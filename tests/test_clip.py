@@ -17,7 +17,7 @@ from torch import Tensor
 
 from nada_core.guidance.prompts import BARE
 from nada_core.guidance.shifts import ImageShift, MixedShift, TextShift
-from nada_core.guidance.targets import as_guides, take_aim
+from nada_core.guidance.targets import clip_targets, weighted_guides
 from nada_core.models.clip import ClipGuide, GuideError, built_in_guides, load_guide
 
 CONFIG = {
@@ -193,14 +193,16 @@ def test_text_direction_follows_the_documented_order() -> None:
     wrong_norm = F.normalize(end.mean(0) / start.mean(0).norm() - F.normalize(start.mean(0), dim=0), dim=0)
     assert direction[0] @ mean_first < 0.999 and direction[0] @ wrong_norm < 0.999
     torch.testing.assert_close(TextShift("b", "a", templates).direction(guide), -direction)
-    torch.testing.assert_close(shift.goal(guide)[0], F.normalize(end.mean(0), dim=0))
+    torch.testing.assert_close(shift.target_embedding(guide)[0], F.normalize(end.mean(0), dim=0))
 
 
 def test_text_shift_on_a_real_guide(guide: ClipGuide) -> None:
     shift = TextShift("photo", "sketch")
-    assert shift.direction(guide).shape == shift.goal(guide).shape == (1, 16)
+    assert shift.direction(guide).shape == shift.target_embedding(guide).shape == (1, 16)
     assert shift == TextShift("photo", "sketch") and "templates" not in repr(shift)
-    torch.testing.assert_close(TextShift("photo", "sketch", BARE).goal(guide), guide.encode_text(["sketch"]))
+    torch.testing.assert_close(
+        TextShift("photo", "sketch", BARE).target_embedding(guide), guide.encode_text(["sketch"])
+    )
 
 
 @pytest.mark.parametrize(("source", "target"), [("", "sketch"), ("photo", " "), ("photo", "Photo "), ("photo", None)])
@@ -214,7 +216,7 @@ def test_image_direction_starts_at_the_generators_images(guide: ClipGuide) -> No
     shift = ImageShift(style)
     expected = F.normalize(guide.encode_images(style).mean(0) - source.mean(0), dim=0)
     torch.testing.assert_close(shift.direction(guide, source)[0], expected)
-    torch.testing.assert_close(shift.goal(guide)[0], F.normalize(guide.encode_images(style).mean(0), dim=0))
+    torch.testing.assert_close(shift.target_embedding(guide)[0], F.normalize(guide.encode_images(style).mean(0), dim=0))
     with pytest.raises(ValueError, match="source embeddings"):
         shift.direction(guide)
     with pytest.raises(ValueError, match="other style images"):
@@ -225,12 +227,12 @@ def test_image_direction_starts_at_the_generators_images(guide: ClipGuide) -> No
 
 
 def test_guides_combine_with_weights(guide: ClipGuide) -> None:
-    assert as_guides(guide) == as_guides([guide]) == ((guide, 1.0),)
-    assert as_guides([guide, (guide, 2)]) == ((guide, 1.0), (guide, 2.0))
-    assert as_guides(as_guides(guide)) == as_guides(guide)
+    assert weighted_guides(guide) == weighted_guides([guide]) == ((guide, 1.0),)
+    assert weighted_guides([guide, (guide, 2)]) == ((guide, 1.0), (guide, 2.0))
+    assert weighted_guides(weighted_guides(guide)) == weighted_guides(guide)
     for wrong in ([], [(guide, 0.0)], [(guide, math.nan)], [(guide, -1)], ["portraits"], (guide, 0.5)):
         with pytest.raises(ValueError, match="expected"):
-            as_guides(wrong)
+            weighted_guides(wrong)
 
 
 # ---- loading ------------------------------------------------------------------------------------------------------
@@ -397,8 +399,8 @@ def test_loading_draws_no_global_random_numbers() -> None:
 
 def test_a_mixture_lies_between_its_parts(guide: ClipGuide) -> None:
     words, style, images = TextShift("photo", "sketch", BARE), ImageShift(noise(2)), noise(3, 32, 32).flip(0)
-    (one,), (other,) = take_aim(guide, words), take_aim(guide, style, images)
-    (mixed,) = take_aim(guide, MixedShift((words, style), (3.0, 1.0)), images)
+    (one,), (other,) = clip_targets(guide, words), clip_targets(guide, style, images)
+    (mixed,) = clip_targets(guide, MixedShift((words, style), (3.0, 1.0)), images)
     wanted = F.normalize(0.75 * one.direction + 0.25 * other.direction, dim=-1)
     torch.testing.assert_close(mixed.direction, wanted)
     torch.testing.assert_close(mixed.goal, F.normalize(0.75 * one.goal + 0.25 * other.goal, dim=-1))
@@ -409,7 +411,7 @@ def test_a_mixture_of_one_is_that_one_and_proportions_are_all_that_counts(guide:
     words, more = TextShift("photo", "sketch", BARE), TextShift("photo", "zombie", BARE)
     for shifts, weights in (((words,), ()), ((words, more), (2.0, 0.0))):
         torch.testing.assert_close(MixedShift(shifts, weights).direction(guide), words.direction(guide))
-        torch.testing.assert_close(MixedShift(shifts, weights).goal(guide), words.goal(guide))
+        torch.testing.assert_close(MixedShift(shifts, weights).target_embedding(guide), words.target_embedding(guide))
     even = MixedShift((words, more)).direction(guide)
     torch.testing.assert_close(even, MixedShift((words, more), (5.0, 5.0)).direction(guide))
 

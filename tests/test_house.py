@@ -164,8 +164,10 @@ def packages_imported(path: Path) -> Iterator[str]:
             continue
         target = package[: len(package) - (statement.level - 1)] + (statement.module or "").split(".")
         for alias in statement.names:
-            yield next((name for name in [*target, alias.name] if name), "") if target != [""] else (
-                alias.name if alias.name in FLOORS else "__init__"
+            yield (
+                next((name for name in [*target, alias.name] if name), "")
+                if target != [""]
+                else (alias.name if alias.name in FLOORS else "__init__")
             )
 
 

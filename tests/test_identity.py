@@ -161,10 +161,10 @@ def test_gradients_reach_pictures_of_any_side(face: Identity, side: int) -> None
 def test_gradients_are_those_of_finite_differences(tmp_path: Path) -> None:
     face = load_identity(written(tmp_path / "a.pth", face_state())).double()
     seen, step = pictures(1, 40).double().requires_grad_(), pictures(1, 40, 8).double()
-    aim = torch.randn(5, generator=rng(3)).double()
-    (gradient,) = torch.autograd.grad(face(seen)[0] @ aim, seen)
+    target = torch.randn(5, generator=rng(3)).double()
+    (gradient,) = torch.autograd.grad(face(seen)[0] @ target, seen)
     with torch.no_grad():
-        ahead, behind = ((face(seen + sign * 1e-6 * step)[0] @ aim) for sign in (1, -1))
+        ahead, behind = ((face(seen + sign * 1e-6 * step)[0] @ target) for sign in (1, -1))
     assert float((gradient * step).sum()) == pytest.approx(float(ahead - behind) / 2e-6, rel=1e-4, abs=1e-7)
 
 

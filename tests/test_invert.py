@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from nada_core import Latents, render, sample
-from nada_core.guidance.reconstruction import Likeness, psnr, refuse_blind
+from nada_core.guidance.reconstruction import ReconstructionLoss, check_networks, psnr
 from nada_core.latents.inversion import PRESETS, InvertConfig, InvertStep, _normalise, _scatter, _structure, invert
-from nada_core.runtime.schedules import ramp
+from nada_core.runtime.schedules import lr_scale
 
 #: Pixels alone, without noise maps: quick, and enough for a generator of 16 pixels.
-PLAIN = InvertConfig(space="w", steps=60, lpips=0.0, id=0.0, maps=False, search=0.0)
+PLAIN = InvertConfig(space="w", steps=60, lpips=0.0, id=0.0, optimize_noise=False, initial_noise_factor=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def face(images: Tensor) -> Tensor:
 def test_the_terms_are_what_their_names_say(known: Tensor) -> None:
     there, here = known, known.flip(0)
     rows = torch.arange(3)
-    terms = Likeness(there, {"mse": 1, "lpips": 1, "id": 1}, Shades(), face).terms(here, rows)
+    terms = ReconstructionLoss(there, {"mse": 1, "lpips": 1, "id": 1}, Shades(), face).terms(here, rows)
     assert torch.allclose(terms["mse"], (here - there).square().mean((1, 2, 3)), atol=1e-6)
     wanted = torch.nn.functional.avg_pool2d(here - there, 4).square().sum((1, 2, 3))
     assert torch.allclose(terms["lpips"], wanted, rtol=1e-4)
@@ -65,7 +65,7 @@ def test_the_terms_are_what_their_names_say(known: Tensor) -> None:
 
 
 def test_the_loss_weighs_them_and_leaves_out_what_weighs_nothing(known: Tensor) -> None:
-    likeness = Likeness(known, {"mse": 0.8, "lpips": 0.5, "id": 0.0}, Shades(), None)
+    likeness = ReconstructionLoss(known, {"mse": 0.8, "lpips": 0.5, "id": 0.0}, Shades(), None)
     rows = torch.tensor([2, 0])
     terms = likeness.terms(known[:2], rows)
     assert set(terms) == {"mse", "lpips"}
@@ -75,7 +75,7 @@ def test_the_loss_weighs_them_and_leaves_out_what_weighs_nothing(known: Tensor) 
 
 def test_gradients_reach_the_picture(known: Tensor) -> None:
     images = known.flip(0).clone().requires_grad_()
-    likeness = Likeness(known, {"mse": 1.0, "coarse": 1.0, "lpips": 1.0, "id": 1.0}, Shades(), face)
+    likeness = ReconstructionLoss(known, {"mse": 1.0, "coarse": 1.0, "lpips": 1.0, "id": 1.0}, Shades(), face)
     likeness(images, torch.arange(3)).sum().backward()
     assert images.grad is not None and images.grad.abs().sum() > 0
     with torch.no_grad():
@@ -93,7 +93,7 @@ def test_gradients_reach_the_picture(known: Tensor) -> None:
 )
 def test_a_term_that_cannot_see_is_refused(weights: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        refuse_blind(weights, None, None)
+        check_networks(weights, None, None)
 
 
 def test_psnr_in_decibels() -> None:
@@ -124,7 +124,7 @@ def test_w_plus_comes_closer_than_w(generator: tiny.StyleGAN2, known: Tensor) ->
 
 
 def test_a_picture_alone_or_among_others(generator: tiny.StyleGAN2, known: Tensor) -> None:
-    config = replace(PLAIN, steps=12, search=0.05, maps=True, space="w then w+")
+    config = replace(PLAIN, steps=12, initial_noise_factor=0.05, optimize_noise=True, space="w then w+")
     together = invert(generator, known, config)
     for batch in (1, 2):
         apart = invert(generator, known, replace(config, batch=batch))
@@ -136,7 +136,10 @@ def test_a_picture_alone_or_among_others(generator: tiny.StyleGAN2, known: Tenso
 def test_the_same_seed_gives_the_same_latents_and_changes_nothing_else(
     generator: tiny.StyleGAN2, known: Tensor
 ) -> None:
-    config, before = replace(PLAIN, steps=5, search=0.05, maps=True), tiny.copied(generator.state_dict())
+    config, before = (
+        replace(PLAIN, steps=5, initial_noise_factor=0.05, optimize_noise=True),
+        tiny.copied(generator.state_dict()),
+    )
     state, pictures = torch.get_rng_state(), known.clone()
     first, second = invert(generator, known, config), invert(generator, known, config)
     other = invert(generator, known, replace(config, seed=1))
@@ -146,11 +149,11 @@ def test_the_same_seed_gives_the_same_latents_and_changes_nothing_else(
 
 
 def test_the_best_step_is_kept(generator: tiny.StyleGAN2, known: Tensor) -> None:
-    wild = invert(generator, known, replace(PLAIN, steps=40, lr=3.0, rise=0.0, fall=0.0))
+    wild = invert(generator, known, replace(PLAIN, steps=40, lr=3.0, lr_rampup=0.0, lr_rampdown=0.0))
     seen = [step["loss"] for step in wild.history]
     assert seen == sorted(seen, reverse=True)  # of the best so far, whatever the steps did
     assert sum(wild.loss) / 3 == pytest.approx(seen[-1])
-    again = Likeness(wild.targets, {"mse": 1.0})(render(generator, wild.latents), torch.arange(3))
+    again = ReconstructionLoss(wild.targets, {"mse": 1.0})(render(generator, wild.latents), torch.arange(3))
     assert torch.allclose(again, torch.tensor(wild.loss), atol=1e-5)
 
 
@@ -159,7 +162,7 @@ def test_every_picture_stops_for_itself(generator: tiny.StyleGAN2, known: Tensor
     mixed = torch.cat([mean, known[:1]])
     found = invert(generator, mixed, replace(PLAIN, steps=30, stop_psnr=40.0))
     assert found.steps[0] == 1 and found.steps[1] == 30  # the first is where the search begins
-    patient = invert(generator, mixed, replace(PLAIN, steps=200, lr=3.0, patience=4, rise=0.0, fall=0.0))
+    patient = invert(generator, mixed, replace(PLAIN, steps=200, lr=3.0, patience=4, lr_rampup=0.0, lr_rampdown=0.0))
     assert max(patient.steps) < 200 and len(patient.history) == max(patient.steps)
 
 
@@ -189,7 +192,7 @@ def test_noise_maps_are_found_too_and_kept_with_the_latents(generator: tiny.Styl
     rng = tiny.rng(3)
     hidden = Latents(sample(generator, [5]).ws, generator.draw_noise(1, rng), generator.space())
     target = render(generator, hidden)
-    config = replace(PLAIN, steps=80, space="w+", maps_weight=0.0)
+    config = replace(PLAIN, steps=80, space="w+", noise_reg=0.0)
     plain, noisy = (invert(generator, target, replace(config, maps=maps)) for maps in (False, True))
     assert noisy.psnr[0] > plain.psnr[0] + 1
     assert plain.latents.noise == "const" and len(noisy.latents.noise) == 5
@@ -198,8 +201,8 @@ def test_noise_maps_are_found_too_and_kept_with_the_latents(generator: tiny.Styl
 
 
 def test_the_regulariser_keeps_noise_maps_noise(generator: tiny.StyleGAN2, known: Tensor) -> None:
-    config = replace(PLAIN, steps=60, space="w+", maps=True)
-    both = [invert(generator, known, replace(config, maps_weight=weight)).latents.noise for weight in (0.0, 1e5)]
+    config = replace(PLAIN, steps=60, space="w+", optimize_noise=True)
+    both = [invert(generator, known, replace(config, noise_reg=weight)).latents.noise for weight in (0.0, 1e5)]
     free, held = (float(_structure(list(maps), torch.arange(3))) for maps in both)
     assert held < free
 
@@ -214,10 +217,10 @@ def test_networks_given_are_used(generator: tiny.StyleGAN2, known: Tensor) -> No
 
 
 def test_the_learning_rate_rises_stays_and_falls() -> None:
-    assert ramp(0, 0.05, 0.25) == 0 and ramp(0.025, 0.05, 0.25) == pytest.approx(0.5)
-    assert ramp(0.05, 0.05, 0.25) == ramp(0.75, 0.05, 0.25) == 1
-    assert ramp(0.875, 0.05, 0.25) == pytest.approx(0.5) and ramp(1, 0.05, 0.25) == pytest.approx(0)
-    assert ramp(0, 0, 0) == ramp(0.99, 0, 0) == 1
+    assert lr_scale(0, 0.05, 0.25) == 0 and lr_scale(0.025, 0.05, 0.25) == pytest.approx(0.5)
+    assert lr_scale(0.05, 0.05, 0.25) == lr_scale(0.75, 0.05, 0.25) == 1
+    assert lr_scale(0.875, 0.05, 0.25) == pytest.approx(0.5) and lr_scale(1, 0.05, 0.25) == pytest.approx(0)
+    assert lr_scale(0, 0, 0) == lr_scale(0.99, 0, 0) == 1
 
 
 def test_the_structure_of_noise_by_hand() -> None:
@@ -283,7 +286,7 @@ def test_a_conditional_generator_needs_a_start(known: Tensor) -> None:
 
 
 def test_settings_refuse_what_makes_no_sense() -> None:
-    for change in ({"space": "z"}, {"steps": 0}, {"rise": 1.5}, {"lr": math.nan}, {"mse": -1.0}):
+    for change in ({"space": "z"}, {"steps": 0}, {"lr_rampup": 1.5}, {"lr": math.nan}, {"mse": -1.0}):
         with pytest.raises(ValueError, match=next(iter(change))):
             InvertConfig(**change)
     assert PRESETS["report"].weights == {"mse": 0.8, "coarse": 0.0, "lpips": 0.5, "id": 1.0}

@@ -20,10 +20,10 @@ from nada_core.adaptation.layer_selection import (
     row_movement,
 )
 from nada_core.guidance.shifts import ImageShift, TextShift
-from nada_core.guidance.targets import Aim, first_look, take_aim
+from nada_core.guidance.targets import ClipTarget, clip_targets, source_images
 from nada_core.models.generator import Generator
 from nada_core.models.stylegan2 import StyleGAN2
-from nada_core.runtime.batching import Portion
+from nada_core.runtime.batching import MicroBatcher
 
 CONVS = ("b4.conv1", "b8.conv0", "b8.conv1", "b16.conv0", "b16.conv1")
 RGBS = ("b4.torgb", "b8.torgb", "b16.torgb")
@@ -31,8 +31,10 @@ RGBS = ("b4.torgb", "b8.torgb", "b16.torgb")
 REFERENCE = ("b4.conv1", "b4.torgb", "b8.conv0", "b8.conv1", "b16.conv0", "b16.conv1")
 
 
-def aims(*seeds: int) -> tuple[Aim, ...]:
-    return take_aim([guide(seed) for seed in seeds or (0,)], TextShift("photo", "sketch"), torch.zeros(1, 3, 16, 16))
+def targets(*seeds: int) -> tuple[ClipTarget, ...]:
+    return clip_targets(
+        [guide(seed) for seed in seeds or (0,)], TextShift("photo", "sketch"), torch.zeros(1, 3, 16, 16)
+    )
 
 
 def adaptive(**changes: object) -> LayerChoice:
@@ -77,10 +79,10 @@ def test_candidates(choice: LayerChoice, expected: tuple[str, ...]) -> None:
 def test_the_layer_that_matters_wins(row: int) -> None:
     """Under the true map it is the convolution this row feeds, under the reference map the one documented."""
     made = steered_by(row)
-    chosen = choose(adaptive(), made, aims(), rng())
+    chosen = choose(adaptive(), made, targets(), rng())
     assert chosen.names == (CONVS[row],)
     assert [j for j, moved in enumerate(chosen.movement) if moved > 0] == [row]
-    assert choose(adaptive(mapping="reference"), made, aims(), rng()).names == (REFERENCE[row],)
+    assert choose(adaptive(mapping="reference"), made, targets(), rng()).names == (REFERENCE[row],)
 
 
 def test_the_two_maps_differ_from_row_one_on() -> None:
@@ -89,60 +91,64 @@ def test_the_two_maps_differ_from_row_one_on() -> None:
 
 def test_the_last_row_steers_no_convolution_and_cannot_win() -> None:
     made = steered_by(5)
-    chosen = choose(adaptive(), made, aims(), rng())
+    chosen = choose(adaptive(), made, targets(), rng())
     assert chosen.movement[5] > 0 == sum(chosen.movement[:5])
     assert chosen.names == ("b4.conv1",)  # a tie of nothings, settled by order
-    assert choose(adaptive(mapping="reference"), made, aims(), rng()).names == ("b16.conv1",)
+    assert choose(adaptive(mapping="reference"), made, targets(), rng()).names == ("b16.conv1",)
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_the_rows_that_move_most_are_chosen(count: int) -> None:
-    chosen = choose(adaptive(count=count), generator(), aims(), rng())
+    chosen = choose(adaptive(count=count), generator(), targets(), rng())
     ranked = sorted(range(5), key=lambda row: -chosen.movement[row])[:count]
     assert len(chosen.movement) == 6 and set(chosen.names) == {CONVS[row] for row in ranked}
     assert list(chosen.names) == [name for name in CONVS if name in chosen.names]  # in the order they run
 
 
 def test_rgb_layers_join_whatever_was_chosen() -> None:
-    chosen = choose(adaptive(rgb=True), generator(), aims(), rng())
+    chosen = choose(adaptive(rgb=True), generator(), targets(), rng())
     assert len(chosen.names) == 4 and set(RGBS) < set(chosen.names)
 
 
 def test_movement_is_the_mean_distance_latents_travel_uphill() -> None:
-    made, choice, (aim,) = generator(), adaptive(rate=0.01), aims()
+    made, choice, (target,) = generator(), adaptive(rate=0.01), targets()
     z = torch.randn(3, 6, generator=rng(1))
     ws = made.map(z).detach().requires_grad_()
-    (aim.guide.encode_images(made.synthesize(ws)) @ aim.goal.mT).mean().backward()
+    (target.guide.encode_images(made.synthesize(ws)) @ target.target_embedding.mT).mean().backward()
     assert ws.grad is not None
-    torch.testing.assert_close(row_movement(choice, made, (aim,), z), 0.01 * ws.grad.abs().mean(dim=(0, 2)))
+    torch.testing.assert_close(row_movement(choice, made, (target,), z), 0.01 * ws.grad.abs().mean(dim=(0, 2)))
 
 
 def test_more_steps_travel_further() -> None:
     z = torch.randn(3, 6, generator=rng(1))
-    once, often = (row_movement(adaptive(steps=steps), generator(), aims(), z) for steps in (1, 5))
+    once, often = (row_movement(adaptive(steps=steps), generator(), targets(), z) for steps in (1, 5))
     assert (often.sum() / once.sum()).item() == pytest.approx(5, rel=0.2)
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 8])
 def test_chunks_do_not_change_the_movement(chunk: int) -> None:
     z = torch.randn(7, 6, generator=rng(1))
-    whole = row_movement(adaptive(chunk=7), generator(), aims(), z)
-    torch.testing.assert_close(row_movement(adaptive(chunk=chunk), generator(), aims(), z), whole, rtol=1e-4, atol=1e-9)
+    whole = row_movement(adaptive(chunk=7), generator(), targets(), z)
+    torch.testing.assert_close(
+        row_movement(adaptive(chunk=chunk), generator(), targets(), z), whole, rtol=1e-4, atol=1e-9
+    )
 
 
 def test_guides_vote_by_weight() -> None:
     made, z = generator(), torch.randn(3, 6, generator=rng(1))
-    (aim,) = aims()
-    shares = tuple(Aim(aim.guide, weight, aim.direction, aim.goal) for weight in (0.25, 0.75))
-    one, other = row_movement(adaptive(), made, aims(0), z), row_movement(adaptive(), made, aims(5), z)
+    (target,) = targets()
+    shares = tuple(
+        ClipTarget(target.guide, weight, target.direction, target.target_embedding) for weight in (0.25, 0.75)
+    )
+    one, other = row_movement(adaptive(), made, targets(0), z), row_movement(adaptive(), made, targets(5), z)
     torch.testing.assert_close(row_movement(adaptive(), made, shares, z), one)
-    both = row_movement(adaptive(), made, aims(0, 5), z)
+    both = row_movement(adaptive(), made, targets(0, 5), z)
     assert ((both - one).abs() > 1e-7).any() and ((both - other).abs() > 1e-7).any()
 
 
 def test_the_generator_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, (aim,) = generator(), aims()
-    encode = aim.guide.encode_images
+    made, (target,) = generator(), targets()
+    encode = target.guide.encode_images
     for number, parameter in enumerate(made.parameters()):
         parameter.requires_grad_(number % 3 == 0)
     flags = [parameter.requires_grad for parameter in made.parameters()]
@@ -151,34 +157,34 @@ def test_the_generator_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         assert images.requires_grad and not any(parameter.requires_grad for parameter in made.parameters())
         return encode(images)
 
-    monkeypatch.setattr(aim.guide, "encode_images", watch)
-    choose(adaptive(), made, (aim,), rng())
+    monkeypatch.setattr(target.guide, "encode_images", watch)
+    choose(adaptive(), made, (target,), rng())
     assert [parameter.requires_grad for parameter in made.parameters()] == flags
     assert all(parameter.grad is None for parameter in made.parameters())
 
 
 def test_flags_come_back_when_the_guide_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, (aim,) = generator(), aims()
+    made, (target,) = generator(), targets()
 
     def fail(images: Tensor) -> Tensor:
         raise KeyError
 
-    monkeypatch.setattr(aim.guide, "encode_images", fail)
+    monkeypatch.setattr(target.guide, "encode_images", fail)
     with pytest.raises(KeyError):
-        choose(adaptive(), made, (aim,), rng())
+        choose(adaptive(), made, (target,), rng())
     assert all(parameter.requires_grad for parameter in made.parameters())
 
 
 def test_it_works_where_gradients_are_switched_off() -> None:
     with torch.no_grad():
-        inside = choose(adaptive(count=2), generator(), aims(), rng())
-    assert inside == choose(adaptive(count=2), generator(), aims(), rng())
+        inside = choose(adaptive(count=2), generator(), targets(), rng())
+    assert inside == choose(adaptive(count=2), generator(), targets(), rng())
 
 
 def test_the_same_numbers_are_drawn_whether_or_not_anything_is_measured() -> None:
     measured, not_measured, fresh = rng(), rng(), rng()
-    assert choose(adaptive(count=4), generator(), aims(), measured).movement
-    chosen = choose(adaptive(count=5), generator(), aims(), not_measured)
+    assert choose(adaptive(count=4), generator(), targets(), measured).movement
+    chosen = choose(adaptive(count=5), generator(), targets(), not_measured)
     assert chosen.names == CONVS and chosen.movement == ()
     assert torch.equal(measured.get_state(), not_measured.get_state())
     assert not torch.equal(measured.get_state(), fresh.get_state())
@@ -212,12 +218,12 @@ def test_noise_strengths_are_trained_on_request_only() -> None:
 
 def test_a_conditional_generator_needs_its_class() -> None:
     made = generator(c_dim=3)
-    first, second = (choose(adaptive(), made, aims(), rng(), label) for label in (0, 1))
+    first, second = (choose(adaptive(), made, targets(), rng(), label) for label in (0, 1))
     assert first.movement != second.movement
     with pytest.raises(ValueError, match=r"got label None.*from 0 to 2"):
-        choose(adaptive(), made, aims(), rng())
+        choose(adaptive(), made, targets(), rng())
     with pytest.raises(ValueError, match="has no classes"):
-        choose(adaptive(), generator(), aims(), rng(), 1)
+        choose(adaptive(), generator(), targets(), rng(), 1)
 
 
 def test_unknown_layers_are_refused_with_the_known_ones() -> None:
@@ -269,30 +275,30 @@ def test_a_portion_halves_down_to_one(size: int, tried: list[int]) -> None:
         raise torch.cuda.OutOfMemoryError("full\nof details")
 
     with pytest.raises(torch.cuda.OutOfMemoryError, match=r"one latent at a time \(full\)\. Take a smaller guide"):
-        Portion(size).fit(act, "x")
+        MicroBatcher(size).run(act, "x")
     assert asked == [("x", count) for count in tried]
 
 
 def test_a_portion_that_fits_is_remembered_and_other_errors_pass() -> None:
-    portion = Portion(8)
+    batcher = MicroBatcher(8)
 
     def act(count: int) -> int:
         if count > 3:
             raise torch.cuda.OutOfMemoryError
         return count
 
-    assert portion.fit(act) == portion.fit(act) == portion.size == 2
+    assert batcher.run(act) == batcher.run(act) == batcher.size == 2
     with pytest.raises(ZeroDivisionError):
-        portion.fit(lambda count: count // 0)
-    assert portion.size == 2
+        batcher.run(lambda count: count // 0)
+    assert batcher.size == 2
 
 
 def test_a_measurement_that_does_not_fit_passes_in_smaller_chunks() -> None:
-    z, narrow, choice, portion = torch.randn(7, 6, generator=rng(1)), Narrow(0, 2), adaptive(chunk=7), Portion(7)
-    squeezed = take_aim(guide(model=narrow), TextShift("photo", "sketch"))
-    moved = row_movement(choice, generator(), squeezed, z, None, portion)
-    torch.testing.assert_close(moved, row_movement(choice, generator(), aims(), z), rtol=1e-4, atol=1e-9)
-    assert narrow.seen == [7, 4, 2, 2, 2, 1] and portion.size == 2
+    z, narrow, choice, batcher = torch.randn(7, 6, generator=rng(1)), Narrow(0, 2), adaptive(chunk=7), MicroBatcher(7)
+    squeezed = clip_targets(guide(model=narrow), TextShift("photo", "sketch"))
+    moved = row_movement(choice, generator(), squeezed, z, None, batcher)
+    torch.testing.assert_close(moved, row_movement(choice, generator(), targets(), z), rtol=1e-4, atol=1e-9)
+    assert narrow.seen == [7, 4, 2, 2, 2, 1] and batcher.size == 2
 
 
 # ---- the measurement on its own -----------------------------------------------------------------------------------
@@ -312,7 +318,7 @@ def test_inspection_measures_what_could_be_chosen_whatever_the_mode(
     found = inspect_layers(made, guide(), SHIFT, choice)
     z = torch.randn(4, 6, generator=rng(0))
     assert names([layer for layer, _ in found]) == expected
-    assert [moved for _, moved in found] == row_movement(choice, made, aims(), z).tolist()[: len(expected)]
+    assert [moved for _, moved in found] == row_movement(choice, made, targets(), z).tolist()[: len(expected)]
 
 
 def test_inspection_finds_the_layer_that_matters_and_changes_nothing() -> None:
@@ -329,9 +335,9 @@ def test_inspection_finds_the_layer_that_matters_and_changes_nothing() -> None:
 
 def test_inspection_towards_images_starts_at_the_generators_own() -> None:
     made, style = generator(), ImageShift(torch.full((1, 3, 16, 16), 0.4))
-    look = first_look(made, 7)
-    assert look.shape == (16, 3, 16, 16) and torch.equal(look, first_look(made, 7))
-    assert not torch.equal(look, first_look(made, 8))
+    look = source_images(made, 7)
+    assert look.shape == (16, 3, 16, 16) and torch.equal(look, source_images(made, 7))
+    assert not torch.equal(look, source_images(made, 8))
     with torch.no_grad():
         torch.testing.assert_close(look, made.synthesize(made.map(torch.randn(16, 6, generator=rng(7)))))
     assert inspect_layers(made, guide(), style) != inspect_layers(made, guide(), SHIFT)
@@ -351,7 +357,7 @@ def test_inspection_refuses_what_adapt_refuses() -> None:
 
 def test_the_first_look_fits_into_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     made = generator()
-    whole, draw = first_look(made, 3), made.synthesize
+    whole, draw = source_images(made, 3), made.synthesize
 
     def cramped(ws: Tensor) -> Tensor:
         if len(ws) > 1:
@@ -359,7 +365,7 @@ def test_the_first_look_fits_into_little_memory(monkeypatch: pytest.MonkeyPatch)
         return draw(ws)
 
     monkeypatch.setattr(made, "synthesize", cramped)
-    torch.testing.assert_close(first_look(made, 3), whole)
+    torch.testing.assert_close(source_images(made, 3), whole)
 
 
 # ---- how much is trained ------------------------------------------------------------------------------------------

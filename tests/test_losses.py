@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from tiny import guide, rng
 from torch import Tensor
 
-from nada_core.guidance.augment import shared_views
+from nada_core.guidance.augment import shared_augmentation
 from nada_core.guidance.clip_losses import (
-    SHORTEST_EDIT,
+    MIN_EDIT_NORM,
     TERMS,
     Views,
     angle_loss,
@@ -23,7 +23,7 @@ from nada_core.guidance.clip_losses import (
     relation_loss,
 )
 from nada_core.guidance.shifts import TextShift
-from nada_core.guidance.targets import Aim, take_aim
+from nada_core.guidance.targets import ClipTarget, clip_targets
 
 
 def unit(count: int, seed: int, dim: int = 12) -> Tensor:
@@ -44,7 +44,7 @@ def across(direction: Tensor, seed: int) -> Tensor:
     return F.normalize(other - (other @ direction.mT) * direction, dim=-1)
 
 
-@pytest.mark.parametrize("length", [SHORTEST_EDIT, 0.1, 3.0])
+@pytest.mark.parametrize("length", [MIN_EDIT_NORM, 0.1, 3.0])
 def test_direction_loss_sees_the_angle_and_not_the_length(length: float) -> None:
     before, direction = unit(3, 0), unit(1, 8)
     for way, expected in ((direction, 0.0), (across(direction, 1), 1.0), (-direction, 2.0)):
@@ -62,7 +62,7 @@ def test_direction_loss_is_taken_per_sample_and_then_averaged() -> None:
 
 def test_edits_shorter_than_the_shortest_count_less() -> None:
     before, direction = unit(1, 0), unit(1, 8)
-    half = direction_loss(views(before + 0.5 * SHORTEST_EDIT * direction, before))
+    half = direction_loss(views(before + 0.5 * MIN_EDIT_NORM * direction, before))
     assert half.item() == pytest.approx(0.5)
 
 
@@ -99,7 +99,7 @@ def test_mean_offset_loss_leaves_every_image_its_own_way() -> None:
     assert mean_offset_loss(views(before + edit, before)).item() == pytest.approx(0.0, abs=1e-9)
     assert direction_loss(views(before + edit, before)).item() > 0.3
     assert mean_offset_loss(views(before - edit, before)).item() == pytest.approx(2.0)
-    half = mean_offset_loss(views(before + 0.5 * SHORTEST_EDIT * direction, before))
+    half = mean_offset_loss(views(before + 0.5 * MIN_EDIT_NORM * direction, before))
     assert half.item() == pytest.approx(0.5)
 
 
@@ -114,7 +114,7 @@ def test_covariance_loss_is_the_norm_of_the_covariance_of_the_edits() -> None:
 @pytest.mark.parametrize("term", TERMS)
 def test_gradients_against_finite_differences(term: str) -> None:
     before = unit(4, 0)
-    edit = torch.tensor([0.5, 0.1, 2 * SHORTEST_EDIT, 0.5 * SHORTEST_EDIT])[:, None] * unit(4, 1)
+    edit = torch.tensor([0.5, 0.1, 2 * MIN_EDIT_NORM, 0.5 * MIN_EDIT_NORM])[:, None] * unit(4, 1)
     after = (before + edit).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: TERMS[term](views(x, before)), after, eps=1e-6, atol=1e-6, rtol=0.0)
 
@@ -127,7 +127,7 @@ def test_a_zero_edit_is_finite(term: str, count: int) -> None:
     loss = TERMS[term](views(after, before))
     loss.backward()
     assert loss.isfinite() and after.grad is not None and after.grad.isfinite().all()
-    assert after.grad.norm(dim=-1).max() <= 1 / SHORTEST_EDIT + 1e-9
+    assert after.grad.norm(dim=-1).max() <= 1 / MIN_EDIT_NORM + 1e-9
     if term == "direction":
         assert loss.item() == 1.0 and after.grad.norm() > 0  # it knows the way out
 
@@ -135,11 +135,11 @@ def test_a_zero_edit_is_finite(term: str, count: int) -> None:
 def test_several_guides_are_averaged_by_weight() -> None:
     shift, weights = TextShift("photo", "sketch"), {"direction": 1.0, "angle": 2.0, "global": 0.5}
     before, after = pictures(3, 0), pictures(3, 1)
-    pair = take_aim([(guide(0), 3.0), (guide(5), 1.0)], shift, before)
-    assert [aim.weight for aim in pair] == [0.75, 0.25]
+    pair = clip_targets([(guide(0), 3.0), (guide(5), 1.0)], shift, before)
+    assert [target.weight for target in pair] == [0.75, 0.25]
     loss, values = objective(pair, weights, embed(pair, before), embed(pair, after))
-    single = [take_aim(aim.guide, shift, before) for aim in pair]
-    alone = [objective(aims, weights, embed(aims, before), embed(aims, after)) for aims in single]
+    single = [clip_targets(target.guide, shift, before) for target in pair]
+    alone = [objective(targets, weights, embed(targets, before), embed(targets, after)) for targets in single]
     assert loss.item() == pytest.approx(0.75 * alone[0][0].item() + 0.25 * alone[1][0].item(), rel=1e-5)
     for name in weights:
         assert values[name] == pytest.approx(0.75 * alone[0][1][name] + 0.25 * alone[1][1][name], rel=1e-5)
@@ -153,9 +153,9 @@ def test_a_weight_means_the_same_with_any_number_of_guides(count: int) -> None:
     neither would the weight of anything that is added beside the guides."""
     shift, weights = TextShift("photo", "sketch"), {name: 0.5 for name in TERMS}
     before, after = pictures(3, 0), pictures(3, 1)
-    alone, often = (take_aim([guide(0)] * times, shift, before) for times in (1, count))
+    alone, often = (clip_targets([guide(0)] * times, shift, before) for times in (1, count))
     (one, told), (many, again) = (
-        objective(aims, weights, embed(aims, before), embed(aims, after)) for aims in (alone, often)
+        objective(targets, weights, embed(targets, before), embed(targets, after)) for targets in (alone, often)
     )
     assert many.item() == pytest.approx(one.item(), rel=1e-5)
     assert again == pytest.approx(told, rel=1e-5)
@@ -163,22 +163,22 @@ def test_a_weight_means_the_same_with_any_number_of_guides(count: int) -> None:
 
 def test_objective_is_the_terms_on_embeddings_and_moves_only_what_comes_after() -> None:
     eye = guide()
-    aims = (Aim(eye, 1.0, unit(1, 8, eye.dim).float(), unit(1, 9, eye.dim).float()),)
+    targets = (ClipTarget(eye, 1.0, unit(1, 8, eye.dim).float(), unit(1, 9, eye.dim).float()),)
     before, after = pictures(2, 0).requires_grad_(), pictures(2, 1).requires_grad_()
-    loss, values = objective(aims, {"global": 1.0}, embed(aims, before), embed(aims, after))
-    seen = Views(eye.encode_images(before), eye.encode_images(after), aims[0].direction, aims[0].goal)
+    loss, values = objective(targets, {"global": 1.0}, embed(targets, before), embed(targets, after))
+    seen = Views(eye.encode_images(before), eye.encode_images(after), targets[0].direction, targets[0].target_embedding)
     assert values["global"] == pytest.approx(global_loss(seen).item())
     loss.backward()
     assert before.grad is None and after.grad is not None and after.grad.abs().sum() > 0
 
 
 def test_every_guide_sees_all_images() -> None:
-    aims, images = take_aim([guide(0), guide(5)], TextShift("photo", "sketch")), pictures(3, 0)
-    seen = embed(aims, images)
+    targets, images = clip_targets([guide(0), guide(5)], TextShift("photo", "sketch")), pictures(3, 0)
+    seen = embed(targets, images)
     assert [list(one.shape) for one in seen] == [[3, guide().dim]] * 2
-    assert all(torch.equal(one, aim.guide.encode_images(images)) for one, aim in zip(seen, aims, strict=True))
+    assert all(torch.equal(one, target.guide.encode_images(images)) for one, target in zip(seen, targets, strict=True))
     with pytest.raises(ValueError):  # as many embeddings as guides
-        objective(aims, {"direction": 1.0}, seen, seen[:1])
+        objective(targets, {"direction": 1.0}, seen, seen[:1])
 
 
 @pytest.mark.parametrize("term", TERMS)
@@ -192,12 +192,12 @@ def test_no_term_depends_on_the_order_of_the_images(term: str) -> None:
 def test_no_views_are_the_images_themselves() -> None:
     images, numbers = pictures(2, 0), rng(3)
     untouched = numbers.get_state()
-    assert shared_views(0, 16, numbers)(images) is images
+    assert shared_augmentation(0, 16, numbers)(images) is images
     assert torch.equal(numbers.get_state(), untouched)
 
 
 def test_views_move_every_batch_and_every_image_alike() -> None:
-    look, images = shared_views(3, 16, rng(3)), pictures(2, 0)
+    look, images = shared_augmentation(3, 16, rng(3)), pictures(2, 0)
     seen = look(images)
     assert seen.shape == (6, 3, 16, 16)
     assert torch.equal(seen, look(images))
@@ -205,14 +205,14 @@ def test_views_move_every_batch_and_every_image_alike() -> None:
     torch.testing.assert_close(look(images[1:]), seen[1::2])
     first, second, third = seen.view(3, 2, 3, 16, 16)
     assert min((a - b).abs().mean().item() for a, b in ((first, second), (second, third), (first, images))) > 0.05
-    assert torch.equal(seen, shared_views(3, 16, rng(3))(images))
-    assert not torch.equal(seen, shared_views(3, 16, rng(4))(images))
+    assert torch.equal(seen, shared_augmentation(3, 16, rng(3))(images))
+    assert not torch.equal(seen, shared_augmentation(3, 16, rng(4))(images))
 
 
 def test_every_second_view_is_mirrored_if_asked_for() -> None:
     images = pictures(2, 0)
     plain, mirrored = (
-        shared_views(4, 16, rng(3), 0.0, mirror)(images).view(4, 2, 3, 16, 16) for mirror in (False, True)
+        shared_augmentation(4, 16, rng(3), 0.0, mirror)(images).view(4, 2, 3, 16, 16) for mirror in (False, True)
     )
     torch.testing.assert_close(mirrored[0::2], plain[0::2])
     torch.testing.assert_close(mirrored[1::2], plain[1::2].flip(-1), atol=1e-5, rtol=0.0)
@@ -221,7 +221,7 @@ def test_every_second_view_is_mirrored_if_asked_for() -> None:
 def test_a_single_view_is_mirrored_half_of_the_times() -> None:
     images, numbers, turned = pictures(2, 0), rng(3), []
     for _ in range(100):
-        seen = shared_views(1, 16, numbers, 0.0, True)(images)
+        seen = shared_augmentation(1, 16, numbers, 0.0, True)(images)
         turned.append(bool((seen - images.flip(-1)).abs().max() < 1e-5))
         assert turned[-1] or float((seen - images).abs().max()) < 1e-5
     assert 30 < sum(turned) < 70
@@ -230,26 +230,28 @@ def test_a_single_view_is_mirrored_half_of_the_times() -> None:
 @pytest.mark.parametrize("count", [0, 2])
 def test_patches_are_quarters_of_the_picture(count: int) -> None:
     images = pictures(2, 0)
-    seen = shared_views(count, 16, rng(3), 0.0, patches=3)(images).view(max(count, 1) + 3, 2, 3, 16, 16)
+    seen = shared_augmentation(count, 16, rng(3), 0.0, patches=3)(images).view(max(count, 1) + 3, 2, 3, 16, 16)
     torch.testing.assert_close(seen[0], images, atol=1e-5, rtol=0.0)
     across, down = torch.meshgrid(torch.linspace(-1, 1, 64), torch.linspace(-1, 1, 64), indexing="xy")
     ramps = torch.stack([across, down, across])[None]
-    for patch in shared_views(count, 64, rng(3), 0.0, patches=3)(ramps)[max(count, 1) :]:
+    for patch in shared_augmentation(count, 64, rng(3), 0.0, patches=3)(ramps)[max(count, 1) :]:
         for ramp in patch[:2]:  # half the width, and nothing beyond the picture's edges
             assert (ramp.max() - ramp.min()).item() == pytest.approx(1.0, abs=0.05) and ramp.abs().max() <= 1.0
-    first, second = (shared_views(0, 16, rng(seed), patches=1)(images)[2:] for seed in (3, 4))
+    first, second = (shared_augmentation(0, 16, rng(seed), patches=1)(images)[2:] for seed in (3, 4))
     assert not torch.equal(first, second)
 
 
 def test_views_reach_no_further_than_asked() -> None:
     images = pictures(2, 0)
-    torch.testing.assert_close(shared_views(1, 16, rng(), reach=0.0)(images), images, atol=1e-5, rtol=0.0)
+    torch.testing.assert_close(shared_augmentation(1, 16, rng(), max_move=0.0)(images), images, atol=1e-5, rtol=0.0)
     ramp = torch.linspace(-1, 1, 64).expand(1, 3, 64, 64)
-    drift = (shared_views(16, 64, rng(), reach=0.06)(ramp) - ramp)[..., 16:48]  # away from the mirrored border
+    drift = (shared_augmentation(16, 64, rng(), max_move=0.06)(ramp) - ramp)[
+        ..., 16:48
+    ]  # away from the mirrored border
     assert 0.06 < drift.abs().max() < 2 * 0.06 + 0.06  # shifts of up to 0.06 of the width, which spans 2, and the zoom
 
 
 def test_views_pass_gradients_on() -> None:
     images = pictures(2, 0).requires_grad_()
-    shared_views(2, 16, rng())(images).square().sum().backward()
+    shared_augmentation(2, 16, rng())(images).square().sum().backward()
     assert images.grad is not None and images.grad.abs().sum() > 0

@@ -23,7 +23,7 @@ def test_training_keeps_freed_memory_and_gives_it_back() -> None:
     """Page faults and resident pages tell, in a process of its own: this one's memory is everybody's."""
     program = """
 import resource, torch
-from nada_core.runtime.allocator import freed_memory_kept
+from nada_core.runtime.allocator import keep_freed_memory
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(20):
@@ -31,9 +31,9 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
-@freed_memory_kept()
+@keep_freed_memory()
 def inside():
-    with freed_memory_kept():
+    with keep_freed_memory():
         faults()
     return faults(), resident()
 faults()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nada_core.adaptation.adapt import Adaptation, adapt
 from nada_core.adaptation.config import AdaptConfig, LayerChoice
-from nada_core.adaptation.validation import ENOUGH, Candidate, best, is_over, why
+from nada_core.adaptation.validation import DIVERSITY_FLOOR, Candidate, best, is_over, why
 from nada_core.guidance import metrics
 from nada_core.guidance.shifts import ImageShift, TextShift
 from nada_core.io.errors import CheckpointError
@@ -42,7 +42,7 @@ def candidates(result: Adaptation) -> list[Candidate]:
 
 def test_the_score_is_gain_times_direction_unless_pictures_are_too_alike() -> None:
     assert Candidate(1, 0.2, 0.5, 0.9).score == pytest.approx(0.1)
-    assert Candidate(1, 0.2, 0.5, ENOUGH / 2).score == pytest.approx(0.05)
+    assert Candidate(1, 0.2, 0.5, DIVERSITY_FLOOR / 2).score == pytest.approx(0.05)
     assert Candidate(1, 0.2, -0.5, 0.9).score == 0.0
     assert Candidate(1, -0.2, -0.5, 0.1).score == -0.2  # two faults make no merit
 
@@ -96,7 +96,7 @@ def test_candidates_are_measured_on_the_pictures_they_would_give() -> None:
     (one,) = candidates(result)
     ws = made.map(torch.randn(64, 6, generator=torch.Generator().manual_seed(0)))
     before, after = (metrics.embed(eye, g.synthesize(ws).detach()) for g in (made, result.generator))
-    goal = SHIFT.goal(eye)
+    goal = SHIFT.target_embedding(eye)
     gain = metrics.quality(after, goal) - metrics.quality(before, goal)
     assert one.gain == pytest.approx(gain, abs=1e-5)
     assert one.direction == pytest.approx(metrics.direction(before, after, SHIFT.direction(eye)), abs=1e-5)

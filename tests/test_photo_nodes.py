@@ -67,7 +67,9 @@ def test_a_photo_becomes_latents_and_the_generator_learns_it(either: World) -> N
     assert torch.equal(drawn[1:], alone), "a seed is the same person in any batch"
     (likeness,) = either.call("LoadLikeness", identity="portraits")
     given = {"generator": either.generator, "image": drawn, "likeness": likeness}
-    latents, inverted, told = either.call("InvertImage", **given, **SHORT | {"steps": 12, "id": 0.1, "maps": False})
+    latents, inverted, told = either.call(
+        "InvertImage", **given, **SHORT | {"steps": 12, "id": 0.1, "optimize_noise": False}
+    )
     assert latents.ws.shape == (2, 10, 64) and inverted.shape == drawn.shape
     assert told.splitlines()[1].startswith("picture 1: ") and "dB, after 12 steps" in told
     assert either.host.bars[-1].total == 24
@@ -84,7 +86,7 @@ def test_a_photo_becomes_latents_and_the_generator_learns_it(either: World) -> N
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_pictures_of_any_kind_are_inverted(world: World, channels: int) -> None:
     latents, inverted, _ = world.call(
-        "InvertImage", generator=world.generator, image=photos(1, 40, channels), **SHORT | {"maps": False}
+        "InvertImage", generator=world.generator, image=photos(1, 40, channels), **SHORT | {"optimize_noise": False}
     )
     assert len(latents) == 1 and inverted.shape == (1, 64, 64, 3)
 
@@ -97,14 +99,14 @@ def test_an_inversion_begins_where_it_is_told_to(world: World) -> None:
         generator=world.generator,
         image=image,
         start=begin,
-        **SHORT | {"maps": False, "space": "w+", "stop_psnr": 35.0},
+        **SHORT | {"optimize_noise": False, "space": "w+", "stop_psnr": 35.0},
     )
     assert "after 1 steps" in told and (latents.ws - begin.ws).abs().max() < 1e-4
 
 
 def test_cancel_stops_an_inversion_and_a_tuning(world: World) -> None:
     given = {"generator": world.generator, "image": photos(1), **SHORT}
-    for name, more in (("InvertImage", {"maps": False}), ("PivotalTuning", {"latents": world.latents(1)})):
+    for name, more in (("InvertImage", {"optimize_noise": False}), ("PivotalTuning", {"latents": world.latents(1)})):
         world.host.interrupt_after(12)
         with pytest.raises(world.host.InterruptProcessingException):
             world.call(name, **given, **more)
@@ -131,7 +133,7 @@ def test_a_photo_without_a_face(world: World, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_photos_that_make_no_sense_are_refused(world: World) -> None:
-    given = {"generator": world.generator, **SHORT, "maps": False}
+    given = {"generator": world.generator, **SHORT, "optimize_noise": False}
     with pytest.raises(ValueError, match="of 1 x 1 pixels, expected at least 16"):
         world.call("InvertImage", image=torch.rand(1, 1, 1, 3), **given)
     with pytest.raises(ValueError, match="NaN or infinity"):
@@ -178,7 +180,7 @@ def test_recognisers_and_trunks_are_chosen(world: World) -> None:
     with pytest.raises(Refused, match="absent.pth"):
         world.call("LoadLikeness", identity="absent.pth")
     given = {"generator": world.generator, "image": photos(1), "likeness": (perceptual, identity)}
-    _, _, told = world.call("InvertImage", **given, **SHORT | {"lpips": 0.5, "id": 0.1, "maps": False})
+    _, _, told = world.call("InvertImage", **given, **SHORT | {"lpips": 0.5, "id": 0.1, "optimize_noise": False})
     assert "LPIPS (untrained trunk, relative only)" in told
 
 

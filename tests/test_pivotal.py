@@ -59,7 +59,7 @@ def test_the_regulariser_holds_the_others(generator: tiny.StyleGAN2, pivots: Lat
         .abs()
         .mean()
         .item()
-        for more in ({}, {"locality": 1.0, "reach": 0.0, "psi": 1.0, "others": 3})
+        for more in ({}, {"locality": 1.0, "distance": 0.0, "psi": 1.0, "num_neighbours": 3})
     )
     assert held < 0.5 * free
 
@@ -102,7 +102,7 @@ def test_every_term_takes_part(generator: tiny.StyleGAN2, pivots: Latents, stran
 def test_parts_of_a_batch_add_up(
     generator: tiny.StyleGAN2, pivots: Latents, strange: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = replace(PLAIN, steps=3, locality=1.0, others=2, fall=0.0)
+    config = replace(PLAIN, steps=3, locality=1.0, num_neighbours=2, lr_rampdown=0.0)
     whole = tune(generator, strange, pivots, config)
     draw = tiny.StyleGAN2.synthesize
 
@@ -126,7 +126,7 @@ def test_noise_maps_of_the_latents_are_drawn_with(generator: tiny.StyleGAN2, piv
 
 
 def test_neighbours_lie_a_reach_from_their_pivot(generator: tiny.StyleGAN2, pivots: Latents) -> None:
-    config = replace(PLAIN, locality=1.0, others=6, reach=0.7)
+    config = replace(PLAIN, locality=1.0, num_neighbours=6, distance=0.7)
     near = _neighbours(generator, pivots, torch.tensor([1]), config, tiny.rng())
     assert near is not None and near.shape == (6, 6, 5)
     away = (near - pivots.ws[1]).norm(dim=(1, 2))

@@ -92,9 +92,9 @@ def test_alone_nothing_is_shared() -> None:
     assert processes.count() == 1 and processes.rank() == 0 and processes.share(batch) is batch
     assert processes.gather([batch])[0] is batch
     processes.add_up([batch])
-    processes.refuse_uneven(3)
+    processes.check_batch_size(3)
     assert torch.equal(batch, torch.ones(3, 2))
-    with processes.joined(torch.device("cpu")) as device:
+    with processes.process_group(torch.device("cpu")) as device:
         assert device.type == "cpu" and not dist.is_initialized()
 
 

@@ -9,7 +9,7 @@ from tiny import generator, guide, rng
 from nada_core.adaptation.adapt import adapt
 from nada_core.adaptation.config import AdaptConfig
 from nada_core.adaptation.recipes import RECIPES
-from nada_core.guidance.prompt_check import AGREED, ALIKE, check_prompts
+from nada_core.guidance.prompt_check import MAX_COSINE, MIN_AGREEMENT, check_prompts
 from nada_core.guidance.shifts import ImageShift, MixedShift, TextShift
 from nada_core.models.clip import ClipGuide, load_guide
 from nada_core.portraits import RECIPE, SOURCE, TARGETS
@@ -75,4 +75,4 @@ def test_templates_that_disagree_are_named(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(eye, "encode_text", encode_text)
     (told,) = check_prompts(eye, shift)
-    assert "sees no one way between 'photo' and 'sketch'" in told and 0 < AGREED < ALIKE < 1
+    assert "sees no one way between 'photo' and 'sketch'" in told and 0 < MIN_AGREEMENT < MAX_COSINE < 1

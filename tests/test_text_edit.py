@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nada_core.guidance.clip_losses import embed, objective
 from nada_core.guidance.shifts import TextShift
-from nada_core.guidance.targets import take_aim
+from nada_core.guidance.targets import clip_targets
 from nada_core.latents.sampling import Latents, render, sample
 from nada_core.latents.text_edit import EditStep, TextEditConfig, edit_by_text
 
@@ -27,10 +27,10 @@ def face(images: Tensor) -> Tensor:
 
 def distance(goal: str, before: Tensor, after: Tensor) -> Tensor:
     """What the guide says of every picture alone, [N]."""
-    aims = take_aim(guide(), SHIFT)
+    targets = clip_targets(guide(), SHIFT)
     return torch.stack(
         [
-            objective(aims, {goal: 1.0}, embed(aims, a[None]), embed(aims, b[None]))[0]
+            objective(targets, {goal: 1.0}, embed(targets, a[None]), embed(targets, b[None]))[0]
             for a, b in zip(before, after, strict=True)
         ]
     )
@@ -78,18 +78,18 @@ def test_a_latent_does_not_know_its_neighbours(changes: dict[str, Any]) -> None:
 def test_only_the_rows_that_may_move_do() -> None:
     made = generator()
     latents = sample(made, [1])
-    way = edit_by_text(made, latents, guide(), SHIFT, replace(QUICK, first=2, last=4)).ws - latents.ws
+    way = edit_by_text(made, latents, guide(), SHIFT, replace(QUICK, first_row=2, last_row=4)).ws - latents.ws
     assert way[:, 2:4].abs().min() > 0 and not way[:, [0, 1, 4, 5]].any()
     with pytest.raises(ValueError, match="got rows 4 to 4, expected first < last <= 6"):
-        edit_by_text(made, latents, guide(), SHIFT, replace(QUICK, first=4, last=4))
+        edit_by_text(made, latents, guide(), SHIFT, replace(QUICK, first_row=4, last_row=4))
     with pytest.raises(ValueError, match="got rows 0 to 7"):
-        edit_by_text(made, latents, guide(), SHIFT, replace(QUICK, last=7))
+        edit_by_text(made, latents, guide(), SHIFT, replace(QUICK, last_row=7))
 
 
 def test_the_loss_is_the_weighted_sum_of_its_terms() -> None:
     made = generator()
     latents = sample(made, range(3))
-    config = TextEditConfig(steps=2, rise=0.0, fall=0.0, clip=0.7, l2=0.03, id=0.2, batch=2)
+    config = TextEditConfig(steps=2, lr_rampup=0.0, lr_rampdown=0.0, clip=0.7, l2=0.03, id=0.2, batch=2)
     steps: list[EditStep] = []
     edit_by_text(made, latents, guide(), SHIFT, config, face, steps.append)
     once = edit_by_text(made, latents, guide(), SHIFT, replace(config, steps=1), face)
@@ -112,10 +112,10 @@ def test_the_loss_is_the_weighted_sum_of_its_terms() -> None:
 def test_the_learning_rate_rises_from_nothing() -> None:
     made = generator()
     latents = sample(made, [1])
-    config = TextEditConfig(steps=1, lr=0.05, rise=0.0, fall=0.0)
+    config = TextEditConfig(steps=1, lr=0.05, lr_rampup=0.0, lr_rampdown=0.0)
     way = edit_by_text(made, latents, guide(), SHIFT, config).ws - latents.ws
     torch.testing.assert_close(way.abs(), torch.full_like(way, 0.05), rtol=1e-2, atol=0)  # Adam's first step
-    assert torch.equal(edit_by_text(made, latents, guide(), SHIFT, replace(config, rise=0.5)).ws, latents.ws)
+    assert torch.equal(edit_by_text(made, latents, guide(), SHIFT, replace(config, lr_rampup=0.5)).ws, latents.ws)
 
 
 def test_both_sides_of_a_direction_are_seen_alike() -> None:

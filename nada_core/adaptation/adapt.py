@@ -21,24 +21,24 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..guidance.augment import shared_views
+from ..guidance.augment import shared_augmentation
 from ..guidance.clip_losses import embed, objective
-from ..guidance.reconstruction import Features, Likeness, Recogniser, refuse_blind
-from ..guidance.shifts import Shift, starts_at_images
-from ..guidance.targets import Aim, as_guides, first_look, refuse_unfit, take_aim
+from ..guidance.reconstruction import FaceRecognizer, Features, ReconstructionLoss, check_networks
+from ..guidance.shifts import Shift, needs_source_images
+from ..guidance.targets import ClipTarget, check_devices, clip_targets, source_images, weighted_guides
 from ..models.clip import ClipGuide
 from ..models.domain import Domain
 from ..models.generator import Generator, Noise
-from ..runtime.allocator import freed_memory_kept
-from ..runtime.distributed import count, gather, rank, refuse_uneven, share
+from ..runtime.allocator import keep_freed_memory
+from ..runtime.distributed import all_gather, check_batch_size, rank, shard, world_size
 from ..runtime.precision import arithmetic, tf32
 from . import weight_regularizer as anchor
 from .config import AdaptConfig
 from .layer_selection import choose, only_trainable, parameter_names
 from .provenance import _identity, _provenance
-from .resume import _refuse_autosave, load_run, save_run
+from .resume import check_autosave, load_run, save_run
 from .train_state import Run
-from .validation import _refuse_judge, _witness, why
+from .validation import _witness, check_judge, why
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Adaptation:
     chosen_because: str = ""
 
 
-@freed_memory_kept()
+@keep_freed_memory()
 def adapt(
     generator: Generator,
     guides: ClipGuide | Sequence[ClipGuide | tuple[ClipGuide, float]],
@@ -83,7 +83,7 @@ def adapt(
     resume: bool = False,
     judge: ClipGuide | None = None,
     perceptual: Features | None = None,
-    identity: Recogniser | None = None,
+    identity: FaceRecognizer | None = None,
 ) -> Adaptation:
     """Train a copy of `generator` along `shift`; the one given stays bit-identical.
 
@@ -109,20 +109,20 @@ def adapt(
         torch.cuda.OutOfMemoryError: when one latent at a time is still too many; the message says what to do.
     """
     config = config or AdaptConfig()
-    refuse_unfit(generator, [*as_guides(guides), *([judge] if judge else [])], config.label)
-    refuse_uneven(config.batch)
-    _refuse_autosave(autosave, resume)
-    _refuse_judge(judge, guides, config)
+    check_devices(generator, [*weighted_guides(guides), *([judge] if judge else [])], config.label)
+    check_batch_size(config.batch)
+    check_autosave(autosave, resume)
+    check_judge(judge, guides, config)
     kept = _kept(config, perceptual, identity)
     rng = torch.Generator().manual_seed(config.seed)
     teacher, student = generator, copy.deepcopy(generator).requires_grad_(False).eval()
     student.source = None  # the file's weights are what it will no longer have
     student.recompute = config.checkpointing
-    start = first_look(teacher, config.seed, config.label) if starts_at_images(shift) else None
-    aims = take_aim(guides, shift, start)
+    start = source_images(teacher, config.seed, config.label) if needs_source_images(shift) else None
+    targets = clip_targets(guides, shift, start)
     run = Run(config, teacher, student, rng)
-    length = anchor.squared_length(run.start) if config.anchor else 0.0
-    importance = anchor.fisher(student, aims, run.weights, config.fisher, config.seed, config.label)
+    length = anchor.squared_length(run.start) if config.weight_reg else 0.0
+    importance = anchor.fisher(student, targets, run.weights, config.fisher_samples, config.seed, config.label)
     look = _witness(judge, teacher, shift, start, config) if judge else None
     mark = _identity(teacher, guides, shift, config, judge) if autosave is not None else ""
     seen: dict[int, tuple[Tensor, ...]] = {}  # of the pool's batches, what the guides saw in the source
@@ -136,22 +136,22 @@ def adapt(
         before, likeness = seen.get(drawn.number), None
         if before is None:
             with torch.no_grad():  # the same latents, noise and views, before ...
-                source, before, _ = _see(teacher, aims, drawn, chunk, frozen)
-            likeness = Likeness(source, kept, perceptual, identity) if kept else None
+                source, before, _ = _see(teacher, targets, drawn, chunk, frozen)
+            likeness = ReconstructionLoss(source, kept, perceptual, identity) if kept else None
             if config.pool and not kept:  # pictures, which likeness needs, would fill the memory
                 seen[drawn.number] = before
         trained = parameter_names(config.layers, run.chosen.layers)
         with only_trainable(student, trained), torch.enable_grad(), tf32(config.precision == "tf32"):
-            images, after, unlike = _see(student, aims, drawn, chunk, config.precision, likeness)  # ... and after
-            loss, terms = objective(aims, config.terms, gather(before), gather(after))
+            images, after, unlike = _see(student, targets, drawn, chunk, config.precision, likeness)  # ... and after
+            loss, terms = objective(targets, config.terms, all_gather(before), all_gather(after))
             for name, values in unlike.items():
-                (whole,) = gather([values])
+                (whole,) = all_gather([values])
                 loss, terms = loss + kept[name] * whole.mean(), {**terms, name: float(whole.detach().mean())}
-            if config.anchor:
+            if config.weight_reg:
                 held = anchor.distance(run.weights, run.start, importance, length)
-                once = held / count()  # the processes' gradients will be added up
-                loss = loss + config.anchor * (once + (held - once).detach())
-                terms = {**terms, "anchor": float(held.detach())}
+                once = held / world_size()  # the processes' gradients will be added up
+                loss = loss + config.weight_reg * (once + (held - once).detach())
+                terms = {**terms, "weight_reg": float(held.detach())}
             (loss * run.gradient_scale).backward()
         return images, loss.item(), terms
 
@@ -159,10 +159,12 @@ def adapt(
         if run.is_over:
             break
         if config.layers.mode != "adaptive" or index % config.layers.every == 0:
-            run.chosen = choose(config.layers, student, aims, rng, config.label, run.voters, config.precision)
+            run.chosen = choose(
+                config.layers, student, targets, rng, config.label, run.selection_batcher, config.precision
+            )
         drawn = _draw(teacher, config, rng, index)
         # What one process would do again, the others would wait for in vain.
-        images, loss, terms = run.portion.fit(compare, drawn) if count() == 1 else compare(drawn, run.portion.size)
+        images, loss, terms = run.batcher.run(compare, drawn) if world_size() == 1 else compare(drawn, run.batcher.size)
         run.learn(index, loss)
         run.record(index, loss, terms)
         ending = index + 1 == config.steps
@@ -180,11 +182,11 @@ def adapt(
     return Adaptation(student, run.history, config, domain, because)
 
 
-def _kept(config: AdaptConfig, perceptual: Features | None, identity: Recogniser | None) -> dict[str, float]:
+def _kept(config: AdaptConfig, perceptual: Features | None, identity: FaceRecognizer | None) -> dict[str, float]:
     """The terms that hold pictures near what they were, and their weights."""
     weights = {name: value for name, value in (("lpips", config.lpips), ("id", config.id)) if value}
     if weights:
-        refuse_blind(weights, perceptual, identity)
+        check_networks(weights, perceptual, identity)
     return weights
 
 
@@ -215,21 +217,21 @@ def _draw(teacher: Generator, config: AdaptConfig, rng: torch.Generator, number:
     z = torch.randn(config.batch, teacher.z_dim, generator=rng).to(device)
     ws = teacher.map(z, teacher.one_hot(config.label, config.batch), config.psi)
     noise: Noise = teacher.draw_noise(config.batch, rng) if config.noise == "random" else config.noise  # type: ignore[assignment]
-    noise = noise if isinstance(noise, str) else [share(maps) for maps in noise]
-    return _Drawn(number, share(ws), noise, _views(config, teacher.resolution, rng))
+    noise = noise if isinstance(noise, str) else [shard(maps) for maps in noise]
+    return _Drawn(number, shard(ws), noise, _views(config, teacher.resolution, rng))
 
 
 def _views(config: AdaptConfig, size: int, rng: torch.Generator) -> Callable[[Tensor], Tensor]:
-    return shared_views(config.views, size, rng, mirror=config.mirror, patches=config.patches)
+    return shared_augmentation(config.views, size, rng, mirror=config.mirror, patches=config.patches)
 
 
 def _see(
     generator: Generator,
-    aims: Sequence[Aim],
+    targets: Sequence[ClipTarget],
     drawn: _Drawn,
     chunk: int,
     precision: str,
-    likeness: Likeness | None = None,
+    likeness: ReconstructionLoss | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...], dict[str, Tensor]]:
     """The images [N, 3, H, W], detached, every guide's embeddings [V N, D] of their views, and by name how unlike each
     image is to what it was [N], chunk after chunk."""
@@ -239,7 +241,7 @@ def _see(
         with arithmetic(precision, ws.device):
             images = generator.synthesize(ws, noise)
         unlike = likeness.terms(images, rows) if likeness else {}
-        return images, *(unlike[name] for name in names), *embed(aims, drawn.look(images))
+        return images, *(unlike[name] for name in names), *embed(targets, drawn.look(images))
 
     rows = torch.arange(len(drawn.ws), device=drawn.ws.device)
     if chunk >= len(drawn.ws):

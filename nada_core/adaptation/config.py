@@ -62,7 +62,9 @@ class AdaptConfig:
     warmup: int = setting(10, "steps over which the learning rate rises from zero", low=0, high=10_000)
     beta1: float = setting(0.0, "Adam's first decay", low=0.0, high=0.999, step=0.01)
     beta2: float = setting(0.992, "Adam's second decay", low=0.0, high=0.99999, step=0.001)
-    clip: float = setting(10.0, "longest gradient, as a norm over all trained weights", low=1e-6, high=1e6, step=0.5)
+    grad_clip: float = setting(
+        10.0, "longest gradient, as a norm over all trained weights", low=1e-6, high=1e6, step=0.5
+    )
     ema: float = setting(
         0.0,
         "decay of the averaged weights that are returned; 0 returns the last ones",
@@ -104,7 +106,7 @@ class AdaptConfig:
         high=1024,
     )
     layers: LayerChoice = field(default_factory=LayerChoice)
-    anchor: float = setting(
+    weight_reg: float = setting(
         0.0,
         "weight of the distance of the trained weights from where they started, as a share "
         "of their length; it needs more steps",
@@ -112,7 +114,7 @@ class AdaptConfig:
         high=1e6,
         step=0.5,
     )
-    fisher: int = setting(
+    fisher_samples: int = setting(
         0, "latents that tell how much each weight matters to the anchor; 0: all alike", low=0, high=1000
     )
     keep_every: int = setting(
@@ -153,8 +155,8 @@ class AdaptConfig:
         check(self)
         if not isinstance(self.layers, LayerChoice):
             raise ValueError(f"AdaptConfig.layers is {self.layers!r}, expected a LayerChoice, such as LayerChoice().")
-        if self.fisher and not self.anchor:
-            raise ValueError("AdaptConfig.fisher has no anchor to weigh; give the anchor a weight, such as 10.")
+        if self.fisher_samples and not self.weight_reg:
+            raise ValueError("AdaptConfig.fisher_samples has no anchor to weigh; give the anchor a weight, such as 10.")
         if self.patience and not self.keep_every:
             raise ValueError("AdaptConfig.patience has no looks to count; set keep_every, such as 25.")
         if not any(self.terms.values()):

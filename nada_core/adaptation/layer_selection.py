@@ -15,13 +15,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..guidance.shifts import Shift, starts_at_images
-from ..guidance.targets import Aim, first_look, refuse_unfit, take_aim
+from ..guidance.shifts import Shift, needs_source_images
+from ..guidance.targets import ClipTarget, check_devices, clip_targets, source_images
 from ..models.clip import ClipGuide
 from ..models.generator import Generator, Layer
 from ..models.low_rank import factors, gains
-from ..runtime.batching import Portion
-from ..runtime.distributed import add_up, share
+from ..runtime.batching import MicroBatcher
+from ..runtime.distributed import all_reduce, shard
 from ..runtime.precision import arithmetic
 from .config import LayerChoice
 
@@ -60,13 +60,13 @@ def candidates(choice: LayerChoice, generator: Generator) -> tuple[Layer, ...]:
 def choose(
     choice: LayerChoice,
     generator: Generator,
-    aims: Sequence[Aim],
+    targets: Sequence[ClipTarget],
     rng: torch.Generator,
     label: int | None = None,
-    portion: Portion | None = None,
+    batcher: MicroBatcher | None = None,
     precision: str = "fp32",
 ) -> Chosen:
-    """Choose the layers of the next step. label: the class of a conditional generator. portion: see `row_movement`.
+    """Choose the layers of the next step. label: the class of a conditional generator. batcher: see `row_movement`.
     precision: the generator's arithmetic, as in `AdaptConfig`.
 
     The random numbers drawn depend on the choice's settings only, never on whether the measurement was worth making,
@@ -79,7 +79,7 @@ def choose(
     table = _row_table(choice, generator)
     if choice.count >= len(table):
         return Chosen(every)
-    movement = row_movement(choice, generator, aims, z, label, portion, precision)
+    movement = row_movement(choice, generator, targets, z, label, batcher, precision)
     order = sorted(table, key=lambda row: -movement[row])[: choice.count]
     picked = {table[row].name for row in order}
     kept = [layer for layer in every if layer.name in picked or (layer.kind == "rgb" and layer not in table.values())]
@@ -105,12 +105,12 @@ def inspect_layers(
         ValueError: for labels, guides, texts or devices that do not fit, for broken weights, and in inference mode.
         torch.cuda.OutOfMemoryError: when one latent at a time is still too many.
     """
-    refuse_unfit(generator, guides, label)
+    check_devices(generator, guides, label)
     choice = replace(choice or LayerChoice(), mode="adaptive")  # where all layers are trained, no row table is asked
-    start = first_look(generator, seed, label) if starts_at_images(shift) else None
-    aims = take_aim(guides, shift, start)
+    start = source_images(generator, seed, label) if needs_source_images(shift) else None
+    targets = clip_targets(guides, shift, start)
     z = torch.randn(choice.batch, generator.z_dim, generator=torch.Generator().manual_seed(seed))
-    moved = row_movement(choice, generator, aims, z, label).tolist()
+    moved = row_movement(choice, generator, targets, z, label).tolist()
     movement = {layer.name: moved[row] for row, layer in _row_table(choice, generator).items()}
     return tuple((layer, movement[layer.name]) for layer in generator.layers() if layer.name in movement)
 
@@ -118,26 +118,26 @@ def inspect_layers(
 def row_movement(
     choice: LayerChoice,
     generator: Generator,
-    aims: Sequence[Aim],
+    targets: Sequence[ClipTarget],
     z: Tensor,
     label: int | None = None,
-    portion: Portion | None = None,
+    batcher: MicroBatcher | None = None,
     precision: str = "fp32",
 ) -> Tensor:
     """How far each row of W+ moves on average when `z` [N, z_dim] is optimised towards the goal: [L].
 
-    portion: how many latents pass at once, where a run remembers it; otherwise `choice.chunk`, or less if need be.
+    batcher: how many latents pass at once, where a run remembers it; otherwise `choice.chunk`, or less if need be.
     """
-    portion = portion or Portion(min(choice.chunk, len(z)))
-    total = portion.fit(_row_movement, choice, generator, aims, z, label, precision)
-    add_up([total])
+    batcher = batcher or MicroBatcher(min(choice.chunk, len(z)))
+    total = batcher.run(_row_movement, choice, generator, targets, z, label, precision)
+    all_reduce([total])
     return total.cpu() / (len(z) * generator.w_dim)
 
 
 def _row_movement(
     choice: LayerChoice,
     generator: Generator,
-    aims: Sequence[Aim],
+    targets: Sequence[ClipTarget],
     z: Tensor,
     label: int | None,
     precision: str,
@@ -145,7 +145,7 @@ def _row_movement(
 ) -> Tensor:
     device = generator.w_avg.device
     total = torch.zeros(generator.num_ws, device=device)
-    for part in share(z.to(device)).split(chunk):
+    for part in shard(z.to(device)).split(chunk):
         with torch.no_grad():
             start = generator.map(part, generator.one_hot(label, len(part)))
         ws = start.clone().requires_grad_()
@@ -153,7 +153,7 @@ def _row_movement(
             for _ in range(choice.steps):
                 with arithmetic(precision, device):
                     images = generator.synthesize(ws)
-                likeness = [a.weight * (a.guide.encode_images(images) @ a.goal.mT).sum() for a in aims]
+                likeness = [a.weight * (a.guide.encode_images(images) @ a.target_embedding.mT).sum() for a in targets]
                 (slope,) = torch.autograd.grad(sum(likeness, torch.zeros_like(likeness[0])) / len(z), ws)
                 ws = (ws + choice.rate * slope).detach().requires_grad_()
         total += (ws - start).detach().abs().sum(dim=(0, 2))

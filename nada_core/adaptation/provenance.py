@@ -16,8 +16,8 @@ from dataclasses import asdict
 from typing import Any
 
 from ..guidance.prompts import TEMPLATES
-from ..guidance.shifts import ImageShift, Shift, TextShift, parts_of
-from ..guidance.targets import as_guides
+from ..guidance.shifts import ImageShift, Shift, TextShift, shift_parts
+from ..guidance.targets import weighted_guides
 from ..models.clip import ClipGuide
 from ..models.generator import Generator
 from .config import AdaptConfig
@@ -32,9 +32,9 @@ def _provenance(
     because: str,
 ) -> dict[str, Any]:
     """What it takes to make the same weights again, JSON-ready. Templates are told where they are not the usual."""
-    mixed = [{**_told(part), "weight": weight} for part, weight in parts_of(shift)]
-    told = {"mixed": mixed} if len(mixed) > 1 else _told(parts_of(shift)[0][0])
-    named = [{"name": g.name, "fingerprint": g.fingerprint, "weight": weight} for g, weight in as_guides(guides)]
+    mixed = [{**_told(part), "weight": weight} for part, weight in shift_parts(shift)]
+    told = {"mixed": mixed} if len(mixed) > 1 else _told(shift_parts(shift)[0][0])
+    named = [{"name": g.name, "fingerprint": g.fingerprint, "weight": weight} for g, weight in weighted_guides(guides)]
     chosen = {"chosen_because": because} if because else {}
     return {"source": {"sha256": teacher.source}, **told, "guides": named, "config": asdict(config), **chosen}
 
@@ -53,11 +53,11 @@ def _identity(
     config: AdaptConfig,
     judge: ClipGuide | None,
 ) -> str:
-    parts = parts_of(shift)
+    parts = shift_parts(shift)
     told = {
         "generator": teacher.spec(),
         "config": {k: v for k, v in asdict(config).items() if k not in ("autosave_every", "chunk", "checkpointing")},
-        "guides": [(guide.fingerprint, weight) for guide, weight in as_guides(guides)],
+        "guides": [(guide.fingerprint, weight) for guide, weight in weighted_guides(guides)],
         "judge": judge.fingerprint if judge else None,
         "shift": [(asdict(part) if isinstance(part, TextShift) else "images", weight) for part, weight in parts],
     }

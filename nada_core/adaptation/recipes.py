@@ -82,8 +82,8 @@ RECIPES: dict[str, Recipe] = {
         length=5.0,
         settings={
             "batch": 4,
-            "anchor": 1.0,
-            "fisher": 64,
+            "weight_reg": 1.0,
+            "fisher_samples": 64,
             "terms": {"direction": 1.0, "relation": 100.0, "covariance": 20.0},
         },
     ),

@@ -20,7 +20,7 @@ from ..io.errors import CheckpointError
 from ..io.metadata import write_safetensors
 
 
-def _refuse_autosave(autosave: str | Path | None, resume: bool) -> None:
+def check_autosave(autosave: str | Path | None, resume: bool) -> None:
     """Find out before the work, not in it, that it cannot be kept."""
     if autosave is None:
         if resume:
@@ -37,7 +37,7 @@ def _refuse_autosave(autosave: str | Path | None, resume: bool) -> None:
 
 
 @dataclass(frozen=True)
-class RunState:
+class SavedRun:
     """Everything the next step depends on. weights, average and best (the candidate to be returned so far): name ->
     tensor; moments: name -> moment -> tensor."""
 
@@ -60,7 +60,7 @@ def fingerprint(tensors: Mapping[str, Tensor], told: Mapping[str, Any]) -> str:
     return digest.hexdigest()[:16]
 
 
-def save_run(path: str | Path, state: RunState, identity: str) -> None:
+def save_run(path: str | Path, state: SavedRun, identity: str) -> None:
     """Write the state; a reader finds either the whole new one or the whole old one."""
     tensors = {"rng": state.rng}
     tensors |= {f"weights.{name}": tensor for name, tensor in state.weights.items()}
@@ -72,7 +72,7 @@ def save_run(path: str | Path, state: RunState, identity: str) -> None:
     write_safetensors(path, tensors, {"kind": "nada_run", "identity": identity, "run": json.dumps(told)})
 
 
-def load_run(path: str | Path, identity: str) -> RunState:
+def load_run(path: str | Path, identity: str) -> SavedRun:
     """Read a state that was written by a run with the same generator, guides, shift and settings.
 
     Raises:
@@ -103,4 +103,4 @@ def load_run(path: str | Path, identity: str) -> RunState:
         raise CheckpointError(
             f"{path} is an autosave that was tampered with ({type(error).__name__}: {error}). Remove it and start anew."
         ) from error
-    return RunState(index, groups["weights"], groups["average"], moments, rng, chosen, history, groups["best"])
+    return SavedRun(index, groups["weights"], groups["average"], moments, rng, chosen, history, groups["best"])

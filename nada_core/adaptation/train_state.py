@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from ..models.generator import Generator
-from ..models.low_rank import COMPACT, fold, hand_on
-from ..runtime.batching import Portion
-from ..runtime.distributed import add_up
+from ..models.low_rank import REPARAMETRIZED, backprop_to_factors, merge_into_weights
+from ..runtime.batching import MicroBatcher
+from ..runtime.distributed import all_reduce
 from ..runtime.precision import gradient_scale
 from .config import AdaptConfig
 from .layer_selection import Chosen, candidates, parameter_names, trained_parts
-from .resume import RunState
+from .resume import SavedRun
 from .validation import Candidate, best, is_over
 
 
@@ -31,13 +31,13 @@ class Run:
         self.config, self.student, self.rng = config, student, rng
         self.weights = _trainable(student, config)  # of the network
         self.start = {name: teacher.get_parameter(name).detach() for name in self.weights}
-        self.folded = config.layers.train in COMPACT
+        self.folded = config.layers.train in REPARAMETRIZED
         self.trainable = trainable = trained_parts(config.layers, self.weights, config.seed)
         self.optimizer = torch.optim.Adam(trainable.values(), lr=config.lr, betas=(config.beta1, config.beta2))
         self.average = {n: p.detach().clone() for n, p in trainable.items()} if config.ema else {}
         self.gradient_scale = gradient_scale(config.precision, student.resolution)
-        self.portion = Portion(min(config.chunk or config.batch, config.batch))
-        self.voters = Portion(min(config.layers.chunk, config.layers.batch))
+        self.batcher = MicroBatcher(min(config.chunk or config.batch, config.batch))
+        self.selection_batcher = MicroBatcher(min(config.layers.chunk, config.layers.batch))
         self.chosen = Chosen(())
         self.history: list[dict[str, Any]] = []
         self.candidates: list[Candidate] = []
@@ -54,12 +54,12 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * _rate(self.config, index)
         if self.folded:
-            hand_on(self.weights, self.start, self.trainable)
+            backprop_to_factors(self.weights, self.start, self.trainable)
         slopes = [p.grad for p in self.trainable.values() if p.grad is not None]
         if self.gradient_scale != 1:
             torch._foreach_div_(slopes, self.gradient_scale)
-        add_up(slopes)
-        norm = torch.nn.utils.clip_grad_norm_(self.trainable.values(), self.config.clip).item()
+        all_reduce(slopes)
+        norm = torch.nn.utils.clip_grad_norm_(self.trainable.values(), self.config.grad_clip).item()
         if not math.isfinite(loss + norm):  # said before the weights take it in
             raise FloatingPointError(
                 f"step {index} has loss {loss} and a gradient of norm {norm}; lower the learning "
@@ -67,7 +67,7 @@ class Run:
             )
         self.optimizer.step()
         if self.folded:
-            fold(self.weights, self.start, self.trainable)
+            merge_into_weights(self.weights, self.start, self.trainable)
         keep = min(self.config.ema, (1 + index) / (10 + index))  # a short memory first, or the source would linger
         for name, mean in self.average.items():
             mean.lerp_(self.trainable[name].detach(), 1 - keep)
@@ -91,7 +91,7 @@ class Run:
         """Let the judge look at what would be returned now, and keep it if there was nothing better."""
         latest = {name: p.detach().clone() for name, p in self.trainable.items()} if self.average else {}
         self._put(self.average)
-        self.candidates.append(look(self.student, self.index, min(self.portion.size, 8)))
+        self.candidates.append(look(self.student, self.index, min(self.batcher.size, 8)))
         self.history[-1]["candidate"] = asdict(self.candidates[-1])
         if best(self.candidates) == len(self.candidates) - 1:
             self.best = {name: p.detach().to("cpu", copy=True) for name, p in self.trainable.items()}
@@ -112,18 +112,18 @@ class Run:
         for name, value in values.items():
             self.trainable[name].copy_(value)
         if self.folded:
-            fold(self.weights, self.start, self.trainable)
+            merge_into_weights(self.weights, self.start, self.trainable)
 
-    def state(self) -> RunState:
+    def state(self) -> SavedRun:
         moments = {
             name: {k: v for k, v in self.optimizer.state.get(p, {}).items() if isinstance(v, Tensor)}
             for name, p in self.trainable.items()
         }
         weights = {name: p.detach() for name, p in self.trainable.items()}
         rng, names = self.rng.get_state(), self.chosen.names
-        return RunState(self.index, weights, self.average, moments, rng, names, self.history, self.best)
+        return SavedRun(self.index, weights, self.average, moments, rng, names, self.history, self.best)
 
-    def restore(self, state: RunState) -> None:
+    def restore(self, state: SavedRun) -> None:
         self._put({name: state.weights[name] for name in self.trainable})
         for name, p in self.trainable.items():
             if name in state.average:

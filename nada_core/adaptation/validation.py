@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..guidance import metrics
 from ..guidance.shifts import Shift
-from ..guidance.targets import as_guides, take_aim
+from ..guidance.targets import clip_targets, weighted_guides
 from ..models.clip import ClipGuide
 from ..models.generator import Generator
 from .config import AdaptConfig
@@ -22,7 +22,7 @@ from .config import AdaptConfig
 _LOOKED_AT = 64  # latents that a judge looks at
 
 
-def _refuse_judge(
+def check_judge(
     judge: ClipGuide | None, guides: ClipGuide | Sequence[ClipGuide | tuple[ClipGuide, float]], config: AdaptConfig
 ) -> None:
     if judge is None:
@@ -34,7 +34,7 @@ def _refuse_judge(
         return
     if not config.keep_every:
         raise ValueError(f"got the judge {judge.name}, who would never look; set AdaptConfig.keep_every, such as 25.")
-    if judge.fingerprint in {guide.fingerprint for guide, _ in as_guides(guides)}:
+    if judge.fingerprint in {guide.fingerprint for guide, _ in weighted_guides(guides)}:
         raise ValueError(f"got {judge.name} as judge and as guide; a run flatters its own guides, so take another one.")
 
 
@@ -42,8 +42,8 @@ def _witness(
     judge: ClipGuide, teacher: Generator, shift: Shift, start: Tensor | None, config: AdaptConfig
 ) -> Callable[[Generator, int, int], Candidate]:
     """What the judge sees in the same latents at any step. They have random numbers of their own."""
-    (aim,) = take_aim(judge, shift, start)
-    goal, way = aim.goal.cpu(), aim.direction.cpu()
+    (target,) = clip_targets(judge, shift, start)
+    goal, way = target.target_embedding.cpu(), target.direction.cpu()
     z = torch.randn(_LOOKED_AT, teacher.z_dim, generator=torch.Generator().manual_seed(config.seed))
     with torch.no_grad():
         z = z.to(teacher.w_avg.device)
@@ -70,7 +70,7 @@ def _witness(
 
 #: Diversity, as a share of the source's, below which a candidate loses in proportion. More would punish targets that
 #: really are more alike than photos, as sketches and statues are.
-ENOUGH = 0.7
+DIVERSITY_FLOOR = 0.7
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Candidate:
         theirs. What lost ground is worth less than nothing."""
         if self.gain <= 0:
             return self.gain
-        return self.gain * max(self.direction, 0.0) * min(1.0, self.diversity / ENOUGH)
+        return self.gain * max(self.direction, 0.0) * min(1.0, self.diversity / DIVERSITY_FLOOR)
 
     def __str__(self) -> str:
         return (

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..guidance.targets import Aim
+from ..guidance.targets import ClipTarget
 from ..models.generator import Generator
 
 
@@ -37,7 +37,7 @@ def distance(
 
 def fisher(
     generator: Generator,
-    aims: Sequence[Aim],
+    targets: Sequence[ClipTarget],
     weights: Mapping[str, Tensor],
     count: int,
     seed: int,
@@ -60,9 +60,9 @@ def fisher(
         for _ in range(count):
             z = torch.randn(1, generator.z_dim, generator=rng).to(generator.w_avg.device)
             image = generator.synthesize(generator.map(z, generator.one_hot(label, 1)))
-            for aim in aims:
-                way = torch.randn(1, aim.guide.dim, generator=rng).to(image.device)
-                seen = (aim.guide.encode_images(image) * way).sum() * aim.weight
+            for target in targets:
+                way = torch.randn(1, target.guide.dim, generator=rng).to(image.device)
+                seen = (target.guide.encode_images(image) * way).sum() * target.weight
                 slopes = torch.autograd.grad(seen, list(weights.values()), retain_graph=True, allow_unused=True)
                 for name, slope in zip(weights, slopes, strict=True):
                     if slope is not None:

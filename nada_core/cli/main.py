@@ -58,7 +58,7 @@ from ..models.checkpoints import BUILTINS
 from ..models.clip import built_in_guides
 from ..portraits.content import Content
 from ..runtime.config import from_flags
-from ..runtime.distributed import joined, rank
+from ..runtime.distributed import process_group, rank
 from . import photo_commands as photos
 from . import report as wording
 from .arguments import CELLS, ROWS, parse
@@ -109,7 +109,7 @@ def _demo(args: argparse.Namespace) -> None:
 
 
 def _adapt(args: argparse.Namespace) -> None:
-    with joined(device_of(args.device)) as device:
+    with process_group(device_of(args.device)) as device:
         _adapt_on(device, args)
 
 

@@ -21,7 +21,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from ..adaptation.adapt import Step, adapt
 from ..adaptation.config import AdaptConfig
 from ..guidance.shifts import ImageShift, TextShift
-from ..guidance.targets import as_guides
+from ..guidance.targets import weighted_guides
 from ..models.clip import ClipGuide
 from ..models.generator import Generator
 
@@ -103,7 +103,7 @@ def measure(
             watch.last = watch.now()  # what the listener did is no part of the next step
 
     config = replace(config, chunk=0)
-    with _listening(copy.deepcopy(generator), [guide for guide, _ in as_guides(guides)], watch) as watched:
+    with _listening(copy.deepcopy(generator), [guide for guide, _ in weighted_guides(guides)], watch) as watched:
         adapt(watched, guides, shift, config, finish)
     return Speed(tuple(laps[warm:]), peak_memory(device))
 

@@ -14,10 +14,10 @@ from torch import Tensor
 _STILL = torch.eye(2, 3)[None]  # the view of a picture as it is
 
 
-def shared_views(
-    count: int, size: int, rng: torch.Generator, reach: float = 0.06, mirror: bool = False, patches: int = 0
+def shared_augmentation(
+    count: int, size: int, rng: torch.Generator, max_move: float = 0.06, mirror: bool = False, patches: int = 0
 ) -> Callable[[Tensor], Tensor]:
-    """Draw `count` small random moves (shift and zoom up to `reach` of the image) to apply alike to several batches.
+    """Draw `count` small random moves (shift and zoom up to `max_move` of the image) to apply alike to several batches.
 
     The returned function maps images [N, 3, H, W] to [V N, 3, H, W]. A guide that must be pleased under any small move
     is harder to please by a pattern nobody sees. With `mirror` every second one is mirrored, too, and a single one as a
@@ -29,8 +29,8 @@ def shared_views(
         return lambda images: images
     drawn = torch.rand(count, 3, generator=rng) * 2 - 1
     theta = torch.zeros(count, 2, 3)
-    theta[:, 0, 0] = theta[:, 1, 1] = 1 + reach * drawn[:, 2]
-    theta[:, :, 2] = 2 * reach * drawn[:, :2]
+    theta[:, 0, 0] = theta[:, 1, 1] = 1 + max_move * drawn[:, 2]
+    theta[:, :, 2] = 2 * max_move * drawn[:, :2]
     if mirror:
         first = 1 if count > 1 else int(torch.randint(2, (), generator=rng))
         theta[first::2, 0, 0] *= -1

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from .targets import Aim
+from .targets import ClipTarget
 
 #: The shortest edit that is still divided by its own length. At step 0 both generators are equal and the edit is zero;
 #: its direction would be noise with a gradient of norm 1 / |edit|, so below this it is treated as this long.
-SHORTEST_EDIT = 1e-2
+MIN_EDIT_NORM = 1e-2
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Views:
 def direction_loss(views: Views) -> Tensor:
     """1 - cosine between every image's own edit and the text's (StyleGAN-NADA, arXiv:2108.00946, eq. 3); 0..2."""
     edit = views.after - views.before
-    length = edit.norm(dim=-1).clamp(min=SHORTEST_EDIT)
+    length = edit.norm(dim=-1).clamp(min=MIN_EDIT_NORM)
     return (1 - (edit * views.direction).sum(-1) / length).mean()
 
 
@@ -63,7 +63,7 @@ def mean_offset_loss(views: Views) -> Tensor:
     """1 - cosine between the mean edit of all images and the text's (SVL, arXiv:2308.10554, the first part of L_dm):
     unlike direction it leaves every image its own way; 0..2."""
     edit = (views.after - views.before).mean(0)
-    return 1 - (edit * views.direction[0]).sum() / edit.norm().clamp(min=SHORTEST_EDIT)
+    return 1 - (edit * views.direction[0]).sum() / edit.norm().clamp(min=MIN_EDIT_NORM)
 
 
 def covariance_loss(views: Views) -> Tensor:
@@ -86,13 +86,13 @@ TERMS: dict[str, Callable[[Views], Tensor]] = {
 }
 
 
-def embed(aims: Sequence[Aim], images: Tensor) -> tuple[Tensor, ...]:
+def embed(targets: Sequence[ClipTarget], images: Tensor) -> tuple[Tensor, ...]:
     """What every guide sees in images [N, 3, H, W] in -1..1: unit vectors [N, D], one tensor a guide."""
-    return tuple(aim.guide.encode_images(images) for aim in aims)
+    return tuple(target.guide.encode_images(images) for target in targets)
 
 
 def objective(
-    aims: Sequence[Aim], terms: dict[str, float], before: Sequence[Tensor], after: Sequence[Tensor]
+    targets: Sequence[ClipTarget], terms: dict[str, float], before: Sequence[Tensor], after: Sequence[Tensor]
 ) -> tuple[Tensor, dict[str, float]]:
     """The weighted loss of one step and every term's own value, averaged over the guides by weight.
 
@@ -101,10 +101,10 @@ def objective(
     """
     loss = after[0].new_zeros(())
     values = dict.fromkeys(terms, 0.0)
-    for aim, seen_before, seen_after in zip(aims, before, after, strict=True):
-        views = Views(seen_before.detach(), seen_after, aim.direction, aim.goal)
+    for target, seen_before, seen_after in zip(targets, before, after, strict=True):
+        views = Views(seen_before.detach(), seen_after, target.direction, target.target_embedding)
         for name, weight in terms.items():
             value = TERMS[name](views)
-            loss = loss + aim.weight * weight * value
-            values[name] += aim.weight * float(value.detach())
+            loss = loss + target.weight * weight * value
+            values[name] += target.weight * float(value.detach())
     return loss, values

@@ -32,7 +32,7 @@ class Features(Protocol):
     def features(self, images: Tensor) -> Tensor: ...
 
 
-Recogniser = Callable[[Tensor], Tensor]  # [n, 3, R, R] -> unit vectors [n, D]: `Identity`
+FaceRecognizer = Callable[[Tensor], Tensor]  # [n, 3, R, R] -> unit vectors [n, D]: `Identity`
 
 
 def weight(default: float, term: str) -> Any:
@@ -40,7 +40,7 @@ def weight(default: float, term: str) -> Any:
     return setting(default, f"weight of the {term} term: {TERMS[term]}", low=0.0, high=1e4, step=0.05)
 
 
-class Likeness:
+class ReconstructionLoss:
     """The weighted sum of the terms for fixed targets, which are looked at once.
 
     Every term is a squared Euclidean distance between what is seen of a picture and of its target: of the pixels, of
@@ -52,11 +52,11 @@ class Likeness:
         targets: Tensor,
         weights: Mapping[str, float],
         perceptual: Features | None = None,
-        identity: Recogniser | None = None,
+        identity: FaceRecognizer | None = None,
     ) -> None:
         """targets: [N, 3, R, R]. Terms of weight 0 are not computed. Raises ValueError for a term without its network
         and when nothing weighs anything."""
-        refuse_blind(weights, perceptual, identity)
+        check_networks(weights, perceptual, identity)
         self.weights = {name: value for name, value in weights.items() if value}
         self.perceptual, self.identity, self.targets = perceptual, identity, targets
         with torch.no_grad():
@@ -86,7 +86,7 @@ class Likeness:
         return seen
 
 
-def refuse_blind(weights: Mapping[str, float], perceptual: object | None, identity: object | None) -> None:
+def check_networks(weights: Mapping[str, float], perceptual: object | None, identity: object | None) -> None:
     """Say before the work that a term has weight and nothing to see with. Raises ValueError."""
     if not any(weights.values()):
         raise ValueError(f"None of the terms {', '.join(weights) or '(none given)'} has a weight; give mse at least 1.")

@@ -57,7 +57,7 @@ class TextShift:
             raise ValueError(f"The guide reads {self.source!r} and {self.target!r} alike. Use phrases further apart.")
         return F.normalize(F.normalize(difference, dim=-1).mean(dim=0, keepdim=True), dim=-1)
 
-    def goal(self, guide: ClipGuide) -> Tensor:
+    def target_embedding(self, guide: ClipGuide) -> Tensor:
         """Where to arrive, [1, D], unit: the mean of the target's prompt embeddings (for the global loss)."""
         return F.normalize(guide.encode_text(fill(self.target, self.templates)).mean(dim=0, keepdim=True), dim=-1)
 
@@ -88,7 +88,7 @@ class ImageShift:
             raise ValueError("The style images look like the generator's own to the guide. Use other style images.")
         return F.normalize(difference, dim=-1)
 
-    def goal(self, guide: ClipGuide) -> Tensor:
+    def target_embedding(self, guide: ClipGuide) -> Tensor:
         """Where to arrive, [1, D], unit: the mean embedding of the style images."""
         return F.normalize(self._embed(guide), dim=-1)
 
@@ -130,19 +130,21 @@ class MixedShift:
             raise ValueError(f"The shifts cancel each other out to the guide {guide.name}; change their weights.")
         return F.normalize(mean, dim=-1)
 
-    def goal(self, guide: ClipGuide) -> Tensor:
+    def target_embedding(self, guide: ClipGuide) -> Tensor:
         """Where to arrive, [1, D], unit: the weighted mean of all goals."""
-        return F.normalize(torch.stack([weight * part.goal(guide) for part, weight in self.parts]).sum(0), dim=-1)
+        return F.normalize(
+            torch.stack([weight * part.target_embedding(guide) for part, weight in self.parts]).sum(0), dim=-1
+        )
 
 
 Shift: TypeAlias = TextShift | ImageShift | MixedShift
 
 
-def parts_of(shift: Shift) -> tuple[tuple[TextShift | ImageShift, float], ...]:
+def shift_parts(shift: Shift) -> tuple[tuple[TextShift | ImageShift, float], ...]:
     """What a shift is made of, with weights that sum to 1: itself, unless it is mixed."""
     return shift.parts if isinstance(shift, MixedShift) else ((shift, 1.0),)
 
 
-def starts_at_images(shift: Shift) -> bool:
+def needs_source_images(shift: Shift) -> bool:
     """Whether its direction starts at the generator's own images, which then have to be looked at first."""
-    return any(isinstance(part, ImageShift) for part, _ in parts_of(shift))
+    return any(isinstance(part, ImageShift) for part, _ in shift_parts(shift))

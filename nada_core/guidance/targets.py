@@ -21,11 +21,13 @@ from torch import Tensor
 
 from ..models.clip import ClipGuide
 from ..models.generator import Generator
-from ..runtime.batching import Portion
+from ..runtime.batching import MicroBatcher
 from .shifts import Shift
 
 
-def as_guides(guides: ClipGuide | Sequence[ClipGuide | tuple[ClipGuide, float]]) -> tuple[tuple[ClipGuide, float], ...]:
+def weighted_guides(
+    guides: ClipGuide | Sequence[ClipGuide | tuple[ClipGuide, float]],
+) -> tuple[tuple[ClipGuide, float], ...]:
     """One guide, several, or several with weights -> ((guide, weight), ...); a guide without a weight weighs 1.
 
     The paper sums over ViT-B/32 and ViT-B/16: two encoders are harder to fool than one.
@@ -46,33 +48,33 @@ def as_guides(guides: ClipGuide | Sequence[ClipGuide | tuple[ClipGuide, float]])
 
 
 @dataclass(frozen=True)
-class Aim:
+class ClipTarget:
     """What one guide asks of a run, computed once: its weight, the direction [1, D] and the goal [1, D]."""
 
     guide: ClipGuide
     weight: float
     direction: Tensor
-    goal: Tensor
+    target_embedding: Tensor
 
 
-def take_aim(
+def clip_targets(
     guides: ClipGuide | Sequence[ClipGuide | tuple[ClipGuide, float]], shift: Shift, images: Tensor | None = None
-) -> tuple[Aim, ...]:
+) -> tuple[ClipTarget, ...]:
     """Direction and goal of every guide; weights are scaled to sum to 1, so that a loss means the same with any number.
 
     images: [M, 3, H, W] of the generator before training; needed where style images are, best left out otherwise.
     """
-    pairs = as_guides(guides)
+    pairs = weighted_guides(guides)
     total = sum(weight for _, weight in pairs)
-    aims = []
+    targets = []
     for guide, weight in pairs:
         with torch.no_grad():
             source = None if images is None else torch.cat([guide.encode_images(part) for part in images.split(4)])
-        aims.append(Aim(guide, weight / total, shift.direction(guide, source), shift.goal(guide)))
-    return tuple(aims)
+        targets.append(ClipTarget(guide, weight / total, shift.direction(guide, source), shift.target_embedding(guide)))
+    return tuple(targets)
 
 
-def refuse_unfit(
+def check_devices(
     generator: Generator, guides: ClipGuide | Sequence[ClipGuide | tuple[ClipGuide, float]], label: int | None
 ) -> None:
     """Find out before the work, not in it, that gradients cannot flow from these guides to this generator.
@@ -84,7 +86,7 @@ def refuse_unfit(
         raise ValueError("torch.inference_mode is on, which forbids training; use torch.inference_mode(False).")
     generator.one_hot(label, 1)
     here = generator.w_avg.device
-    for guide, _ in as_guides(guides):
+    for guide, _ in weighted_guides(guides):
         if guide.mean.device != here:
             raise ValueError(
                 f"the generator is on {here}, the guide {guide.name} on {guide.mean.device}; move one to "
@@ -99,9 +101,9 @@ def refuse_unfit(
 
 
 @torch.no_grad()
-def first_look(generator: Generator, seed: int, label: int | None = None) -> Tensor:
+def source_images(generator: Generator, seed: int, label: int | None = None) -> Tensor:
     """Sixteen images [16, 3, H, W] of the generator, where directions to style images start. They have random numbers
     of their own: a run that looks draws the same ones afterwards as a run that does not."""
     z = torch.randn(16, generator.z_dim, generator=torch.Generator().manual_seed(seed)).to(generator.w_avg.device)
     ws = generator.map(z, generator.one_hot(label, 16))
-    return Portion(4).fit(lambda size: torch.cat([generator.synthesize(part) for part in ws.split(size)]))
+    return MicroBatcher(4).run(lambda size: torch.cat([generator.synthesize(part) for part in ws.split(size)]))

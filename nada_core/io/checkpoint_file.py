@@ -37,7 +37,7 @@ _LARGEST_ARRAYS = 4 << 30  # bytes of a packed .npz; a small file may promise an
 class RawCheckpoint:
     """What a file holds, before anybody asked which network it is."""
 
-    tensors: dict[str, Tensor]  # nested names joined by dots: "g_ema.conv1.conv.weight"; on the CPU, as stored
+    tensors: dict[str, Tensor]  # nested names process_group by dots: "g_ema.conv1.conv.weight"; on the CPU, as stored
     hints: dict[str, Any]  # everything else: metadata, training arguments, constructor arguments
     container: str  # "safetensors" | "torch" | "nvidia-pickle" | "numpy"
     sha256: str

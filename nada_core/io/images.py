@@ -122,9 +122,9 @@ def square(images: Tensor, size: int) -> Tensor:
 
     The middle square is cut out; larger ones are reduced by area, as projectors do (StyleGAN2, arXiv:1912.04958,
     appendix D), smaller ones enlarged. C is 1 for grey, 3 for colour, 4 with transparency, which is laid on white; all
-    channels lie in -1..1. Raises ValueError for what `expect_photos` refuses, and for a size under 16.
+    channels lie in -1..1. Raises ValueError for what `check_images` refuses, and for a size under 16.
     """
-    expect_photos(images)
+    check_images(images)
     if size < SMALLEST:
         raise ValueError(f"Got size {size}, expected at least {SMALLEST} pixels, as a rule the generator's.")
     if images.shape[1] == 4:
@@ -137,7 +137,7 @@ def square(images: Tensor, size: int) -> Tensor:
     return F.interpolate(cut, size=(size, size), mode="area") if side > size else resize(cut, size).clamp(-1, 1)
 
 
-def expect_photos(images: Tensor, channels: Sequence[int] = (1, 3, 4)) -> None:
+def check_images(images: Tensor, channels: Sequence[int] = (1, 3, 4)) -> None:
     """Refuse what is no picture from outside: [N, C, H, W] in -1..1.
 
     Raises:

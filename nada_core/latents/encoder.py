@@ -28,7 +28,7 @@ from ..models.generator import Generator
 from ..models.irse import ResNetTrunk, Trunk, fill, shape, trunk_of
 from ..models.stylegan2 import Linear
 from ..models.stylegan2_layouts import LAYOUTS
-from ..runtime.batching import Portion
+from ..runtime.batching import MicroBatcher
 from .sampling import Latents
 
 
@@ -153,7 +153,7 @@ class Encoder(nn.Module):
         seen = self._look(images)
         passes = iterations if self.iterative else 1
         total = passes * len(seen)
-        portion = Portion(min(batch, len(seen)), "Close what else uses the GPU, or encode on the CPU.")
+        batcher = MicroBatcher(min(batch, len(seen)), "Close what else uses the GPU, or encode on the CPU.")
 
         def latents(begin: int, size: int) -> Tensor:
             part = seen[begin : begin + size]
@@ -167,7 +167,7 @@ class Encoder(nn.Module):
         found: list[Tensor] = []
         done = 0
         while done < len(seen):
-            found.append(portion.fit(latents, done))
+            found.append(batcher.run(latents, done))
             done += len(found[-1])
         return Latents(torch.cat(found), "const", target.space())
 

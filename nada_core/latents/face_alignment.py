@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..io.images import SMALLEST, expect_photos, from_pil, square, to_pil, to_uint8
+from ..io.images import SMALLEST, check_images, from_pil, square, to_pil, to_uint8
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -304,7 +304,7 @@ def _area(box: Any) -> float:
 
 
 def _expect_photo(image: Tensor) -> None:
-    expect_photos(image, channels=(3,))
+    check_images(image, channels=(3,))
     if len(image) != 1:
         raise ValueError(f"got {len(image)} pictures, expected one; take pictures one by one.")
 

@@ -16,14 +16,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..guidance.reconstruction import Features, Likeness, Recogniser, psnr, refuse_blind, weight
+from ..guidance.reconstruction import FaceRecognizer, Features, ReconstructionLoss, check_networks, psnr, weight
 from ..io.images import square
 from ..models.generator import Generator, Noise
-from ..runtime.allocator import freed_memory_kept
-from ..runtime.batching import Portion
+from ..runtime.allocator import keep_freed_memory
+from ..runtime.batching import MicroBatcher
 from ..runtime.config import check, setting
-from ..runtime.schedules import ramp
-from .sampling import Latents, refuse_strangers, render
+from ..runtime.schedules import lr_scale
+from .sampling import Latents, check_latents, render
 
 SPACES = ("w", "w+", "w then w+")
 
@@ -38,10 +38,14 @@ class InvertConfig:
         "w then w+", "where to look: w stays editable, w+ comes closer; w then w+ does both in turn", choices=SPACES
     )
     steps: int = setting(500, "optimiser steps", low=1, high=100_000)
-    first: float = setting(0.4, "share of the steps spent in w, of w then w+", low=0.05, high=0.95, step=0.05)
+    w_steps_share: float = setting(0.4, "share of the steps spent in w, of w then w+", low=0.05, high=0.95, step=0.05)
     lr: float = setting(0.1, "Adam's learning rate", low=1e-6, high=10.0, step=0.01)
-    rise: float = setting(0.05, "share of the steps over which the learning rate rises", low=0.0, high=1.0, step=0.05)
-    fall: float = setting(0.25, "share of the steps over which the learning rate falls", low=0.0, high=1.0, step=0.05)
+    lr_rampup: float = setting(
+        0.05, "share of the steps over which the learning rate rises", low=0.0, high=1.0, step=0.05
+    )
+    lr_rampdown: float = setting(
+        0.25, "share of the steps over which the learning rate falls", low=0.0, high=1.0, step=0.05
+    )
     mse: float = weight(1.0, "mse")
     coarse: float = weight(0.0, "coarse")
     lpips: float = weight(0.8, "lpips")
@@ -49,14 +53,14 @@ class InvertConfig:
     delta: float = setting(
         0.01, "weight of the spread of the rows of w+, which keeps them near one w", low=0.0, high=1e4, step=0.01
     )
-    search: float = setting(
+    initial_noise_factor: float = setting(
         0.05, "noise on w at the start, as a share of the spread of w", low=0.0, high=1.0, step=0.01
     )
-    search_until: float = setting(
+    noise_ramp_length: float = setting(
         0.75, "share of the steps after which that noise is gone", low=0.0, high=1.0, step=0.05
     )
-    maps: bool = setting(True, "optimise the noise maps too; off: the generator's own")
-    maps_weight: float = setting(1e5, "weight of the noise maps' autocorrelation", low=0.0, high=1e9, step=1000.0)
+    optimize_noise: bool = setting(True, "optimise the noise maps too; off: the generator's own")
+    noise_reg: float = setting(1e5, "weight of the noise maps' autocorrelation", low=0.0, high=1e9, step=1000.0)
     stop_psnr: float = setting(
         0.0, "a picture that is this close, in dB, is finished; 0: none is", low=0.0, high=100.0, step=0.5
     )
@@ -77,9 +81,17 @@ class InvertConfig:
 #: Named recipes. "report" is that of the founding report, to be compared with: its weights, and none of the rest.
 PRESETS = {
     "default": InvertConfig(),
-    "editable": InvertConfig(space="w", maps=False),
+    "editable": InvertConfig(space="w", optimize_noise=False),
     "report": InvertConfig(
-        space="w+", mse=0.8, lpips=0.5, id=1.0, delta=0.0, search=0.0, maps=False, rise=0.0, fall=0.0
+        space="w+",
+        mse=0.8,
+        lpips=0.5,
+        id=1.0,
+        delta=0.0,
+        initial_noise_factor=0.0,
+        optimize_noise=False,
+        lr_rampup=0.0,
+        lr_rampdown=0.0,
     ),
 }
 
@@ -118,13 +130,13 @@ class Inversion:
     config: InvertConfig
 
 
-@freed_memory_kept()
+@keep_freed_memory()
 def invert(
     generator: Generator,
     images: Tensor,
     config: InvertConfig | None = None,
     perceptual: Features | None = None,
-    identity: Recogniser | None = None,
+    identity: FaceRecognizer | None = None,
     start: Latents | None = None,
     on_step: Callable[[InvertStep], None] | None = None,
 ) -> Inversion:
@@ -143,12 +155,12 @@ def invert(
         torch.cuda.OutOfMemoryError: when one picture at a time is still too much.
     """
     config = config or InvertConfig()
-    refuse_blind(config.weights, perceptual, identity)
+    check_networks(config.weights, perceptual, identity)
     targets = square(images, generator.resolution).detach()
     begin = _begin(generator, len(targets), start)
     if start is not None:
-        config = replace(config, search=0.0)
-    portion = Portion(min(config.batch, len(targets)), _ADVICE)
+        config = replace(config, initial_noise_factor=0.0)
+    batcher = MicroBatcher(min(config.batch, len(targets)), _ADVICE)
     found: list[_Search] = []
     done, total = 0, len(targets) * config.steps
 
@@ -161,12 +173,12 @@ def invert(
                 )
 
         part = slice(first, first + size)
-        likeness = Likeness(targets[part].to(generator.w_avg.device), config.weights, perceptual, identity)
+        likeness = ReconstructionLoss(targets[part].to(generator.w_avg.device), config.weights, perceptual, identity)
         return _project(generator, likeness, begin.part(part), config, tell)
 
     with torch.inference_mode(False), torch.enable_grad():
         while done < len(targets):
-            found.append(portion.fit(project, done))
+            found.append(batcher.run(project, done))
             done += len(found[-1].best)
     return _gather(generator, found, targets, begin.noise, config)
 
@@ -196,7 +208,7 @@ def _begin(generator: Generator, count: int, start: Latents | None) -> _Begin:
         z = torch.randn(10_000, generator.z_dim, generator=torch.Generator().manual_seed(123))
         spread = (generator.map(z.to(mean.device))[:, 0] - mean).square().sum(1).mean().sqrt().item()
         return _Begin(mean.expand(count, 1, -1).clone(), "const", spread)
-    refuse_strangers(generator, start.ws, start.space, count)
+    check_latents(generator, start.ws, start.space, count)
     ws = start.ws.to(mean)
     spread = (ws - mean).square().sum(2).mean().sqrt().item()
     noise = start.noise
@@ -238,7 +250,7 @@ class _Search:
 
 def _project(
     generator: Generator,
-    likeness: Likeness,
+    likeness: ReconstructionLoss,
     begin: _Begin,
     config: InvertConfig,
     tell: Callable[[_Search, Tensor], None],
@@ -246,7 +258,7 @@ def _project(
     """Search for a group of pictures."""
     rngs = [torch.Generator().manual_seed(config.seed) for _ in begin.ws]  # one a picture: alone or not, the same
     maps: list[Tensor] = []
-    if config.maps:
+    if config.optimize_noise:
         fresh = isinstance(begin.noise, str)
         maps = generator.draw_noise(len(rngs), rngs) if fresh else [given.clone() for given in begin.noise]  # type: ignore[union-attr]
     search = _Search(begin, generator.num_ws, maps)
@@ -262,8 +274,12 @@ def _project(
             if not len(at):
                 break
             for group in optimizer.param_groups:
-                group["lr"] = config.lr * ramp(index / steps, config.rise, config.fall)
-            away = config.search * begin.spread * max(0.0, 1 - index / steps / max(config.search_until, 1e-9)) ** 2
+                group["lr"] = config.lr * lr_scale(index / steps, config.lr_rampup, config.lr_rampdown)
+            away = (
+                config.initial_noise_factor
+                * begin.spread
+                * max(0.0, 1 - index / steps / max(config.noise_ramp_length, 1e-9)) ** 2
+            )
             wandered = torch.stack([torch.randn(ws.shape[1:], generator=rngs[i]) for i in at.tolist()]).to(ws)
             here = ws[at] + away * wandered  # [n, 1 or L, C]
             noise: Noise = [given[at] for given in maps] or _rows(begin.noise, at)
@@ -273,7 +289,7 @@ def _project(
                 raise FloatingPointError(f"Step {index} has a loss of {loss.tolist()}; lower the learning rate.")
             close = psnr(pictures.detach(), likeness.targets[at])
             search.take(at, loss.detach(), close, here.detach(), [given[at].detach() for given in maps], config)
-            held = config.delta * _scatter(here, begin.spread) + config.maps_weight * _structure(maps, at)
+            held = config.delta * _scatter(here, begin.spread) + config.noise_reg * _structure(maps, at)
             optimizer.zero_grad(set_to_none=True)
             (loss.sum() + held).backward()  # a sum, so that a picture's gradient is its own
             optimizer.step()
@@ -291,7 +307,7 @@ def _stages(config: InvertConfig) -> Iterator[tuple[str, int]]:
     if config.space != "w then w+":
         yield config.space, config.steps
         return
-    first = min(max(1, round(config.steps * config.first)), max(1, config.steps - 1))
+    first = min(max(1, round(config.steps * config.w_steps_share)), max(1, config.steps - 1))
     yield "w", first
     if first < config.steps:
         yield "w+", config.steps - first
@@ -334,7 +350,7 @@ def _gather(
     generator: Generator, found: list[_Search], targets: Tensor, noise: str | list[Tensor], config: InvertConfig
 ) -> Inversion:
     ws = torch.cat([search.ws for search in found]).detach().cpu()
-    if config.maps:
+    if config.optimize_noise:
         noise = [torch.cat(maps) for maps in zip(*(search.maps for search in found), strict=True)]
     kept = noise if isinstance(noise, str) else [maps.detach().cpu() for maps in noise]
     latents = Latents(ws, kept, generator.space())

@@ -18,15 +18,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..guidance.reconstruction import Features, Likeness, Recogniser, psnr, refuse_blind, weight
+from ..guidance.reconstruction import FaceRecognizer, Features, ReconstructionLoss, check_networks, psnr, weight
 from ..io.images import square
 from ..models.domain import Domain
 from ..models.generator import Generator
-from ..runtime.allocator import freed_memory_kept
-from ..runtime.batching import Portion
+from ..runtime.allocator import keep_freed_memory
+from ..runtime.batching import MicroBatcher
 from ..runtime.config import check, setting
-from ..runtime.schedules import ramp
-from .sampling import Latents, refuse_strangers, render
+from ..runtime.schedules import lr_scale
+from .sampling import Latents, check_latents, render
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,16 @@ class TuneConfig:
 
     steps: int = setting(350, "optimiser steps", low=1, high=100_000)
     lr: float = setting(3e-4, "Adam's learning rate", low=1e-7, high=1.0, step=1e-4)
-    fall: float = setting(0.5, "share of the steps over which the learning rate falls", low=0.0, high=1.0, step=0.05)
+    lr_rampdown: float = setting(
+        0.5, "share of the steps over which the learning rate falls", low=0.0, high=1.0, step=0.05
+    )
     mse: float = weight(1.0, "mse")
     lpips: float = weight(1.0, "lpips")
     id: float = weight(0.0, "id")
     locality: float = setting(
         0.1, "weight of staying the same for other latents; 0: they go where they go", low=0.0, high=1e4, step=0.05
     )
-    reach: float = setting(
+    distance: float = setting(
         30.0,
         "how far from the pivot, over all rows of w+ together, such other latents are taken; 0: anywhere",
         low=0.0,
@@ -50,7 +52,7 @@ class TuneConfig:
         step=1.0,
     )
     psi: float = setting(0.5, "truncation of the latents towards which they lie", low=0.0, high=1.5, step=0.05)
-    others: int = setting(1, "such other latents a step", low=1, high=64)
+    num_neighbours: int = setting(1, "such other latents a step", low=1, high=64)
     stop_psnr: float = setting(
         0.0, "stop when every picture is this close, in dB; 0: at the last step", low=0.0, high=100.0, step=0.5
     )
@@ -100,14 +102,14 @@ class Tuning:
     config: TuneConfig
 
 
-@freed_memory_kept()
+@keep_freed_memory()
 def tune(
     generator: Generator,
     images: Tensor,
     latents: Latents,
     config: TuneConfig | None = None,
     perceptual: Features | None = None,
-    identity: Recogniser | None = None,
+    identity: FaceRecognizer | None = None,
     on_step: Callable[[TuneStep], None] | None = None,
 ) -> Tuning:
     """Tune a copy of `generator` to draw pictures [N, C, H, W] from their latents; the one given stays bit-identical.
@@ -124,9 +126,9 @@ def tune(
         torch.cuda.OutOfMemoryError: when one picture at a time is still too much.
     """
     config = config or TuneConfig()
-    refuse_blind(config.weights, perceptual, identity)
+    check_networks(config.weights, perceptual, identity)
     targets = square(images, generator.resolution).detach()
-    refuse_strangers(generator, latents.ws, latents.space, len(targets))
+    check_latents(generator, latents.ws, latents.space, len(targets))
     with torch.inference_mode(False), torch.enable_grad():
         tuned = copy.deepcopy(generator).requires_grad_(False).eval()
         tuned.source = None  # the file's weights are what it will no longer have
@@ -145,16 +147,16 @@ def _learn(
     latents: Latents,
     config: TuneConfig,
     perceptual: Features | None,
-    identity: Recogniser | None,
+    identity: FaceRecognizer | None,
     on_step: Callable[[TuneStep], None] | None,
 ) -> list[dict[str, float]]:
     """The loop. `tuned` is trained in place: all of its synthesis network, nothing of its mapping network."""
     trained = [weight.requires_grad_() for name, weight in tuned.named_parameters() if not name.startswith("mapping.")]
     optimizer = torch.optim.Adam(trained, lr=config.lr)
-    likeness = Likeness(targets.to(source.w_avg), config.weights, perceptual, identity)
+    likeness = ReconstructionLoss(targets.to(source.w_avg), config.weights, perceptual, identity)
     rng = torch.Generator().manual_seed(config.seed)
     batch = min(config.batch, len(targets))
-    portion = Portion(batch, "Take a smaller perceptual network, or none, or a generator of lower resolution.")
+    batcher = MicroBatcher(batch, "Take a smaller perceptual network, or none, or a generator of lower resolution.")
     close = [0.0] * len(targets)  # PSNR and LPIPS of every picture when it was last seen
     unlike = [math.inf] * len(targets)
     history: list[dict[str, float]] = []
@@ -174,15 +176,17 @@ def _learn(
         for part in others.split(size) if others is not None else ():
             with torch.no_grad():
                 before = source.synthesize(part)
-            same = Likeness(before, config.weights, perceptual, identity)
-            moved = same(tuned.synthesize(part), torch.arange(len(part), device=part.device)).sum() / config.others
+            same = ReconstructionLoss(before, config.weights, perceptual, identity)
+            moved = (
+                same(tuned.synthesize(part), torch.arange(len(part), device=part.device)).sum() / config.num_neighbours
+            )
             (config.locality * moved).backward()
             strayed += moved.item()
         return torch.cat(drawn), torch.cat(alike), loss + config.locality * strayed, strayed
 
     for index in range(config.steps):
         rows = torch.arange(index * batch, (index + 1) * batch) % len(targets)  # all of them in turn
-        pictures, alike, loss, strayed = portion.fit(attempt, rows, _neighbours(source, latents, rows, config, rng))
+        pictures, alike, loss, strayed = batcher.run(attempt, rows, _neighbours(source, latents, rows, config, rng))
         if not math.isfinite(loss):
             raise FloatingPointError(f"Step {index} has a loss of {loss}; lower the learning rate.")
         for row, one, other in zip(
@@ -194,7 +198,7 @@ def _learn(
             on_step(TuneStep(index, config.steps, loss, strayed, history[-1]["psnr"], pictures.detach))
         if min(close) >= (config.stop_psnr or math.inf) or max(unlike) <= config.stop_lpips:
             break  # before the step: it is these weights that came so close
-        optimizer.param_groups[0]["lr"] = config.lr * ramp(index / config.steps, 0.0, config.fall)
+        optimizer.param_groups[0]["lr"] = config.lr * lr_scale(index / config.steps, 0.0, config.lr_rampdown)
         optimizer.step()
     return history
 
@@ -217,14 +221,14 @@ def _neighbours(
     if not config.locality:
         return None
     like = source.w_avg
-    pivots = latents.ws[rows[torch.randint(len(rows), (config.others,), generator=rng)]].to(like)
-    z = torch.randn(config.others, source.z_dim, generator=rng).to(like)
+    pivots = latents.ws[rows[torch.randint(len(rows), (config.num_neighbours,), generator=rng)]].to(like)
+    z = torch.randn(config.num_neighbours, source.z_dim, generator=rng).to(like)
     label = None
     if source.c_dim:
-        label = F.one_hot(torch.randint(source.c_dim, (config.others,), generator=rng), source.c_dim).to(like)
+        label = F.one_hot(torch.randint(source.c_dim, (config.num_neighbours,), generator=rng), source.c_dim).to(like)
     with torch.no_grad():
         towards = source.map(z, label, config.psi)
-    if not config.reach:
+    if not config.distance:
         return towards
     way = towards - pivots
-    return pivots + config.reach * way / way.norm(dim=(1, 2), keepdim=True).clamp(min=1e-8)
+    return pivots + config.distance * way / way.norm(dim=(1, 2), keepdim=True).clamp(min=1e-8)

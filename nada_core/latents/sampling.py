@@ -22,7 +22,7 @@ from ..io.checkpoint_file import RawCheckpoint, read_checkpoint
 from ..io.errors import DamagedCheckpointError, UnsupportedCheckpointError
 from ..io.metadata import read_description, write_safetensors
 from ..models.generator import Generator
-from ..runtime.batching import Portion
+from ..runtime.batching import MicroBatcher
 
 KIND = "nada_latents"
 
@@ -179,11 +179,11 @@ def render(
             f"{generator.space()[:12]}); sample them from this generator or from the one it was adapted from."
         )
     advice = f"Close what else uses it, or draw these {generator.resolution} pixels on the CPU."
-    portion = Portion(min(batch, len(latents)), advice)
+    batcher = MicroBatcher(min(batch, len(latents)), advice)
     pictures: list[Tensor] = []
     done = 0
     while done < len(latents):
-        pictures.append(portion.fit(lambda start, size: _draw(generator, latents[start : start + size]), done))
+        pictures.append(batcher.run(lambda start, size: _draw(generator, latents[start : start + size]), done))
         done += len(pictures[-1])
         if on_batch is not None:
             on_batch(done, len(latents))
@@ -321,7 +321,7 @@ def _expect_same_space(first: Latents, second: Latents) -> None:
         )
 
 
-def refuse_strangers(generator: Generator, ws: Tensor, space: str, count: int) -> None:
+def check_latents(generator: Generator, ws: Tensor, space: str, count: int) -> None:
     """Raises ValueError for latents that are not `count` of this generator's own. ws: [N, L, C]."""
     if space and space != generator.space():
         raise ValueError(

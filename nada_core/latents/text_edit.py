@@ -15,18 +15,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..guidance.augment import shared_views
+from ..guidance.augment import shared_augmentation
 from ..guidance.clip_losses import embed, objective
-from ..guidance.reconstruction import Recogniser
+from ..guidance.reconstruction import FaceRecognizer
 from ..guidance.shifts import TextShift
-from ..guidance.targets import Aim, refuse_unfit, take_aim
+from ..guidance.targets import ClipTarget, check_devices, clip_targets
 from ..models.clip import ClipGuide
 from ..models.generator import Generator
-from ..runtime.allocator import freed_memory_kept
-from ..runtime.batching import Portion
+from ..runtime.allocator import keep_freed_memory
+from ..runtime.batching import MicroBatcher
 from ..runtime.config import check, setting
-from ..runtime.schedules import ramp
-from .sampling import Latents, refuse_strangers, render
+from ..runtime.schedules import lr_scale
+from .sampling import Latents, check_latents, render
 
 GOALS = ("global", "direction")
 
@@ -48,8 +48,12 @@ class TextEditConfig:
     space: str = setting("w+", "where to look: in w+ every row moves on its own; in w all move alike", choices=SPACES)
     steps: int = setting(200, "optimiser steps", low=1, high=10_000)
     lr: float = setting(0.1, "Adam's learning rate", low=1e-6, high=10.0, step=0.01)
-    rise: float = setting(0.05, "share of the steps over which the learning rate rises", low=0.0, high=1.0, step=0.05)
-    fall: float = setting(0.25, "share of the steps over which the learning rate falls", low=0.0, high=1.0, step=0.05)
+    lr_rampup: float = setting(
+        0.05, "share of the steps over which the learning rate rises", low=0.0, high=1.0, step=0.05
+    )
+    lr_rampdown: float = setting(
+        0.25, "share of the steps over which the learning rate falls", low=0.0, high=1.0, step=0.05
+    )
     clip: float = setting(1.0, "weight of the guides", low=1e-6, high=1e4, step=0.1)
     l2: float = setting(
         0.008,
@@ -61,8 +65,10 @@ class TextEditConfig:
     id: float = setting(
         0.0, "weight of 1 - cosine of the faces before and after, to a recogniser", low=0.0, high=1e4, step=0.01
     )
-    first: int = setting(0, "first row that may move", low=0, high=64)
-    last: int | None = setting(None, "the row after the last that may move; without it, up to the end", low=1, high=64)
+    first_row: int = setting(0, "first row that may move", low=0, high=64)
+    last_row: int | None = setting(
+        None, "the row after the last that may move; without it, up to the end", low=1, high=64
+    )
     views: int = setting(0, "augmented views a guide judges by; 0: the images as they are", low=0, high=16)
     batch: int = setting(4, "latents at once; the result is the same", low=1, high=256)
     seed: int = setting(0, "seed of the views", low=0, high=2**32 - 1)
@@ -85,14 +91,14 @@ class EditStep:
     images: Callable[[], Tensor]
 
 
-@freed_memory_kept()
+@keep_freed_memory()
 def edit_by_text(
     generator: Generator,
     latents: Latents,
     guides: ClipGuide | Sequence[ClipGuide | tuple[ClipGuide, float]],
     shift: TextShift,
     config: TextEditConfig | None = None,
-    identity: Recogniser | None = None,
+    identity: FaceRecognizer | None = None,
     on_step: Callable[[EditStep], None] | None = None,
 ) -> Latents:
     """New latents whose pictures show what the shift's target phrase says; noise and all else as they were.
@@ -114,31 +120,33 @@ def edit_by_text(
             f"got a {type(shift).__name__}, expected a TextShift: words for what the pictures show now "
             "and for what they shall show."
         )
-    refuse_strangers(generator, latents.ws, latents.space, len(latents))
+    check_latents(generator, latents.ws, latents.space, len(latents))
     if config.id and identity is None:
         raise ValueError(
             f"The id term weighs {config.id:g}, but there is no network to compute it; give "
             "a face recogniser (load_identity; Load Likeness in ComfyUI), or set id to 0."
         )
-    last = generator.num_ws if config.last is None else config.last
-    if not config.first < last <= generator.num_ws:
+    last = generator.num_ws if config.last_row is None else config.last_row
+    if not config.first_row < last <= generator.num_ws:
         raise ValueError(
-            f"got rows {config.first} to {last}, expected first < last <= {generator.num_ws}, which is "
+            f"got rows {config.first_row} to {last}, expected first < last <= {generator.num_ws}, which is "
             "how many rows these latents have; the last is not included."
         )
-    refuse_unfit(generator, guides, 0 if generator.c_dim else None)
-    aims = take_aim(guides, shift)
-    scene = _Scene(generator, latents, aims, config, identity if config.id else None, slice(config.first, last))
+    check_devices(generator, guides, 0 if generator.c_dim else None)
+    targets = clip_targets(guides, shift)
+    scene = _Scene(generator, latents, targets, config, identity if config.id else None, slice(config.first_row, last))
     rng = torch.Generator().manual_seed(config.seed)
-    portion = Portion(min(config.batch, len(latents)), _ADVICE)
+    batcher = MicroBatcher(min(config.batch, len(latents)), _ADVICE)
     with torch.enable_grad():
-        way = scene.start.new_zeros(len(latents), last - config.first if config.space == "w+" else 1, generator.w_dim)
+        way = scene.start.new_zeros(
+            len(latents), last - config.first_row if config.space == "w+" else 1, generator.w_dim
+        )
         optimizer = torch.optim.Adam([way], lr=config.lr)
         for index in range(config.steps):
             for group in optimizer.param_groups:
-                group["lr"] = config.lr * ramp(index / config.steps, config.rise, config.fall)
-            look = shared_views(config.views, generator.resolution, rng)
-            images, way.grad, loss, terms = portion.fit(scene.measure, way, look)
+                group["lr"] = config.lr * lr_scale(index / config.steps, config.lr_rampup, config.lr_rampdown)
+            look = shared_augmentation(config.views, generator.resolution, rng)
+            images, way.grad, loss, terms = batcher.run(scene.measure, way, look)
             if not math.isfinite(loss) or not way.grad.isfinite().all():
                 raise FloatingPointError(
                     f"Step {index} has a loss of {loss}, or a gradient that is not finite; lower the learning rate."
@@ -156,12 +164,12 @@ class _Scene:
         self,
         generator: Generator,
         latents: Latents,
-        aims: Sequence[Aim],
+        targets: Sequence[ClipTarget],
         config: TextEditConfig,
-        identity: Recogniser | None,
+        identity: FaceRecognizer | None,
         rows: slice,
     ) -> None:
-        self.generator, self.latents, self.aims, self.config = generator, latents, aims, config
+        self.generator, self.latents, self.targets, self.config = generator, latents, targets, config
         self.identity, self.rows = identity, rows
         self.start = latents.ws.to(generator.w_avg)  # [N, L, C]
         self.before = render(generator, latents, config.batch)  # [N, 3, R, R], on the CPU
@@ -191,12 +199,12 @@ class _Scene:
 
     def terms(self, after: Tensor, at: slice, look: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """What is seen of pictures [n, 3, R, R], summed over them."""
-        seen = embed(self.aims, look(after))
+        seen = embed(self.targets, look(after))
         start = seen  # the global goal has none
         if self.config.goal == "direction":
             with torch.no_grad():
-                start = embed(self.aims, look(self.before[at].to(after)))
-        loss, _ = objective(self.aims, {self.config.goal: 1.0}, start, seen)
+                start = embed(self.targets, look(self.before[at].to(after)))
+        loss, _ = objective(self.targets, {self.config.goal: 1.0}, start, seen)
         terms = {"clip": loss * len(after)}
         if self.identity is not None and self.faces is not None:
             terms["id"] = (1 - (self.faces[at] * self.identity(after)).sum(1)).sum()

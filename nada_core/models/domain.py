@@ -27,7 +27,7 @@ from ..io.checkpoint_file import RawCheckpoint, read_checkpoint
 from ..io.errors import DamagedCheckpointError, UnsupportedCheckpointError
 from ..io.metadata import write_safetensors
 from .generator import Generator
-from .low_rank import as_gain, take_apart
+from .low_rank import channel_gain, factorize
 
 KIND = "nada_domain"
 
@@ -76,7 +76,7 @@ class Domain:
             change = _plain(new[name]) - old
             if not change.any():
                 continue
-            if (gain := as_gain(old, change)) is not None:
+            if (gain := channel_gain(old, change)) is not None:
                 gains[name] = gain
             else:
                 changes[name] = change
@@ -189,7 +189,7 @@ def _apart(changes: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, 
     stored: dict[str, Tensor] = {}
     shapes: dict[str, list[int]] = {}
     for name, change in changes.items():
-        thin = take_apart(change) if change.ndim == 4 and change.isfinite().all() else None
+        thin = factorize(change) if change.ndim == 4 and change.isfinite().all() else None
         if thin is None:
             stored[name] = change
             continue

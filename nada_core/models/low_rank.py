@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 #: What of a layer is trained in this way; everything else is trained as it is.
-COMPACT = ("low-rank", "modulation")
+REPARAMETRIZED = ("low-rank", "modulation")
 
 
 def factors(kernels: Mapping[str, Tensor], rank: int, seed: int) -> dict[str, Tensor]:
@@ -38,7 +38,9 @@ def gains(kernels: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"{name}.gain": kernel.new_zeros(kernel.shape[1]) for name, kernel in kernels.items()}
 
 
-def hand_on(kernels: Mapping[str, Tensor], start: Mapping[str, Tensor], parts: Mapping[str, Tensor]) -> None:
+def backprop_to_factors(
+    kernels: Mapping[str, Tensor], start: Mapping[str, Tensor], parts: Mapping[str, Tensor]
+) -> None:
     """Give factors or gains the gradients that follow from those of the kernels: none where a kernel has none."""
     for name, kernel in kernels.items():
         if (gain := parts.get(f"{name}.gain")) is not None:
@@ -51,7 +53,7 @@ def hand_on(kernels: Mapping[str, Tensor], start: Mapping[str, Tensor], parts: M
 
 
 @torch.no_grad()
-def fold(kernels: Mapping[str, Tensor], start: Mapping[str, Tensor], parts: Mapping[str, Tensor]) -> None:
+def merge_into_weights(kernels: Mapping[str, Tensor], start: Mapping[str, Tensor], parts: Mapping[str, Tensor]) -> None:
     """Write every kernel as what it was at the start and its change."""
     for name, kernel in kernels.items():
         if (gain := parts.get(f"{name}.gain")) is not None:
@@ -60,7 +62,7 @@ def fold(kernels: Mapping[str, Tensor], start: Mapping[str, Tensor], parts: Mapp
             kernel.copy_(start[name] + (parts[f"{name}.left"] @ parts[f"{name}.right"]).view_as(kernel))
 
 
-def take_apart(change: Tensor, tolerance: float = 1e-5) -> tuple[Tensor, Tensor] | None:
+def factorize(change: Tensor, tolerance: float = 1e-5) -> tuple[Tensor, Tensor] | None:
     """The thinnest left [O, r] and right [r, I k k] whose product is the change of a kernel [O, I, k, k], up to
     rounding; none where they would hold no fewer numbers than it."""
     left, sizes, right = torch.linalg.svd(change.flatten(1), full_matrices=False)
@@ -70,7 +72,7 @@ def take_apart(change: Tensor, tolerance: float = 1e-5) -> tuple[Tensor, Tensor]
     return (left[:, :r] * sizes[:r]).contiguous(), right[:r].contiguous()
 
 
-def as_gain(old: Tensor, change: Tensor) -> Tensor | None:
+def channel_gain(old: Tensor, change: Tensor) -> Tensor | None:
     """The gain [I] of a kernel [O, I, k, k] whose change is one factor an input channel up to rounding; else none."""
     if old.ndim != 4:
         return None

@@ -40,7 +40,9 @@ RECIPE = AdaptConfig(
 
 #: The same for photos: no noise maps, for this generator draws none, and LPIPS only if its trunk is trained. With more
 #: identity the search for some photos ends at somebody alike in the wrong place.
-INVERT = InvertConfig(steps=300, lr=0.05, fall=0.75, search=0.0, lpips=0.0, id=0.02, maps=False)
+INVERT = InvertConfig(
+    steps=300, lr=0.05, lr_rampdown=0.75, initial_noise_factor=0.0, lpips=0.0, id=0.02, optimize_noise=False
+)
 TUNE = TuneConfig(lr=6e-3, lpips=0.0)
 
 __all__ = [

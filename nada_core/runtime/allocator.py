@@ -14,7 +14,7 @@ _counting = threading.Lock()
 
 
 @contextmanager
-def freed_memory_kept() -> Iterator[None]:
+def keep_freed_memory() -> Iterator[None]:
     """Inside, the process keeps the memory it frees for the next image of that size: asked for anew, every page of it
     comes with a fault and is filled with zeros first. Afterwards what is free goes back to the system, and the
     allocator is left as any process finds it that has freed large blocks. May be nested, and decorates functions.

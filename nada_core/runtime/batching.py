@@ -11,19 +11,21 @@ import torch
 T = TypeVar("T")
 
 #: What to do when even one latent does not fit through a training.
-LESS = "Take a smaller guide, fewer guides, fewer trained layers, half the views, or a generator of lower resolution."
+OOM_ADVICE = (
+    "Take a smaller guide, fewer guides, fewer trained layers, half the views, or a generator of lower resolution."
+)
 
 
-class Portion:
+class MicroBatcher:
     """How many latents pass through the networks at once: half as many whenever memory runs out, and from then on.
 
     advice: what to do when even one is too many, in a sentence.
     """
 
-    def __init__(self, size: int, advice: str = LESS) -> None:
+    def __init__(self, size: int, advice: str = OOM_ADVICE) -> None:
         self.size, self.advice = size, advice
 
-    def fit(self, act: Callable[..., T], *given: Any) -> T:
+    def run(self, act: Callable[..., T], *given: Any) -> T:
         """act(*given, size), done again with half the size as often as memory runs out. An act that failed must have
         left nothing behind.
 

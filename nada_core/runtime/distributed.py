@@ -16,46 +16,46 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def count() -> int:
+def world_size() -> int:
     """How many processes train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
     """Which of them this is; 0 is the one that writes files and speaks."""
-    return dist.get_rank() if count() > 1 else 0
+    return dist.get_rank() if world_size() > 1 else 0
 
 
-def share(batch: Tensor) -> Tensor:
+def shard(batch: Tensor) -> Tensor:
     """This process's part of a batch that all have drawn; it may be empty."""
-    return batch if count() == 1 else batch.tensor_split(count())[rank()]
+    return batch if world_size() == 1 else batch.tensor_split(world_size())[rank()]
 
 
-def refuse_uneven(batch: int) -> None:
+def check_batch_size(batch: int) -> None:
     """Raises ValueError for a batch that the processes cannot share evenly."""
-    if batch % count():
+    if batch % world_size():
         raise ValueError(
-            f"got a batch of {batch} for {count()} processes, expected one that they can share evenly; "
+            f"got a batch of {batch} for {world_size()} processes, expected one that they can share evenly; "
             "make it a multiple of their number."
         )
 
 
-def gather(parts: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def all_gather(parts: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Every tensor [n, D] with those of the other processes, [count n, D]; only the own rows carry gradients."""
-    if count() == 1:
+    if world_size() == 1:
         return tuple(parts)
     whole = []
     for own in parts:
-        rows = [torch.empty_like(own, requires_grad=False) for _ in range(count())]
+        rows = [torch.empty_like(own, requires_grad=False) for _ in range(world_size())]
         dist.all_gather(rows, own.detach().contiguous())
         rows[rank()] = own
         whole.append(torch.cat(rows))
     return tuple(whole)
 
 
-def add_up(tensors: Sequence[Tensor]) -> None:
+def all_reduce(tensors: Sequence[Tensor]) -> None:
     """Replace every tensor by the sum over the processes; they agree on it to the bit."""
-    if count() > 1 and tensors:
+    if world_size() > 1 and tensors:
         flat = torch.cat([tensor.flatten() for tensor in tensors])  # one message instead of a hundred
         dist.all_reduce(flat)
         for tensor, total in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
@@ -63,7 +63,7 @@ def add_up(tensors: Sequence[Tensor]) -> None:
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[torch.device]:
+def process_group(device: torch.device) -> Iterator[torch.device]:
     """Inside, the processes that torchrun has started know of each other; gives the device this one works on."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield device

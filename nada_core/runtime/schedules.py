@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 
-def ramp(part: float, rise: float, fall: float) -> float:
-    """The learning rate's factor, 0..1, when `part` of the steps, 0..1, are done.
+def lr_scale(progress: float, rampup: float, rampdown: float) -> float:
+    """The learning rate's factor, 0..1, when `progress` of the steps, 0..1, are done.
 
-    rise and fall: the shares of the steps over which it rises, linearly, and falls, along a cosine; 0: not at all.
+    rampup and rampdown: the shares of the steps over which it rises, linearly, and falls, along a cosine; 0: not at all.
     """
-    up = min(1.0, part / rise) if rise else 1.0
-    down = min(1.0, (1 - part) / fall) if fall else 1.0
+    up = min(1.0, progress / rampup) if rampup else 1.0
+    down = min(1.0, (1 - progress) / rampdown) if rampdown else 1.0
     return up * 0.5 * (1 - math.cos(math.pi * down))

@@ -41,11 +41,11 @@ CHOICE: dict[str, Any] = {"mode": "adaptive", "count": 5, "batch": 4, "every": 4
 INVERT: dict[str, Any] = {
     "steps": 300,
     "lr": 0.05,
-    "fall": 0.75,
-    "search": 0.0,
+    "lr_rampdown": 0.75,
+    "initial_noise_factor": 0.0,
     "lpips": 0.0,
     "id": 0.02,
-    "maps": False,
+    "optimize_noise": False,
 }
 TUNE: dict[str, Any] = {"lr": 0.006, "lpips": 0.0}
 
@@ -399,7 +399,7 @@ SAMPLE_SHEET = Workflow(
             0,
             node("generator", "LoadGenerator", READS),
             node("latents", "SampleLatents", SHOWS, count=12),
-            node("others", "SampleLatents", SHOWS, "Sample others", seed=100, count=12, psi=0.9),
+            node("num_neighbours", "SampleLatents", SHOWS, "Sample others", seed=100, count=12, psi=0.9),
         ),
         *stack(
             1,
@@ -531,7 +531,7 @@ YOUR_PHOTO = Workflow(
                 "such as FFHQ's. **Load CLIP Guide**: `ViT-B-32:openai`.\n2. **Load Likeness**: `vgg:imagenet` (a "
                 "download) and `model_ir_se50.pth` in `models/stylegan_nada/identity`.\n3. **Align Face**: size 1024, "
                 "cut *the face*; it needs `pip install mtcnn-runtime`.\n4. **Invert Photo**: steps 500, lr 0.1, lpips "
-                "0.8, id 0.1, maps on, search 0.05, fall 0.25. An encoder (**Load Encoder**, **Encode Image** "
+                "0.8, id 0.1, optimize_noise on, initial_noise_factor 0.05, lr_rampdown 0.25. An encoder (**Load Encoder**, **Encode Image** "
                 "into *start*) is quicker: then 100 steps do.\n5. **Pivotal Tuning**: lr 0.0003, lpips 1.\n6. **Adapt "
                 "Generator** and **Choose Layers** as told in *Text to new domain*.",
                 430,
