@@ -193,7 +193,7 @@ def test_low_rank_changes_have_low_rank(rank: int) -> None:
 def test_low_rank_steps_follow_the_chain_rule() -> None:
     made, seen = generator(), []
     layers = LayerChoice(mode="named", names=("b8.conv1",), train="low-rank", rank=2)
-    config = settings(steps=1, lr=0.05, warmup=0, beta1=0.0, beta2=0.0, clip=1e6, layers=layers)
+    config = settings(steps=1, lr=0.05, warmup=0, beta1=0.0, beta2=0.0, grad_clip=1e6, layers=layers)
     adapt(made, guide(), SHIFT, config, lambda step: seen.append(step.generator))
     name = "synthesis.b8.conv1.weight"
     change = seen[0].get_parameter(name) - made.get_parameter(name)
@@ -223,7 +223,9 @@ def test_modulation_is_a_factor_of_the_style() -> None:
 
 def test_modulation_steps_follow_the_chain_rule() -> None:
     made, name, seen = generator(), "synthesis.b8.conv1.weight", []
-    base = settings(steps=1, lr=1e-3, warmup=0, beta1=0.9, beta2=0.999, clip=1e6)  # Adam's first step is its lr, signed
+    base = settings(
+        steps=1, lr=1e-3, warmup=0, beta1=0.9, beta2=0.999, grad_clip=1e6
+    )  # Adam's first step is its lr, signed
     for train in ("weights", "modulation"):
         layers = LayerChoice(mode="named", names=("b8.conv1",), train=train)
         adapt(
@@ -331,7 +333,7 @@ def test_steps_and_history_tell_the_same() -> None:
 def test_schedule(tmp_path: Path, schedule: str, warmup: int) -> None:
     """Without memory Adam moves every weight by the learning rate, so the rate can be read off the weights."""
     made = generator()
-    config = settings(steps=6, schedule=schedule, warmup=warmup, beta1=0.0, beta2=0.0, clip=1e6)
+    config = settings(steps=6, schedule=schedule, warmup=warmup, beta1=0.0, beta2=0.0, grad_clip=1e6)
     states = [of(state, "weights") for state in saved_each_step(tmp_path / "run.safetensors", config, made)]
     before = made.state_dict()
     for index, after in enumerate(states):
@@ -344,7 +346,7 @@ def test_schedule(tmp_path: Path, schedule: str, warmup: int) -> None:
 
 def test_gradients_are_clipped_to_a_norm(tmp_path: Path) -> None:
     def norm(clip: float) -> float:
-        config = settings(steps=1, clip=clip, beta1=0.0)
+        config = settings(steps=1, grad_clip=clip, beta1=0.0)
         (state,) = saved_each_step(tmp_path / f"{clip}.safetensors", config)
         return math.sqrt(sum(value.square().sum().item() for value in of(state, "optimizer.exp_avg").values()))
 
@@ -721,7 +723,7 @@ def test_the_frozen_generator_may_have_a_precision_of_its_own(precision: str, fr
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_fewer_bits_reach_the_gradients_in_proportion(tmp_path: Path, precision: str) -> None:
     def slope(given: str) -> Tensor:
-        config = settings(steps=1, beta1=0.0, clip=1e6, precision=given)
+        config = settings(steps=1, beta1=0.0, grad_clip=1e6, precision=given)
         (state,) = saved_each_step(tmp_path / f"{given}.safetensors", config)
         return torch.cat([value.flatten() for value in of(state, "optimizer.exp_avg").values()])
 

@@ -14,6 +14,7 @@ import torch
 from nvidia_pickle import Call, EasyDict, Global, dump, network, persistent
 
 from nada_core.io import checkpoint_file as files
+from nada_core.io import metadata, nvidia_pickle
 from nada_core.io.checkpoint_file import read_checkpoint, sha256
 from nada_core.io.errors import (
     CheckpointError,
@@ -120,7 +121,7 @@ def test_arrays_of_objects_and_damaged_ones_are_refused(tmp_path: Path, monkeypa
 def test_the_description_of_a_file_of_ours(tmp_path: Path) -> None:
     def described(**hints: str) -> dict[str, Any]:
         write_safetensors(tmp_path / "x", {"a": torch.zeros(1)}, hints)
-        return files.read_description("x", read_checkpoint(tmp_path / "x"), 2)
+        return metadata.read_description("x", read_checkpoint(tmp_path / "x").hints, 2)
 
     told = described(version="2", provenance='{"seed": 3}', space="abc")
     assert told["provenance"] == {"seed": 3} and told["space"] == "abc" and described(version="1")["provenance"] == {}
@@ -192,7 +193,7 @@ def test_a_pickle_cannot_change_the_reader(tmp_path: Path) -> None:
         (tmp_path / "x.pkl").write_bytes(b"\x80\x03c" + reference + state + b"b.")
         with pytest.raises(CheckpointError):
             read_checkpoint(tmp_path / "x.pkl")
-    assert files._Record.class_name == "" and not hasattr(files._Settings, "class_name")
+    assert nvidia_pickle._Record.class_name == "" and not hasattr(nvidia_pickle._Settings, "class_name")
 
 
 def test_numpy_objects_are_not_unpickled(tmp_path: Path) -> None:

@@ -209,7 +209,7 @@ def test_a_node_is_a_schema_plus_about_ten_lines(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= most, f"{label(path)} is two files"
     for node in ast.walk(module):
         if isinstance(node, ast.FunctionDef) and node.name == "execute":
-            lines = (node.end_lineno or 0) - node.body[0].lineno + 1
+            lines = sum(len(ast.unparse(line).splitlines()) for line in node.body)  # however it is laid out
             assert lines <= 12, f"{label(path)}:{node.lineno}: {lines} lines do work that belongs into the core"
 
 

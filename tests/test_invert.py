@@ -193,7 +193,7 @@ def test_noise_maps_are_found_too_and_kept_with_the_latents(generator: tiny.Styl
     hidden = Latents(sample(generator, [5]).ws, generator.draw_noise(1, rng), generator.space())
     target = render(generator, hidden)
     config = replace(PLAIN, steps=80, space="w+", noise_reg=0.0)
-    plain, noisy = (invert(generator, target, replace(config, maps=maps)) for maps in (False, True))
+    plain, noisy = (invert(generator, target, replace(config, optimize_noise=maps)) for maps in (False, True))
     assert noisy.psnr[0] > plain.psnr[0] + 1
     assert plain.latents.noise == "const" and len(noisy.latents.noise) == 5
     for one in noisy.latents.noise:

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from nada_core import adapt, edit_by_text, invert, tune
-from nada_core.runtime import batching as memory
+from nada_core.runtime import allocator as memory
 
 ROOT = Path(__file__).parents[1]
 GLIBC = platform.libc_ver()[0] == "glibc"

@@ -89,9 +89,9 @@ def test_a_batch_is_shared_evenly_or_not_at_all(folder: Path) -> None:
 
 def test_alone_nothing_is_shared() -> None:
     batch = torch.ones(3, 2)
-    assert processes.count() == 1 and processes.rank() == 0 and processes.share(batch) is batch
-    assert processes.gather([batch])[0] is batch
-    processes.add_up([batch])
+    assert processes.world_size() == 1 and processes.rank() == 0 and processes.shard(batch) is batch
+    assert processes.all_gather([batch])[0] is batch
+    processes.all_reduce([batch])
     processes.check_batch_size(3)
     assert torch.equal(batch, torch.ones(3, 2))
     with processes.process_group(torch.device("cpu")) as device:
