@@ -108,7 +108,7 @@ def adapt(
         FloatingPointError: when a step's loss or gradient is not finite; the weights have not taken it in.
         torch.cuda.OutOfMemoryError: when one latent at a time is still too many; the message says what to do.
     """
-    config = config or AdaptConfig()
+    config = config or generator.recommended_settings("adapt", AdaptConfig)
     check_devices(generator, [*weighted_guides(guides), *([judge] if judge else [])], config.label)
     check_batch_size(config.batch)
     check_autosave(autosave, resume)

@@ -154,7 +154,7 @@ def invert(
         FloatingPointError: when a loss is not finite.
         torch.cuda.OutOfMemoryError: when one picture at a time is still too much.
     """
-    config = config or InvertConfig()
+    config = config or generator.recommended_settings("invert", InvertConfig)
     check_networks(config.weights, perceptual, identity)
     targets = square(images, generator.resolution).detach()
     begin = _begin(generator, len(targets), start)

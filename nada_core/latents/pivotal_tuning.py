@@ -125,7 +125,7 @@ def tune(
         FloatingPointError: when a loss is not finite; the weights have not taken it in.
         torch.cuda.OutOfMemoryError: when one picture at a time is still too much.
     """
-    config = config or TuneConfig()
+    config = config or generator.recommended_settings("tune", TuneConfig)
     check_networks(config.weights, perceptual, identity)
     targets = square(images, generator.resolution).detach()
     check_latents(generator, latents.ws, latents.space, len(targets))

@@ -57,14 +57,45 @@ def load_generator(path_or_builtin: str | Path) -> Generator:
     except ValueError as error:
         raise CheckpointError(f"{path}, read as {claiming[0].name}: {error}") from error
     generator.source = raw.sha256
+    generator.recommended = _recommended(path, raw.hints) if raw.container == "safetensors" else {}
     return generator
 
 
-def save_generator(generator: Generator, path: str | Path, provenance: Mapping[str, Any], half: bool = False) -> None:
-    """Write a generator; loading it gives the same one bit for bit.
+def read_recommended(path_or_builtin: str | Path) -> dict[str, Any]:
+    """Read the recommended settings of a generator file without its weights; empty for files without any.
 
-    provenance: JSON-ready, kept for `read_provenance`. half: the synthesis network is stored as float16, half the
-    size; the mapping network stays exact, so latents keep their meaning.
+    Raises:
+        CheckpointError: when the file does not exist or its metadata is damaged.
+    """
+    path = Path(BUILTINS.get(str(path_or_builtin), path_or_builtin))
+    return _recommended(path, read_metadata(path)) if path.suffix == ".safetensors" else {}
+
+
+def _recommended(path: Path, hints: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return dict(json.loads(hints.get("recommended", "{}")))
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: its recommended settings are not a JSON object ({error}); the file was changed. Copy it again."
+        ) from error
+
+
+def save_generator(
+    generator: Generator,
+    path: str | Path,
+    provenance: Mapping[str, Any],
+    half: bool = False,
+    recommended: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a generator as safetensors; loading it restores the weights bit for bit.
+
+    Args:
+        provenance: JSON-ready description of where the weights come from, for `read_provenance`.
+        half: store the synthesis network as float16. The mapping network stays float32, so latents keep their meaning.
+        recommended: JSON-ready settings for `Generator.recommended_settings`; None keeps those of the generator.
+
+    Raises:
+        ValueError: for weights that hold NaN or infinity, before anything is written.
     """
     state = dict(generator.state_dict())
     if half:
@@ -75,16 +106,16 @@ def save_generator(generator: Generator, path: str | Path, provenance: Mapping[s
             "nothing was written. Save an earlier state" + (", or without half." if half else ".")
         )
     spec = generator.spec()
-    write_safetensors(
-        path,
-        state,
-        {
-            "family": json.dumps(spec["family"]),
-            "spec": json.dumps(spec),
-            "version": json.dumps(VERSION),
-            "provenance": json.dumps(dict(provenance)),
-        },
-    )
+    recommended = generator.recommended if recommended is None else recommended
+    metadata = {
+        "family": json.dumps(spec["family"]),
+        "spec": json.dumps(spec),
+        "version": json.dumps(VERSION),
+        "provenance": json.dumps(dict(provenance)),
+    }
+    if recommended:
+        metadata["recommended"] = json.dumps(dict(recommended))
+    write_safetensors(path, state, metadata)
 
 
 def read_provenance(path: str | Path) -> dict[str, Any]:

@@ -5,16 +5,20 @@ Truncation is that of StyleGAN (Karras et al. 2019, arXiv 1812.04948, appendix B
 Letters: N batch, L rows of a latent (`num_ws`), C its width (`w_dim`), R a layer's resolution.
 """
 
+import dataclasses
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 Noise = Literal["const", "random", "none"] | Sequence[Tensor]
+
+Settings = TypeVar("Settings")
 
 Rng = torch.Generator | Sequence[torch.Generator] | None
 
@@ -40,6 +44,7 @@ class Generator(nn.Module):
     num_ws: int
     c_dim: int
     source: str | None = None  # sha256 of the file it was loaded from
+    recommended: Mapping[str, Any] = MappingProxyType({})  # settings stored in its file; see recommended_settings
     recompute: int = 0  # blocks of at least so many pixels a side are computed again on the way back; 0: none
     mapping: nn.Module  # called with z [N, z_dim] and a label [N, c_dim] or None; holds the buffer w_avg [C]
 
@@ -47,6 +52,15 @@ class Generator(nn.Module):
     def w_avg(self) -> Tensor:
         """[C]: the mean of w, towards which truncation pulls. The live buffer, not a copy."""
         return self.mapping.get_buffer("w_avg")
+
+    def recommended_settings(self, section: str, cls: type[Settings]) -> Settings:
+        """Build a settings class from the values stored with this generator.
+
+        Args:
+            section: "adapt", "invert" or "tune".
+            cls: the settings dataclass of that section. Fields the file does not name keep their defaults.
+        """
+        return _build_settings(cls, self.recommended.get(section, {}))
 
     def map(self, z: Tensor, label: Tensor | None = None, psi: float = 1.0, cutoff: int | None = None) -> Tensor:
         """z [N, z_dim] -> ws [N, L, C].
@@ -162,3 +176,29 @@ def _normal(count: int, size: int, rng: Rng) -> Tensor:
     if rng is None or isinstance(rng, torch.Generator):
         return torch.randn(count, 1, size, size, generator=rng, device=rng.device if rng else None)
     return torch.stack([torch.randn(1, size, size, generator=one, device=one.device) for one in rng])
+
+
+def changed_settings(settings: Any) -> dict[str, Any]:
+    """The fields of a settings dataclass that differ from its defaults, as JSON-ready values."""
+    values, defaults = dataclasses.asdict(settings), dataclasses.asdict(type(settings)())
+    changed = {name: value for name, value in values.items() if value != defaults[name]}
+    return {
+        name: changed_settings(getattr(settings, name))
+        if dataclasses.is_dataclass(getattr(settings, name))
+        else list(value)
+        if isinstance(value, tuple)
+        else value
+        for name, value in changed.items()
+    }
+
+
+def _build_settings(cls: type[Settings], values: Mapping[str, Any]) -> Settings:
+    """Turn a JSON object into a settings dataclass, nested ones included."""
+    nested = {field.name: field.default_factory for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    built: dict[str, Any] = {}
+    for name, value in values.items():
+        factory = nested.get(name)
+        if isinstance(value, Mapping) and isinstance(factory, type) and dataclasses.is_dataclass(factory):
+            value = _build_settings(factory, value)
+        built[name] = tuple(value) if isinstance(value, list) else value
+    return cls(**built)

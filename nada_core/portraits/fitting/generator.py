@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...models.checkpoints import save_generator
 from ...models.stylegan2 import StyleGAN2
+from .. import RECOMMENDED
 from ..content import Content
 from ..render import RESOLUTION, render
 
@@ -64,5 +65,5 @@ def fit(folder: Path, minutes: float, seed: int = 0, log: Path | None = None) ->
         for name, p in trained.items():
             p.copy_(average[name])
     folder.mkdir(parents=True, exist_ok=True)
-    save_generator(generator, folder / "generator.safetensors", {"fitted": "portraits, photo"}, half=True)
+    save_generator(generator, folder / "generator.safetensors", {"fitted": "portraits, photo"}, True, RECOMMENDED)
     content.save(folder / "content.safetensors")
