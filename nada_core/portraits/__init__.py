@@ -1,7 +1,8 @@
 """The built-in world: a portrait renderer, a small CLIP and a small StyleGAN2 fitted to it, and an independent judge.
 
 Nothing needs downloading to see an adaptation work from end to end, and because the renderer can draw every content in
-every style, the result can be held against the truth. Re-create the weights with `python -m nada_core.portraits.fitting`.
+every style, the result can be held against the truth. Re-create the weights
+with `python -m nada_core.portraits.fitting`.
 """
 
 from __future__ import annotations
