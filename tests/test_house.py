@@ -1,8 +1,9 @@
-"""The architecture, enforced: floors, doors, heavy imports, dependencies, import time."""
+"""The architecture, enforced: floors, doors, heavy imports, dependencies."""
 
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import subprocess
@@ -281,21 +282,13 @@ def test_the_registry_would_take_the_pack(tmp_path: Path) -> None:
     assert said[2:] == ["\u2713 All validation checks passed successfully"], said
 
 
-def test_import_is_quick_and_loads_nothing_heavy() -> None:
-    program = (
-        "import sys, time, torch; start = time.process_time(); import nada_core; "
-        f"took = time.process_time() - start; heavy = sorted({HEAVY!r} & set(sys.modules)); "
-        "sys.stdout.write(f'{took:.3f} {heavy}')"
-    )
-    for _ in range(3):  # a busy machine may be slow once, not always
-        answer = subprocess.run(
-            [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
-        ).stdout
-        took, heavy = answer.split(" ", 1)
-        assert heavy == "[]"
-        if float(took) < 0.2:
-            return
-    pytest.fail(f"import nada_core took {took} s beyond torch, expected less than 0.2 s")
+def test_import_loads_nothing_heavy() -> None:
+    """What `python -m benchmarks.import_time` prints stays short because none of these is loaded."""
+    program = "import json, sys; import nada_core; sys.stdout.write(json.dumps(sorted(sys.modules)))"
+    answer = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = {name.partition(".")[0] for name in json.loads(answer.stdout)}
+    assert {"torch", "nada_core"} <= loaded
+    assert not (HEAVY | {"tyro"}) & loaded
 
 
 def test_the_door_is_frozen() -> None:

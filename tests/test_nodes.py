@@ -201,34 +201,22 @@ def test_loading_the_pack_writes_nothing(monkeypatch: pytest.MonkeyPatch, tmp_pa
         assert tree(tmp_path) == before
 
 
-def test_loading_the_pack_is_quick_and_light(tmp_path: Path) -> None:
+def test_loading_the_pack_loads_nothing_heavy(tmp_path: Path) -> None:
     program = (
-        "import json, sys, time, torch\n"
+        "import json, sys\n"
         "from pathlib import Path\n"
         "from host.double import install, load_pack\n"
         "host = install(sys.modules, Path(sys.argv[1]))\n"
-        "before, start = set(sys.modules), time.process_time()\n"
         f"with load_pack(Path({str(ROOT)!r}), host) as pack:\n"
-        "    took = time.process_time() - start\n"
         "    first = {name.split('.')[0] for name in sys.modules}\n"
-        "    sys.stdout.write(json.dumps([took, len(pack.nodes), sorted(first)]))\n"
+        "    sys.stdout.write(json.dumps([len(pack.nodes), sorted(first)]))\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
-    for attempt in range(3):  # a busy machine may be slow once, not always
-        answer = subprocess.run(
-            [sys.executable, "-c", program, str(tmp_path / str(attempt))],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        took, count, loaded = json.loads(answer.stdout)
-        assert count == len(CONTRACT) and "numpy" in loaded
-        assert not {"PIL", "open_clip", "lpips", "torchvision"} & set(loaded)
-        if took < 0.2:
-            return
-    pytest.fail(f"loading the pack took {took:.3f} s beyond torch, expected less than 0.2 s")
+    command = [sys.executable, "-c", program, str(tmp_path / "comfy")]
+    answer = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    count, loaded = json.loads(answer.stdout)
+    assert count == len(CONTRACT) and "torch" in loaded
+    assert not {"PIL", "open_clip", "lpips", "torchvision", "scipy", "matplotlib", "tyro"} & set(loaded)
 
 
 @pytest.mark.parametrize("endings", [[".foo"], {".foo", ".pt"}, set()], ids=repr)

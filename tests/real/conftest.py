@@ -1,4 +1,13 @@
-"""One ComfyUI for all tests of this folder: started at the first test that asks for it, and one page of it."""
+"""One ComfyUI for all tests of this folder: started at the first test that asks for it, and one page of it.
+
+These tests need:
+
+- COMFYUI_PATH: a checkout of ComfyUI, 0.20 or newer;
+- COMFYUI_PYTHON: the interpreter that can run it, by default the one that runs pytest;
+- comfy-cli to convert workflows, websocket-client for test_server.py, and playwright with Chromium for test_page.py.
+
+Without one of them the tests are skipped, and the end of the pytest output says which one is missing.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +21,8 @@ from environment import comfy_path, comfy_python, pack_path
 if TYPE_CHECKING:
     from page import Page
     from server import Server
+
+NEEDS = "tests/real needs COMFYUI_PATH (a ComfyUI checkout), comfy-cli, websocket-client and playwright with Chromium."
 
 # The modules that need more than this project's development set are imported by the fixtures that use them.
 
@@ -48,3 +59,14 @@ def page(_page: Page) -> Page:
     _page.close_dialog()
     _page.errors.clear()
     return _page
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which tests against a real ComfyUI were skipped, and why: -q alone hides the reasons."""
+    skipped = [report for report in terminalreporter.stats.get("skipped", ()) if "tests/real/" in report.nodeid]
+    if not skipped:
+        return
+    terminalreporter.section("tests in a real ComfyUI were skipped")
+    terminalreporter.write_line(NEEDS)
+    for report in skipped:
+        terminalreporter.write_line(f"{report.nodeid}: {report.longrepr[2]}")

@@ -25,9 +25,9 @@ PREFIX = "StyleGANNADA_"
 def require(*modules: str) -> None:
     """Skip the calling test file unless there is a ComfyUI to run and these modules are installed."""
     if "COMFYUI_PATH" not in os.environ:
-        pytest.skip("needs a real ComfyUI: set COMFYUI_PATH", allow_module_level=True)
+        pytest.skip("COMFYUI_PATH is not set; set it to a ComfyUI checkout", allow_module_level=True)
     for name in modules:
-        pytest.importorskip(name, reason=f"this test drives ComfyUI with {name}, which is not installed")
+        pytest.importorskip(name, reason=f"the Python package {name} is not installed")
 
 
 def comfy_path() -> Path:

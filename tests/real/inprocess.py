@@ -26,7 +26,7 @@ def run_inside(
 ) -> dict[str, Any]:
     """Load the pack and execute an API prompt, if there is one.
 
-    loaded (ids of the pack's nodes), import_seconds, info (as /object_info, of all nodes there are); with a prompt
+    loaded (ids of the pack's nodes), imported (packages that loading the pack added), info (as /object_info, of all nodes there are); with a prompt
     also valid, refused, node_errors, success, seconds, cached, outputs (by node), error; and the process' log.
     Raises RuntimeError when the process fails.
     """
@@ -66,14 +66,18 @@ def _inside(order: dict[str, Any]) -> dict[str, Any]:
     # Of the host's nodes outside of nodes.py a template uses this one; loading all of them takes long.
     extra = Path(nodes.__file__).parent / "comfy_extras" / "nodes_preview_any.py"
     asyncio.run(nodes.load_custom_node(str(extra), module_parent="comfy_extras"))
-    before, start = set(nodes.NODE_CLASS_MAPPINGS), time.perf_counter()
+    before, modules = set(nodes.NODE_CLASS_MAPPINGS), _packages()
     fine = asyncio.run(nodes.load_custom_node(order["place"], module_parent="custom_nodes"))
-    told: dict[str, Any] = {"import_seconds": time.perf_counter() - start, "fine": fine}
+    told: dict[str, Any] = {"imported": sorted(_packages() - modules), "fine": fine}
     told["loaded"] = sorted(set(nodes.NODE_CLASS_MAPPINGS) - before)
     told["info"] = {name: _info(name, kind) for name, kind in nodes.NODE_CLASS_MAPPINGS.items()}
     if order["prompt"] is not None:
         told |= _execute(execution, order["prompt"])
     return told
+
+
+def _packages() -> set[str]:
+    return {name.partition(".")[0] for name in sys.modules}
 
 
 def _info(name: str, kind: Any) -> dict[str, Any]:

@@ -28,8 +28,9 @@ def test_it_loads(alone: dict[str, Any]) -> None:
     assert all(name.startswith(PREFIX) for name in alone["loaded"])
 
 
-def test_it_loads_quickly(alone: dict[str, Any]) -> None:
-    assert alone["import_seconds"] < 1, "what is heavy belongs into the function that needs it"
+def test_loading_imports_nothing_heavy(alone: dict[str, Any]) -> None:
+    """Of what ComfyUI itself has not imported yet."""
+    assert not {"open_clip", "lpips", "scipy", "matplotlib", "tyro"} & set(alone["imported"])
 
 
 def test_every_schema_says_what_it_is(alone: dict[str, Any]) -> None:
