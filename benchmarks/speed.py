@@ -43,9 +43,11 @@ SHIFT = TextShift("photo", "sketch", ("a {} of a face",))
 
 @dataclass(frozen=True)
 class Side:
-    """What runs in a process of its own. native: with the kernels of `nada_core.models.ops` that a compiler can build. pool:
-    batches of latents that come again, here one. The plain restatement knows neither; it is what the others are held
-    against."""
+    """One implementation to measure, in a process of its own.
+
+    native: use the native convolution of `nada_core.models.ops` where it was built. pool: number of latent batches that
+    are reused. `naive` supports neither; it is the baseline.
+    """
 
     name: str
     precision: str = "fp32"
@@ -294,19 +296,22 @@ def page(tables: list[str]) -> str:
 Printed by `python -m benchmarks.speed`, which says how. One thread of a CPU, torch {torch.__version__}. On a GPU: not
 measured.
 
-**naive** is `benchmarks/naive.py`. **fp32** is what every training does: it keeps freed memory while it lasts
-(`nada_core.runtime.allocator`), and convolves natively where a C++ compiler is there (`nada_core/models/ops/winograd.cpp`, built once;
-`NADA_NATIVE=0` in the environment does without). **torch alone**: without that. **known latents**: a step whose latents
-have been there before, with a `pool` of them; the plain restatement sees new ones. The error is that of the pictures of
-equal latents and noise, in brackets the mean as a share of their deviation. With bf16 it is the price, not a fault.
+- **naive**: `benchmarks/naive.py`, a plain implementation of the papers.
+- **fp32**: this package with the native convolution (`nada_core/models/ops/winograd.cpp`, built by
+  `python -m nada_core build-native`). It keeps freed memory during the run (`nada_core.runtime.allocator`).
+- **fp32, torch alone**: the same without the native convolution (`NADA_NATIVE=0`).
+- **fp32, known latents**: a step whose latents come from the `pool` for the second time, so that the embeddings of the
+  source images are cached. The naive side always gets new latents.
+- **largest (mean) error**: difference to the naive side's images for equal latents and noise; in brackets its mean as a
+  share of the images' standard deviation. bf16 trades accuracy for speed.
+- **GFLOP**: operations of one step, counted as direct convolutions need them.
+- **share of matmul's peak**: relative to a 2048 x 2048 float32 matrix product timed after the steps. Convolutions can
+  exceed 100 %, because they are faster than matrix products on this processor.
 
-Operations are counted as the direct method needs them. The share of matmul's peak is that of a 2048 x 2048 float32
-product timed after the steps; convolutions of torch and ours are quicker than its products on this processor.
+ComfyUI runs a training in a worker thread. There the C library keeps freed memory only if ComfyUI was started with
+`MALLOC_ARENA_MAX=1` in its environment.
 
-In ComfyUI trainings run in a thread of their own, where the C library keeps freed memory only if ComfyUI was started
-with `MALLOC_ARENA_MAX=1` in its environment.
-
-What was tried and left out: Winograd's F(4x4, 3x3) in plain torch is no quicker than torch's own convolution.
+Negative result: Winograd's F(4x4, 3x3) in plain torch is no faster than torch's own convolution.
 
 {table}
 """

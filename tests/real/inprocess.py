@@ -26,8 +26,9 @@ def run_inside(
 ) -> dict[str, Any]:
     """Load the pack and execute an API prompt, if there is one.
 
-    loaded (ids of the pack's nodes), imported (packages that loading the pack added), info (as /object_info, of all nodes there are); with a prompt
-    also valid, refused, node_errors, success, seconds, cached, outputs (by node), error; and the process' log.
+    loaded (ids of the pack's nodes), imported (packages that loading the pack added), info (as /object_info, of all
+    nodes); with a prompt also valid, refused, node_errors, success, seconds, outputs (by node), error; and the process'
+    log.
     Raises RuntimeError when the process fails.
     """
     from environment import make_base, process_environment
