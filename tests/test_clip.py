@@ -403,7 +403,9 @@ def test_a_mixture_lies_between_its_parts(guide: ClipGuide) -> None:
     (mixed,) = clip_targets(guide, MixedShift((words, style), (3.0, 1.0)), images)
     wanted = F.normalize(0.75 * one.direction + 0.25 * other.direction, dim=-1)
     torch.testing.assert_close(mixed.direction, wanted)
-    torch.testing.assert_close(mixed.target_embedding, F.normalize(0.75 * one.target_embedding + 0.25 * other.target_embedding, dim=-1))
+    torch.testing.assert_close(
+        mixed.target_embedding, F.normalize(0.75 * one.target_embedding + 0.25 * other.target_embedding, dim=-1)
+    )
     assert mixed.direction @ one.direction.mT > mixed.direction @ other.direction.mT
 
 

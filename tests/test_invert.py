@@ -13,7 +13,6 @@ from torch import Tensor
 from nada_core import Latents, render, sample
 from nada_core.guidance.reconstruction import ReconstructionLoss, check_networks, psnr
 from nada_core.latents.inversion import PRESETS, InvertConfig, InvertStep, _normalise, _scatter, _structure, invert
-from nada_core.runtime.schedules import lr_scale
 
 #: Pixels alone, without noise maps: quick, and enough for a generator of 16 pixels.
 PLAIN = InvertConfig(space="w", steps=60, lpips=0.0, id=0.0, optimize_noise=False, initial_noise_factor=0.0)
@@ -214,13 +213,6 @@ def test_networks_given_are_used(generator: tiny.StyleGAN2, known: Tensor) -> No
 
 
 # ---- what a step is made of ---------------------------------------------------------------------------------------
-
-
-def test_the_learning_rate_rises_stays_and_falls() -> None:
-    assert lr_scale(0, 0.05, 0.25) == 0 and lr_scale(0.025, 0.05, 0.25) == pytest.approx(0.5)
-    assert lr_scale(0.05, 0.05, 0.25) == lr_scale(0.75, 0.05, 0.25) == 1
-    assert lr_scale(0.875, 0.05, 0.25) == pytest.approx(0.5) and lr_scale(1, 0.05, 0.25) == pytest.approx(0)
-    assert lr_scale(0, 0, 0) == lr_scale(0.99, 0, 0) == 1
 
 
 def test_the_structure_of_noise_by_hand() -> None:

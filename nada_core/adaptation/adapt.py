@@ -72,7 +72,6 @@ class Adaptation:
     chosen_because: str = ""
 
 
-@keep_freed_memory()
 def adapt(
     generator: Generator,
     guides: ClipGuide | Sequence[ClipGuide | tuple[ClipGuide, float]],
@@ -155,26 +154,29 @@ def adapt(
             (loss * run.gradient_scale).backward()
         return images, loss.item(), terms
 
-    for index in range(run.index, config.steps):
-        if run.is_over:
-            break
-        if config.layers.mode != "adaptive" or index % config.layers.every == 0:
-            run.chosen = choose(
-                config.layers, student, targets, rng, config.label, run.selection_batcher, config.precision
+    with keep_freed_memory(teacher.w_avg.device):
+        for index in range(run.index, config.steps):
+            if run.is_over:
+                break
+            if config.layers.mode != "adaptive" or index % config.layers.every == 0:
+                run.chosen = choose(
+                    config.layers, student, targets, rng, config.label, run.selection_batcher, config.precision
+                )
+            drawn = _draw(teacher, config, rng, index)
+            # What one process would do again, the others would wait for in vain.
+            images, loss, terms = (
+                run.batcher.run(compare, drawn) if world_size() == 1 else compare(drawn, run.batcher.size)
             )
-        drawn = _draw(teacher, config, rng, index)
-        # What one process would do again, the others would wait for in vain.
-        images, loss, terms = run.batcher.run(compare, drawn) if world_size() == 1 else compare(drawn, run.batcher.size)
-        run.learn(index, loss)
-        run.record(index, loss, terms)
-        ending = index + 1 == config.steps
-        if look is not None and ((index + 1) % config.keep_every == 0 or ending):
-            run.consider(look)
-        due = (index + 1) % config.autosave_every == 0 or ending or run.is_over
-        if autosave is not None and due and not rank():
-            save_run(autosave, run.state(), mark)
-        if on_step is not None:
-            on_step(Step(index, config.steps, **run.last(), images=images.detach, generator=student))
+            run.learn(index, loss)
+            run.record(index, loss, terms)
+            ending = index + 1 == config.steps
+            if look is not None and ((index + 1) % config.keep_every == 0 or ending):
+                run.consider(look)
+            due = (index + 1) % config.autosave_every == 0 or ending or run.is_over
+            if autosave is not None and due and not rank():
+                save_run(autosave, run.state(), mark)
+            if on_step is not None:
+                on_step(Step(index, config.steps, **run.last(), images=images.detach, generator=student))
 
     run.settle()
     because = why(run.candidates, judge.name, run.is_over) if judge else ""

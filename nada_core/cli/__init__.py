@@ -1,1 +1,1 @@
-"""."""
+"""The command line: `python -m nada_core`."""

@@ -130,7 +130,6 @@ class Inversion:
     config: InvertConfig
 
 
-@keep_freed_memory()
 def invert(
     generator: Generator,
     images: Tensor,
@@ -176,7 +175,7 @@ def invert(
         likeness = ReconstructionLoss(targets[part].to(generator.w_avg.device), config.weights, perceptual, identity)
         return _project(generator, likeness, begin.part(part), config, tell)
 
-    with torch.inference_mode(False), torch.enable_grad():
+    with keep_freed_memory(generator.w_avg.device), torch.inference_mode(False), torch.enable_grad():
         while done < len(targets):
             found.append(batcher.run(project, done))
             done += len(found[-1].best)

@@ -102,7 +102,6 @@ class Tuning:
     config: TuneConfig
 
 
-@keep_freed_memory()
 def tune(
     generator: Generator,
     images: Tensor,
@@ -129,7 +128,7 @@ def tune(
     check_networks(config.weights, perceptual, identity)
     targets = square(images, generator.resolution).detach()
     check_latents(generator, latents.ws, latents.space, len(targets))
-    with torch.inference_mode(False), torch.enable_grad():
+    with keep_freed_memory(generator.w_avg.device), torch.inference_mode(False), torch.enable_grad():
         tuned = copy.deepcopy(generator).requires_grad_(False).eval()
         tuned.source = None  # the file's weights are what it will no longer have
         history = _learn(generator, tuned, targets, latents, config, perceptual, identity, on_step)

@@ -91,7 +91,6 @@ class EditStep:
     images: Callable[[], Tensor]
 
 
-@keep_freed_memory()
 def edit_by_text(
     generator: Generator,
     latents: Latents,
@@ -137,7 +136,7 @@ def edit_by_text(
     scene = _Scene(generator, latents, targets, config, identity if config.id else None, slice(config.first_row, last))
     rng = torch.Generator().manual_seed(config.seed)
     batcher = MicroBatcher(min(config.batch, len(latents)), _ADVICE)
-    with torch.enable_grad():
+    with keep_freed_memory(generator.w_avg.device), torch.enable_grad():
         way = scene.start.new_zeros(
             len(latents), last - config.first_row if config.space == "w+" else 1, generator.w_dim
         )

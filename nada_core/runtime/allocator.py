@@ -1,49 +1,63 @@
-"""Work that does not fit into memory, done again in smaller portions; and memory that a process keeps for itself."""
+"""Settings of glibc's malloc for training on a CPU (mallopt(3)): freed memory is reused instead of returned."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_keepers = 0  # how many want freed memory kept now
+import torch
 
-_counting = threading.Lock()
+# name: (number in malloc.h, value while memory is retained, glibc's value once it has adjusted itself to large blocks)
+_OPTIONS = {
+    "trim_threshold": (-1, -1, 64 << 20),
+    "top_pad": (-2, 64 << 20, 128 << 10),
+    "mmap_threshold": (-3, None, 32 << 20),
+    "mmap_max": (-4, 0, 1 << 16),
+}
+_active = 0
+_lock = threading.Lock()
 
 
 @contextmanager
-def keep_freed_memory() -> Iterator[None]:
-    """Inside, the process keeps the memory it frees for the next image of that size: asked for anew, every page of it
-    comes with a fault and is filled with zeros first. Afterwards what is free goes back to the system, and the
-    allocator is left as any process finds it that has freed large blocks. May be nested, and decorates functions.
+def keep_freed_memory(device: torch.device) -> Iterator[None]:
+    """Retain freed memory within the process for work on the CPU. May be nested.
 
-    It helps most in the main thread: the memory of other threads lies in pieces of 64 MiB, and what outgrows them comes
-    and goes, unless the process was started with MALLOC_ARENA_MAX=1. Does nothing where the C library is not glibc.
+    Without it, large blocks return to the system when freed, and every new one costs page faults and zero-filling.
+    On exit, free memory is returned and the options get the values of the process's environment (MALLOC_* and
+    GLIBC_TUNABLES) or else glibc's own. It helps least in threads other than the main one: their arenas are limited to
+    64 MiB, unless the process starts with MALLOC_ARENA_MAX=1.
+
+    Args:
+        device: where the work runs. Nothing changes for a device other than the CPU or a C library other than glibc.
     """
-    global _keepers
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
-    if mallopt is None:
+    global _active
+    libc = ctypes.CDLL(None) if device.type == "cpu" and sys.platform.startswith("linux") else None
+    if libc is None or not hasattr(libc, "mallopt"):
         yield
         return
-    trim_threshold, top_pad, mmap_threshold, mmap_max = -1, -2, -3, -4  # M_TRIM_THRESHOLD and so on, in malloc.h
-    with _counting:
-        _keepers += 1
-        for option, value in ((trim_threshold, -1), (top_pad, 64 << 20), (mmap_max, 0)):
-            mallopt(option, value)
+    with _lock:
+        _active += 1
+        for number, value, _ in _OPTIONS.values():
+            if value is not None:
+                libc.mallopt(number, value)
     try:
         yield
     finally:
-        with _counting:
-            _keepers -= 1
-            if not _keepers:
-                # Where glibc's own adjustment ends; it stops adjusting once any of these was set.
-                for option, value in (
-                    (mmap_max, 1 << 16),
-                    (mmap_threshold, 32 << 20),
-                    (trim_threshold, 64 << 20),
-                    (top_pad, 128 << 10),
-                ):
-                    mallopt(option, value)
-                ctypes.CDLL(None).malloc_trim(0)
+        with _lock:
+            _active -= 1
+            if not _active:
+                for name, (number, _, default) in _OPTIONS.items():
+                    libc.mallopt(number, _configured(name, default))
+                libc.malloc_trim(0)
+
+
+def _configured(name: str, default: int) -> int:
+    """The value of an option in the environment; mallopt has no way to read the current one."""
+    pairs = [pair.partition("=") for pair in os.environ.get("GLIBC_TUNABLES", "").split(":")]
+    tunables = {key: value for key, _, value in pairs}
+    text = tunables.get(f"glibc.malloc.{name}", os.environ.get(f"MALLOC_{name.upper()}_", ""))
+    return int(text) if text.isdecimal() else default

@@ -1,4 +1,4 @@
-"""Learning rates that rise, stay and fall (StyleGAN2, arXiv:1912.04958, appendix D)."""
+"""Learning-rate schedules (StyleGAN2, arXiv:1912.04958, appendix D)."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import math
 
 
 def lr_scale(progress: float, rampup: float, rampdown: float) -> float:
-    """The learning rate's factor, 0..1, when `progress` of the steps, 0..1, are done.
+    """Compute the factor, 0..1, of the learning rate.
 
-    rampup, rampdown: shares of the steps over which it rises linearly and falls along a cosine; 0 disables it.
+    Args:
+        progress: share of the steps already taken, 0..1.
+        rampup: share of the steps with a linear increase; 0 turns it off.
+        rampdown: share of the steps with a cosine decrease; 0 turns it off.
     """
     up = min(1.0, progress / rampup) if rampup else 1.0
     down = min(1.0, (1 - progress) / rampdown) if rampdown else 1.0
