@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="session", autouse=True)
 def extensions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """What is compiled on the way is compiled anew in every run, and goes with it."""
+    """An empty cache of compiled code: tests do not depend on what this machine has built."""
     with pytest.MonkeyPatch.context() as patch:
         path = tmp_path_factory.mktemp("extensions")
         patch.setenv("TORCH_EXTENSIONS_DIR", str(path))

@@ -1,4 +1,4 @@
-"""The native convolution against torch's, what chooses between them, and that nothing depends on a compiler."""
+"""The native convolution against PyTorch's, when it is used, and that nothing compiles by itself."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,12 +17,27 @@ from torch import Tensor
 from nada_core.models.ops import styled_conv, winograd
 
 ROOT = Path(__file__).parents[1]
-KNOWN = torch.backends.cpu.get_cpu_capability() in winograd._MEASURED
-COMPILER = any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++")))
-compiled = pytest.mark.skipif(not (KNOWN and COMPILER), reason="no C++ compiler, or not a processor it is for")
-known = pytest.mark.skipif(not KNOWN, reason="not a processor it is for")
+SUPPORTED = torch.backends.cpu.get_cpu_capability() in winograd._CAPABILITIES
+supported = pytest.mark.skipif(not SUPPORTED, reason="not a supported processor")
 
-# N, I, O, H, W: whole tiles and parts of them, panels full and not, one chunk and several, more than a panel of tiles.
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> winograd.BuildResult:
+    """The only compilation of a test run, in a cache of its own: other tests run without it."""
+    if not SUPPORTED or not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
+        pytest.skip("no C++ compiler, or not a supported processor")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path_factory.mktemp("native")))
+        return winograd.build()
+
+
+@pytest.fixture
+def native(built: winograd.BuildResult, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(built.library.parent))
+    return winograd.kernel()
+
+
+# N, I, O, H, W: whole and partial tiles and panels, one chunk and several, more tiles than a panel holds.
 SHAPES = [
     (1, 1, 1, 4, 4),
     (2, 3, 5, 7, 9),
@@ -37,12 +53,10 @@ def draw(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
-@compiled
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_it_is_the_convolution_and_its_gradients(shape: tuple[int, ...], threads: int) -> None:
+def test_native_convolution_and_gradients_match_pytorch(native: Any, shape: tuple[int, ...], threads: int) -> None:
     n, i, o, h, w = shape
-    native = winograd.kernel()
     x, weight, grad = draw(n, i, h, w), draw(o, i, 3, 3) / (9 * i) ** 0.5, draw(n, o, h, w)
     x64, weight64 = x.double().requires_grad_(), weight.double().requires_grad_()
     expected = F.conv2d(x64, weight64, padding=1)
@@ -52,27 +66,30 @@ def test_it_is_the_convolution_and_its_gradients(shape: tuple[int, ...], threads
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        found = native.convolve(x, weight, False), native.convolve(grad, weight, True), native.weight_gradient(x, grad)
+        results = (
+            native.convolve(x, weight, False),
+            native.convolve(grad, weight, True),
+            native.weight_gradient(x, grad),
+        )
     finally:
         torch.set_num_threads(before)
-    for one, other in zip(found, (expected.detach(), x64.grad, weight64.grad), strict=True):
-        assert one.shape == other.shape
-        scale = float(other.square().mean().sqrt())
-        torch.testing.assert_close(one.double(), other, rtol=0, atol=1e-4 * scale)
+    for result, reference in zip(results, (expected.detach(), x64.grad, weight64.grad), strict=True):
+        assert result.shape == reference.shape
+        scale = float(reference.square().mean().sqrt())
+        torch.testing.assert_close(result.double(), reference, rtol=0, atol=1e-4 * scale)
     assert all(map(torch.equal, given, (x, weight, grad)))
 
 
-@compiled
-def test_equal_runs_are_equal_whatever_the_threads() -> None:
+def test_native_convolution_is_equal_for_any_thread_count(native: Any) -> None:
     x, weight = draw(1, 64, 40, 40), draw(64, 64, 3, 3)
-    before, found = torch.get_num_threads(), []
+    before, results = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 2):
             torch.set_num_threads(threads)
-            found.append(winograd.kernel().convolve(x, weight, False))
+            results.append(native.convolve(x, weight, False))
     finally:
         torch.set_num_threads(before)
-    assert torch.equal(found[0], found[1]) and torch.equal(found[1], found[2])
+    assert torch.equal(results[0], results[1]) and torch.equal(results[1], results[2])
 
 
 class Spy:
@@ -80,7 +97,7 @@ class Spy:
         self.called: list[str] = []
 
     def convolve(self, x: Tensor, weight: Tensor, back: bool) -> Tensor:
-        self.called.append("back" if back else "there")
+        self.called.append("backward" if back else "forward")
         return F.conv_transpose2d(x, weight, padding=1) if back else F.conv2d(x, weight, padding=1)
 
     def weight_gradient(self, x: Tensor, grad: Tensor) -> Tensor:
@@ -88,13 +105,13 @@ class Spy:
         return torch.nn.grad.conv2d_weight(x, (grad.shape[1], x.shape[1], 3, 3), grad, padding=1)
 
 
-def test_a_layer_goes_through_it_where_that_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_styled_conv_uses_native_kernel_for_large_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     spy = Spy()
     monkeypatch.setattr(winograd, "kernel", lambda: spy)
 
     def layer(size: int, width: int, dtype: torch.dtype, needed: bool = True) -> list[Tensor]:
-        given = [draw(2, width, size, size), draw(width, width, 3, 3), draw(2, width), draw(size, size), draw(width)]
-        x, weight, style, noise, bias = (one.to(dtype).requires_grad_(needed) for one in given)
+        inputs = [draw(2, width, size, size), draw(width, width, 3, 3), draw(2, width), draw(size, size), draw(width)]
+        x, weight, style, noise, bias = (one.to(dtype).requires_grad_(needed) for one in inputs)
         spy.called.clear()
         out = styled_conv(x, weight, style, noise, bias, up=False, clamp=None)
         if needed:
@@ -102,13 +119,13 @@ def test_a_layer_goes_through_it_where_that_pays(monkeypatch: pytest.MonkeyPatch
         return [one.grad for one in (x, weight, style, noise, bias) if one.grad is not None]
 
     large = layer(84, 64, torch.float32)
-    assert spy.called == ["there", "back", "weight"]
+    assert spy.called == ["forward", "backward", "weight"]
     monkeypatch.setattr(winograd, "kernel", lambda: None)
     for one, other in zip(large, layer(84, 64, torch.float32), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * float(other.std()))
     monkeypatch.setattr(winograd, "kernel", lambda: spy)
     layer(84, 64, torch.float32, needed=False)
-    assert spy.called == ["there"]
+    assert spy.called == ["forward"]
     for size, width, dtype in ((16, 64, torch.float32), (84, 48, torch.float32), (84, 64, torch.float64)):
         layer(size, width, dtype, needed=False)
         assert not spy.called
@@ -117,52 +134,79 @@ def test_a_layer_goes_through_it_where_that_pays(monkeypatch: pytest.MonkeyPatch
 PROGRAM = """
 import logging, sys, torch
 logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout)
-from nada_core.models.ops.winograd import conv3x3, kernel
-x, weight = torch.randn(2, 64, 84, 84), torch.randn(64, 64, 3, 3)
+from nada_core.models.ops import styled_conv, winograd
+assert not hasattr(torch.ops.nada_winograd, "convolve")  # nothing is loaded at import
+x, weight = torch.randn(2, 64, 84, 84, requires_grad=True), torch.randn(64, 64, 3, 3)
 for _ in range(2):
-    difference = conv3x3(x, weight) - torch.nn.functional.conv2d(x, weight, padding=1)
-print("native" if kernel() else "torch", bool(difference.abs().max() < 1e-2))
+    styled_conv(x, weight, torch.ones(2, 64), None, torch.zeros(64), up=False, clamp=None).sum().backward()
+print("native" if winograd.kernel() else "torch")
 """
 
 
 def run(folder: Path, **environment: str) -> list[str]:
-    """What a process of its own logs and prints."""
-    given = {**os.environ, "TORCH_EXTENSIONS_DIR": str(folder), **environment}
-    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, env=given, capture_output=True, text=True)
+    """The lines that a training step of large convolutions logs and prints in a process of its own."""
+    variables = {**os.environ, "TORCH_EXTENSIONS_DIR": str(folder), **environment}
+    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
 
-@known
-def test_without_a_compiler_one_line_says_so(tmp_path: Path) -> None:
-    *told, result = run(tmp_path, CXX="/no/such/compiler")
-    assert result == "torch True" and told[0] == "Building the native convolution for this processor"
-    assert len(told) == 2 and told[1].startswith("No native convolution, torch's own is used (")
+@supported
+def test_missing_library_is_suggested_once_and_never_built(tmp_path: Path) -> None:
+    hint, result = run(tmp_path)
+    assert result == "torch" and "build-native" in hint
     assert not list(tmp_path.iterdir())
 
 
-def test_other_processors_go_torchs_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
-    monkeypatch.setattr(winograd, "_build", lambda _: pytest.fail("built all the same"))
-    assert winograd._load.__wrapped__() is None
+def test_native_kernel_is_off_by_environment(tmp_path: Path) -> None:
+    assert run(tmp_path, NADA_NATIVE="0") == ["torch"]
 
 
-def test_it_can_be_done_without(tmp_path: Path) -> None:
-    assert run(tmp_path, NADA_NATIVE="0", CXX="/no/such/compiler") == ["torch True"]
+def test_built_library_is_used_by_other_processes(built: winograd.BuildResult) -> None:
+    assert [path.suffix for path in built.library.parent.iterdir()] == [".so"]
+    assert built.torch_seconds > 0 and built.native_seconds > 0
+    assert run(built.library.parent, CXX="/no/such/compiler") == ["native"]
+    assert run(built.library.parent, NADA_NATIVE="0") == ["torch"]
 
 
-@compiled
-def test_what_is_built_is_kept(extensions: Path) -> None:
-    assert winograd.kernel()
-    assert [path.suffix for path in extensions.iterdir()] == [".so"]
-    assert run(extensions, CXX="/no/such/compiler") == ["native True"]
+def test_built_library_is_not_built_again(built: winograd.BuildResult, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(built.library.parent))
+    monkeypatch.setattr(winograd, "_compile", lambda library: pytest.fail(f"compiled {library} again"))
+    assert winograd.build().library == built.library
 
 
-@known
-def test_a_broken_library_is_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@supported
+def test_broken_library_falls_back_to_pytorch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    monkeypatch.setattr(winograd, "_build", lambda library: library.write_bytes(b"no library"))
-    winograd._load.__wrapped__()
-    (library,) = tmp_path.iterdir()
-    (told,) = run(tmp_path)[:-1]
-    assert told.startswith("No native convolution") and library.name in told
+    library = winograd._library_path()
+    library.write_bytes(b"no library")
+    assert any(library.name in line for line in run(tmp_path)[:-1])
+    with pytest.raises(winograd.BuildError, match=library.name):
+        winograd.build()
+
+
+@supported
+def test_build_without_compiler_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("CXX", "/no/such/compiler")
+    with pytest.raises(winograd.BuildError, match="CXX"):
+        winograd.build()
+
+
+@supported
+def test_failed_compilation_leaves_no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not (compiler := shutil.which("false")):
+        pytest.skip("no program that fails")
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setenv("CXX", compiler)
+    with pytest.raises(winograd.BuildError, match=compiler):
+        winograd.build()
+    assert not list(tmp_path.iterdir())
+
+
+def test_unsupported_processor_uses_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+    assert winograd.kernel() is None
+    with pytest.raises(winograd.BuildError, match="DEFAULT"):
+        winograd.build()

@@ -18,7 +18,7 @@ from torch import Tensor
 from .activation import GAIN, SLOPE, bias_act
 from .convolution import demodulation, modulated_conv
 from .fir import smooth, smooth_back
-from .winograd import conv3x3, conv3x3_back
+from .winograd import conv3x3, conv3x3_backward
 
 
 def styled_conv(
@@ -124,7 +124,7 @@ class _StyledConv(torch.autograd.Function):
             )
             to_weight = to_weight.transpose(0, 1) if need[1] else None
         else:
-            to_x, to_weight = conv3x3_back(slope, scaled, weight, need[0] or need[2], need[1])
+            to_x, to_weight = conv3x3_backward(slope, scaled, weight, need[0] or need[2], need[1])
         to_style = _dot(to_x, x, style.dtype) if need[2] else None
         to_x = to_x.mul_(_as_factor(style, x)) if need[0] else None
         return to_x, to_weight, to_style, to_scale, to_noise, by_channel.sum(0) if need[5] else None, None, None

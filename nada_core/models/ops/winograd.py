@@ -1,10 +1,9 @@
-"""3x3 convolutions of one pixel's border, by the native kernel of winograd.cpp where that pays and a C++ compiler is
-there, else by torch's own (Winograd's minimal filtering: Lavin and Gray, arXiv:1509.09308).
+"""3x3 convolution by Winograd's minimal filtering F(4x4, 3x3) on the CPU (Lavin and Gray, arXiv:1509.09308).
 
-The kernel is built when it is first wanted, which takes some seconds, and kept for the next process under
-TORCH_EXTENSIONS_DIR or ~/.cache/torch_extensions. NADA_NATIVE=0 in the environment does without it.
+The native operators of winograd.cpp are optional. `build` compiles them once; from then on convolutions of many
+channels use them. Without a built library, or with NADA_NATIVE=0 in the environment, PyTorch's convolution runs.
 
-Letters: N batch, I input channels, O output channels, H height, W width.
+Shapes: N batch, I input channels, O output channels, H height, W width.
 """
 
 from __future__ import annotations
@@ -14,132 +13,190 @@ import hashlib
 import logging
 import os
 import platform
+import shutil
+import subprocess
 import tempfile
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 _SOURCE = Path(__file__).with_suffix(".cpp")
+_FLAGS = ("-O3", "-march=native", "-fopenmp", "-std=c++17", "-fPIC", "-shared")  # without OpenMP it runs on one thread
 
-_FLAGS = ("-O3", "-march=native")
+#: Measured to be faster from here: multiplications of the direct method, channels on both sides, vector extensions.
+_MIN_MULTIPLICATIONS, _MIN_CHANNELS = 500_000_000, 64
+_CAPABILITIES = ("AVX2", "AVX512")
 
-#: It pays from about here: multiplications of the direct method, and channels on both sides.
-_MULTIPLICATIONS, _CHANNELS = 500_000_000, 64
-
-#: Processors it is known to pay on; elsewhere torch's own way may be the quicker one.
-_MEASURED = ("AVX2", "AVX512")
-
-_ONE_AT_A_TIME = threading.Lock()
+_log = logging.getLogger(__name__)
 
 
-def conv3x3(x: Tensor, weight: Tensor) -> Tensor:
-    """x [N, I, H, W] with weight [O, I, 3, 3] -> [N, O, H, W]. Not differentiable where the native kernel is."""
-    if native := _native_for(x, weight):
-        out: Tensor = native.convolve(x.contiguous(), weight.contiguous(), False)
-        return out
-    return F.conv2d(x, weight, padding=1)
+class BuildError(OSError):
+    """The native convolution could not be compiled on this machine."""
 
 
-def conv3x3_back(
-    grad: Tensor, x: Tensor, weight: Tensor, to_x: bool, to_weight: bool
-) -> tuple[Tensor | None, Tensor | None]:
-    """From the gradient of `conv3x3`'s result [N, O, H, W], those of x and of weight, each where it is wanted."""
-    if native := _native_for(x, weight):
-        grad = grad.contiguous()
-        return (
-            native.convolve(grad, weight.contiguous(), True) if to_x else None,
-            native.weight_gradient(x.contiguous(), grad) if to_weight else None,
-        )
-    slope, slopes, _ = torch.ops.aten.convolution_backward(
-        grad, x, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [to_x, to_weight, False]
-    )
-    return slope, slopes
+class BuildResult(NamedTuple):
+    """Seconds of one 3x3 convolution, forward and backward: x [1, 128, 128, 128], weight [128, 128, 3, 3]."""
+
+    library: Path
+    torch_seconds: float
+    native_seconds: float
 
 
-def _native_for(x: Tensor, weight: Tensor) -> Any:
-    """The kernel, if it is the better way for these. By shape alone, so that equal runs go equal ways."""
-    pays = (
-        x.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
-        and min(weight.shape[:2]) >= _CHANNELS
-        and weight.numel() * len(x) * x.shape[2] * x.shape[3] >= _MULTIPLICATIONS
-    )
-    return kernel() if pays else None
+def build() -> BuildResult:
+    """Compile the native convolution for this processor and measure what it gains.
+
+    The library is stored under TORCH_EXTENSIONS_DIR or ~/.cache/torch_extensions, where every later process finds it.
+    An existing one is reused.
+
+    Returns:
+        The path of the library, and the seconds of a representative convolution with and without it.
+
+    Raises:
+        BuildError: the processor is not supported, there is no C++ compiler, or compiling or loading failed.
+    """
+    if (capability := torch.backends.cpu.get_cpu_capability()) not in _CAPABILITIES:
+        raise BuildError(f"got a processor with {capability}, expected one of {', '.join(_CAPABILITIES)}.")
+    library = _library_path()
+    if not library.exists():
+        _compile(library)
+        _load.cache_clear()
+    if (native := _load(library)) is None:
+        raise BuildError(f"{library} does not load; delete it and build again.")
+    return BuildResult(library, _seconds(None), _seconds(native))
 
 
 def kernel() -> Any:
-    """torch.ops.nada_winograd, built if need be; None, after a line in the log, where that fails."""
-    with _ONE_AT_A_TIME:
-        return _load()
+    """Return torch.ops.nada_winograd from the built library, or None where there is none or it is disabled."""
+    if os.environ.get("NADA_NATIVE") == "0" or torch.backends.cpu.get_cpu_capability() not in _CAPABILITIES:
+        return None
+    return _load(_library_path())
+
+
+def conv3x3(x: Tensor, weight: Tensor) -> Tensor:
+    """Convolve x [N, I, H, W] with weight [O, I, 3, 3], padding 1 -> [N, O, H, W]; not differentiable by autograd."""
+    return _forward(kernel() if _is_faster(x, weight) else None, x, weight)
+
+
+def conv3x3_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, need_x: bool, need_weight: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the gradients of x and weight, where needed, from that of the output, grad [N, O, H, W]."""
+    native = None
+    if _is_faster(x, weight):
+        native = kernel()
+        if native is None:
+            _suggest_build()
+    return _backward(native, grad, x, weight, need_x, need_weight)
+
+
+def _is_faster(x: Tensor, weight: Tensor) -> bool:
+    """Decide by type and shape alone, so that equal runs use equal kernels."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and min(weight.shape[:2]) >= _MIN_CHANNELS
+        and weight.numel() * len(x) * x.shape[2] * x.shape[3] >= _MIN_MULTIPLICATIONS
+    )
+
+
+def _forward(native: Any, x: Tensor, weight: Tensor) -> Tensor:
+    if native is None:
+        return F.conv2d(x, weight, padding=1)
+    out: Tensor = native.convolve(x.contiguous(), weight.contiguous(), False)
+    return out
+
+
+def _backward(
+    native: Any, grad: Tensor, x: Tensor, weight: Tensor, need_x: bool, need_weight: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    if native is None:
+        mask = [need_x, need_weight, False]
+        grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+            grad, x, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, mask
+        )
+        return grad_x, grad_weight
+    grad = grad.contiguous()
+    return (
+        native.convolve(grad, weight.contiguous(), True) if need_x else None,
+        native.weight_gradient(x.contiguous(), grad) if need_weight else None,
+    )
 
 
 @functools.cache
-def _load() -> Any:
-    if os.environ.get("NADA_NATIVE") == "0" or torch.backends.cpu.get_cpu_capability() not in _MEASURED:
+def _suggest_build() -> None:
+    if os.environ.get("NADA_NATIVE") != "0" and torch.backends.cpu.get_cpu_capability() in _CAPABILITIES:
+        _log.warning("`python -m nada_core build-native` would speed up training on this CPU (needs a C++ compiler).")
+
+
+@functools.cache
+def _load(library: Path) -> Any:
+    if not library.exists():
         return None
+    try:
+        torch.ops.load_library(str(library))
+    except OSError as error:
+        _log.warning("The native convolution %s does not load (%s); PyTorch's is used.", library, error)
+        return None
+    return torch.ops.nada_winograd
+
+
+def _library_path() -> Path:
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions")
-    # A library is for one source, torch and processor: a home may be shared by several machines.
-    told = (_SOURCE.read_bytes(), torch.__version__, _FLAGS, platform.machine(), _processor())
-    library = root / f"nada_winograd_{hashlib.sha256(repr(told).encode()).hexdigest()[:16]}.so"
-    try:
-        if library.exists():
-            torch.ops.load_library(str(library))
-        else:
-            _build(library)
-        return torch.ops.nada_winograd
-    except Exception as error:  # a compiler has many ways to fail, and none is worth a run
-        reason = " ".join(str(error).split())
-        logging.getLogger(__name__).warning(
-            "No native convolution, torch's own is used (%s: %.200s)", type(error).__name__, reason
-        )
-        return None
+    return root / f"nada_winograd_{_build_key()}.so"
 
 
-def _build(library: Path) -> None:
-    """Build and load. In a folder of its own: what another process builds at the same time, or left half done, is of no
-    concern, and the library appears whole or not at all."""
-    logging.getLogger(__name__).info("Building the native convolution for this processor")
-    library.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=library.parent, ignore_cleanup_errors=True) as folder, _ninja_at_hand():
-        from torch.utils import cpp_extension
-
-        cpp_extension.load(
-            "nada_winograd", [str(_SOURCE)], extra_cflags=list(_FLAGS), build_directory=folder, is_python_module=False
-        )
-        built = next(path for path in Path(folder).iterdir() if path.suffix in (".so", ".pyd", ".dll"))
-        try:
-            os.replace(built, library)
-        except OSError:  # Windows does not let a loaded library move; the next process builds again
-            logging.getLogger(__name__).info("The native convolution cannot be kept")
-
-
-@contextmanager
-def _ninja_at_hand() -> Iterator[None]:
-    """The package's ninja is found even where the Python of a virtual environment was started by its path; and torch
-    does not tell of a CUDA that nobody asked for."""
-    import ninja
-
-    before, log = os.environ.get("PATH", ""), logging.getLogger("torch.utils.cpp_extension")
-    loudness = log.level
-    os.environ["PATH"] = os.pathsep.join((ninja.BIN_DIR, before))
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        os.environ["PATH"] = before
-        log.setLevel(loudness)
+@functools.cache
+def _build_key() -> str:
+    """Identify source, torch and processor: machines of different processors may share a home directory."""
+    key = (_SOURCE.read_bytes(), torch.__version__, _FLAGS, platform.machine(), _processor())
+    return hashlib.sha256(repr(key).encode()).hexdigest()[:16]
 
 
 def _processor() -> str:
-    """What -march=native goes by, as far as it can be told."""
+    """Return the instruction sets that -march=native selects by, where the system lists them."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         return next(line for line in lines if line.startswith(("flags", "Features")))
     except (OSError, StopIteration):
         return platform.processor()
+
+
+def _compile(library: Path) -> None:
+    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))), None)
+    if compiler is None:
+        raise BuildError("found no C++ compiler; install g++ or clang++, or name one in CXX.")
+    root = Path(torch.__file__).parent
+    headers = [f"-I{root / 'include'}", f"-I{root / 'include/torch/csrc/api/include'}"]
+    abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
+    linked = [f"-L{root / 'lib'}", "-ltorch_cpu", "-lc10"]
+    library.parent.mkdir(parents=True, exist_ok=True)
+    # Built elsewhere, then moved: another process sees the whole library or none.
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        made = Path(folder) / library.name
+        command = [compiler, *_FLAGS, abi, *headers, str(_SOURCE), "-o", str(made), *linked]
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode:
+            raise BuildError(f"{compiler} failed with exit code {result.returncode}: {result.stderr[-500:].strip()}")
+        made.replace(library)
+
+
+def _seconds(native: Any) -> float:
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 128, 128, 128, generator=rng)
+    weight = torch.randn(128, 128, 3, 3, generator=rng)
+
+    def step() -> None:
+        _backward(native, _forward(native, x, weight), x, weight, True, True)
+
+    return min(_elapsed(step) for _ in range(4))
+
+
+def _elapsed(step: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
