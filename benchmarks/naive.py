@@ -112,28 +112,43 @@ class NaiveGenerator(nn.Module):
 
 class NaiveTraining:
     """The training loop as the first implementation has it, a step a call. Of the settings it takes batch, lr and the
-    choice of layers; latents that vote pass all at once."""
+    choice of layers; latents that vote pass all at once.
 
-    def __init__(self, ours: StyleGAN2, guides: Sequence[ClipGuide], shift: TextShift, config: AdaptConfig) -> None:
+    off_by_one: choose layers by the table of the first implementation, in which row 1 of W+ stands for the first ToRGB
+    layer and every later row for the convolution before the one it feeds.
+    """
+
+    def __init__(
+        self,
+        ours: StyleGAN2,
+        guides: Sequence[ClipGuide],
+        shift: TextShift,
+        config: AdaptConfig,
+        off_by_one: bool = False,
+    ) -> None:
         self.ours, self.guides, self.shift, self.config = ours, guides, shift, config
         self.frozen = NaiveGenerator(ours).requires_grad_(False)
         self.trained = NaiveGenerator(ours)
         self.directions = [shift.direction(guide) for guide in guides]
+        first, *later = self.trained.convs
+        self.rows: list[nn.Module] = [first, *self.trained.rgbs[:1], *later] if off_by_one else [first, *later]
         self.optimizer = torch.optim.Adam(
-            [self.trained.const, *self.trained.convs.parameters()], lr=config.lr * 0.8, betas=(0.0, 0.99**0.8)
+            [self.trained.const, *(p for layer in self.rows for p in layer.parameters())],
+            lr=config.lr * 0.8,
+            betas=(0.0, 0.99**0.8),
         )
 
     def step(self, mark: Mark = lambda _: None) -> float:
         """One step; `mark` hears the name of every part that ends."""
         layers, config = self.config.layers, self.config
-        chosen: Sequence[int] = range(len(self.trained.convs))
+        chosen: Sequence[nn.Module] = self.rows
         if layers.mode == "adaptive":
             self.trained.requires_grad_(True)
             chosen = self.choose(layers)
         self.trained.requires_grad_(False)
         self.trained.const.requires_grad_(layers.mode == "all")
-        for index in chosen:
-            self.trained.convs[index].requires_grad_(True)
+        for layer in chosen:
+            layer.requires_grad_(True)
         mark("selection")
         with torch.no_grad():
             ws = self.draw(config.batch)
@@ -153,8 +168,8 @@ class NaiveTraining:
         mark("optimiser")
         return loss.item()
 
-    def choose(self, layers: LayerChoice) -> Sequence[int]:
-        """The convolutions whose rows of W+ move most in one step of gradient descent towards the phrase."""
+    def choose(self, layers: LayerChoice) -> Sequence[nn.Module]:
+        """The layers whose rows of W+ move most in one step of gradient descent towards the phrase."""
         start = self.draw(layers.batch)
         ws = start.clone().requires_grad_()
         descent = torch.optim.SGD([ws], lr=layers.rate)
@@ -166,8 +181,8 @@ class NaiveTraining:
             descent.zero_grad()
             loss.backward()
             descent.step()
-        moved = (ws - start).detach().abs().mean(dim=(0, 2))[: len(self.trained.convs)]
-        return moved.topk(min(layers.count, len(moved))).indices.tolist()
+        moved = (ws - start).detach().abs().mean(dim=(0, 2))[: len(self.rows)]
+        return [self.rows[row] for row in moved.topk(min(layers.count, len(moved))).indices.tolist()]
 
     @torch.no_grad()
     def draw(self, count: int) -> Tensor:

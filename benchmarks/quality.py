@@ -7,7 +7,7 @@
 Finished runs are kept under out/ and not run again while weights and settings are the same.
 
 `paper` is StyleGAN-NADA by its own settings but for a learning rate that this small generator wants: the directional
-loss on the layers chosen anew every step, by the first implementation's map, which is one off (`true map`: by ours).
+loss on the layers chosen anew every step.
 `recipe` is the built-in world's own. `fresh` has new latents and two views of each every step, and takes as long with
 fewer steps; all others are fresh but for one thing: `global` pulls every picture to the text, `plain` has no term
 beside the direction, `+ NAME` has one more, `selected` trains few layers. Then, what is trained and what leads;
@@ -69,16 +69,13 @@ _FRESH = replace(RECIPE, pool=0, steps=240, views=2)
 _DIRECTION = {"direction": 1.0}
 _PLAIN = replace(_FRESH, terms=_DIRECTION)
 #: The paper's settings (section 4, appendix I) at the built-in world's learning rate; k = 5 of 9 layers.
-_PAPER = AdaptConfig(
-    lr=_FRESH.lr, batch=_FRESH.batch, noise="const", layers=LayerChoice(mode="adaptive", count=5, mapping="reference")
-)
+_PAPER = AdaptConfig(lr=_FRESH.lr, batch=_FRESH.batch, noise="const", layers=LayerChoice(mode="adaptive", count=5))
 _TERMS = {"relation": 10.0, "mean_offset": 1.0, "covariance": 1.0, "global": 0.3}
 #: What else is trained, and the learning rate it wants, as a multiple of the recipe's.
 _TRAINED: dict[str, tuple[dict[str, Any], float]] = {
     "selected": ({"mode": "adaptive"}, 1.0),
     "convolutions": ({"train": "convolutions"}, 1.0),
     "affines": ({"train": "affines"}, 2.0),
-    "modulation": ({"train": "modulation"}, 15.0),
     "offsets": ({"train": "offsets"}, 20.0),
     "low-rank": ({"train": "low-rank"}, 2.0),
     "low-rank 16": ({"train": "low-rank", "rank": 16}, 0.7),
@@ -88,7 +85,6 @@ METHODS: dict[str, Method] = {
     "recipe": Method(RECIPE),
     "fresh": Method(_FRESH),
     "paper": Method(_PAPER),
-    "paper, true map": Method(_with(_PAPER, {"mapping": "true"})),
     "global": Method(replace(_FRESH, terms={"global": 1.0})),
     "plain": Method(_PLAIN),
     **{f"+ {name}": Method(replace(_FRESH, terms={**_FRESH.terms, name: weight})) for name, weight in _TERMS.items()},

@@ -60,7 +60,6 @@ CONFIG = (
     "precision",
     "checkpointing",
     "pool",
-    "frozen_precision",
 )
 RARE = CONFIG[11:]
 SHOWN = 4  # latents in the live preview

@@ -11,22 +11,8 @@ from ._types import ROOT, GeneratorType, GuideType, LayersType, ShiftType
 from ._widgets import class_of, label_input, seed_input, settings, widgets
 
 #: The widgets of Choose Layers in their order; new ones go to the end.
-CHOICE = (
-    "mode",
-    "count",
-    "names",
-    "steps",
-    "batch",
-    "chunk",
-    "every",
-    "rate",
-    "mapping",
-    "rgb",
-    "noise",
-    "train",
-    "rank",
-)
-RARE = ("steps", "batch", "chunk", "rate", "mapping", "noise")
+CHOICE = ("mode", "count", "names", "steps", "batch", "chunk", "every", "rate", "rgb", "noise", "train", "rank")
+RARE = ("steps", "batch", "chunk", "rate", "noise")
 
 
 class ChooseLayers(io.ComfyNode):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import os
@@ -137,7 +136,6 @@ ENDS = {
     "convolutions": (".weight", ".bias"),
     "affines": (".affine.weight", ".affine.bias"),
     "offsets": (".affine.bias",),
-    "modulation": (".weight",),
     "low-rank": (".weight",),
 }
 
@@ -156,7 +154,6 @@ def test_of_a_layer_is_trained_what_was_asked_for(layers: LayerChoice, train: st
     }
     assert moved and moved <= may and (layers.mode == "adaptive" or moved == may)
     assert moved == {*result.domain.changes, *result.domain.gains}
-    assert bool(result.domain.gains) == (train == "modulation")
 
 
 @pytest.mark.parametrize("train", ENDS)
@@ -202,43 +199,6 @@ def test_low_rank_steps_follow_the_chain_rule() -> None:
     torch.testing.assert_close(left @ right, change.flatten(1).detach(), atol=1e-6, rtol=1e-4)
     # Without memory Adam moves every number by the learning rate, in the direction its gradient says.
     torch.testing.assert_close(left.abs(), torch.full_like(left, 0.05), atol=1e-4, rtol=1e-3)
-
-
-def test_modulation_is_a_factor_of_the_style() -> None:
-    """The domain modulation of HyperDomainNet: what a gain does to the kernel, it would do to the styles."""
-    made = generator()
-    result = adapt(made, guide(), SHIFT, settings(steps=6, lr=0.3, layers=LayerChoice(train="modulation", rgb=True)))
-    assert not result.domain.changes and len(result.domain.gains) == 8
-    twin = copy.deepcopy(made)
-    with torch.no_grad():
-        for name, gain in result.domain.gains.items():
-            affine = twin.get_submodule(name.removesuffix(".weight") + ".affine")
-            affine.weight.mul_((1 + gain)[:, None])
-            affine.bias.mul_(1 + gain)
-    ws = made.map(torch.randn(4, made.z_dim, generator=rng()))
-    got, wanted = (one.synthesize(ws, "none") for one in (result.generator, twin))
-    torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
-    assert (got - made.synthesize(ws, "none")).abs().max() > 1e-2
-
-
-def test_modulation_steps_follow_the_chain_rule() -> None:
-    made, name, seen = generator(), "synthesis.b8.conv1.weight", []
-    base = settings(
-        steps=1, lr=1e-3, warmup=0, beta1=0.9, beta2=0.999, grad_clip=1e6
-    )  # Adam's first step is its lr, signed
-    for train in ("weights", "modulation"):
-        layers = LayerChoice(mode="named", names=("b8.conv1",), train=train)
-        adapt(
-            made,
-            guide(),
-            SHIFT,
-            replace(base, layers=layers),
-            lambda step: seen.append(step.generator.get_parameter(name)),
-        )
-    start = made.get_parameter(name)
-    gain = (seen[1] / start - 1).mean((0, 2, 3))
-    torch.testing.assert_close(gain.abs(), torch.full_like(gain, 1e-3), rtol=1e-2, atol=1e-6)
-    torch.testing.assert_close(seen[1], start * (1 + gain)[:, None, None], rtol=1e-5, atol=1e-6)
 
 
 def test_layers_without_anything_to_train_are_refused() -> None:
@@ -306,7 +266,7 @@ def test_the_first_steps_are_finite_even_for_one_latent(noise: str) -> None:
 def test_the_loss_goes_down(train: str) -> None:
     config = settings(steps=60, layers=LayerChoice(train=train), lr=0.1 if train == "offsets" else 0.02)
     losses = [record["loss"] for record in adapt(generator(), guide(), SHIFT, config).history]
-    assert sum(losses[-10:]) / 10 < (0.7 if train in ("affines", "offsets", "modulation") else 0.6) * losses[0]
+    assert sum(losses[-10:]) / 10 < (0.7 if train in ("affines", "offsets") else 0.6) * losses[0]
 
 
 def test_steps_and_history_tell_the_same() -> None:
@@ -384,7 +344,6 @@ def test_the_average_is_returned_and_remembers_little_at_first(tmp_path: Path) -
         {"ema": 0.5},
         {"patches": 1},
         {"pool": 2},
-        {"frozen_precision": "bf16"},
     ],
 )
 def test_every_setting_reaches_the_weights(change: dict[str, Any]) -> None:
@@ -704,22 +663,6 @@ def test_fewer_bits_go_the_same_way(precision: str, layers: LayerChoice) -> None
     assert same == (precision == "tf32")  # which a CPU does not have
 
 
-@pytest.mark.parametrize(
-    ("precision", "frozen", "halves"),
-    [
-        ("fp32", "as_trained", (False, False)),
-        ("fp32", "bf16", (True, False)),
-        ("bf16", "fp32", (False, True)),
-        ("bf16", "as_trained", (True, True)),
-    ],
-)
-def test_the_frozen_generator_may_have_a_precision_of_its_own(precision: str, frozen: str, halves: tuple) -> None:
-    made, half = generator(), []
-    made.synthesis.register_forward_hook(lambda _, given, __: half.append(given[2] == torch.bfloat16))
-    adapt(made, guide(), SHIFT, settings(steps=1, precision=precision, frozen_precision=frozen))
-    assert tuple(half) == halves  # the student has the hook, too
-
-
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_fewer_bits_reach_the_gradients_in_proportion(tmp_path: Path, precision: str) -> None:
     def slope(given: str) -> Tensor:
@@ -850,10 +793,9 @@ def test_an_autosave_without_a_place_is_refused_before_the_work(tmp_path: Path) 
         {"noise": "none", "layers": LayerChoice(mode="named", names=("b8.conv0", "b16.torgb"))},
         {"layers": replace(ADAPTIVE, train="offsets"), "ema": 0.5},
         {"layers": replace(ADAPTIVE, train="low-rank", rank=2), "ema": 0.5},
-        {"layers": replace(ADAPTIVE, train="modulation"), "ema": 0.5},
         {"pool": 3, "views": 2, "layers": ADAPTIVE},
     ],
-    ids=["all", "adaptive", "adaptive-rgb", "named", "offsets", "low-rank", "modulation", "pool"],
+    ids=["all", "adaptive", "adaptive-rgb", "named", "offsets", "low-rank", "pool"],
 )
 def test_a_killed_run_goes_on_to_exactly_the_same_weights(tmp_path: Path, change: dict[str, Any]) -> None:
     config, path = settings(steps=10, autosave_every=4, lr=0.1, **change), tmp_path / "run.safetensors"

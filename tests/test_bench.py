@@ -108,3 +108,15 @@ def test_the_plain_restatement_trains(layers: LayerChoice) -> None:
     assert all(torch.tensor(losses).isfinite()) and moved and not any(name.startswith("rgbs") for name in moved)
     assert marks[:6] == list(PARTS)
     assert not changed(NaiveGenerator(generator()).state_dict(), training.frozen.state_dict())
+
+
+def test_off_by_one_table_of_the_first_implementation() -> None:
+    """When a row of W+ wins, the true table trains the convolution it feeds, this one the layer before."""
+    true, reference = (
+        NaiveTraining(generator(), [guide(0)], SHIFT, AdaptConfig(layers=ADAPTIVE), off_by_one=off)
+        for off in (False, True)
+    )
+    convs, rgbs = list(reference.trained.convs), list(reference.trained.rgbs)
+    assert true.rows == list(true.trained.convs)
+    assert reference.rows == [convs[0], rgbs[0], *convs[1:]]
+    assert set(reference.choose(ADAPTIVE)) <= set(reference.rows)

@@ -280,20 +280,18 @@ def test_kernels_of_low_rank_are_stored_as_factors(tmp_path: Path) -> None:
     assert read_metadata(tmp_path / "False.safetensors")["version"] == "1"  # which old readers know
 
 
-def test_kernels_that_were_modulated_are_stored_as_gains(tmp_path: Path) -> None:
-    """HyperDomainNet's whole point: a domain of a few thousand numbers."""
-    config = AdaptConfig(steps=3, lr=0.1, layers=LayerChoice(train="modulation", rgb=True))
-    result, path = adapt(generator(), guide(), TextShift("photo", "sketch"), config), tmp_path / "x.safetensors"
-    save_domain(result, path)
-    stored = load_file(path)
-    assert sum(v.numel() for v in stored.values()) == count_trained(config.layers, generator())
-    assert read_metadata(path)["version"] == "3"
-    found = read_domain(path)
-    assert not found.changes and not changed(found.gains, result.domain.gains)
-    source, there = generator().state_dict(), result.generator.state_dict()
+def test_gains_of_a_file_of_version_3_are_applied_in_proportion() -> None:
+    """Files that hold one factor an input channel: HyperDomainNet's domain modulation (arXiv:2210.08884, 4.1)."""
+    path = Path(__file__).parent / "fixtures" / "v0.1" / "domain-gains.safetensors"
+    source = load_generator(path.with_name("generator.safetensors"))
+    found, stored = read_domain(path), load_file(path)
+    assert read_metadata(path)["version"] == "3" and found.gains
+    assert {f"{name}.gain" for name in found.gains} <= stored.keys()
     for strength in (0.0, 0.5, 1.0):
-        for name, weight in found.apply(generator(), strength).state_dict().items():
-            torch.testing.assert_close(weight, source[name] + strength * (there[name] - source[name]))
+        applied = found.apply(source, strength)
+        for name, gain in found.gains.items():
+            wanted = source.get_parameter(name) * (1 + strength * gain)[:, None, None]
+            torch.testing.assert_close(applied.get_parameter(name), wanted)
 
 
 @pytest.mark.parametrize(

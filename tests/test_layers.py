@@ -27,8 +27,6 @@ from nada_core.runtime.batching import MicroBatcher
 
 CONVS = ("b4.conv1", "b8.conv0", "b8.conv1", "b16.conv0", "b16.conv1")
 RGBS = ("b4.torgb", "b8.torgb", "b16.torgb")
-#: What the first implementation trains when a row wins: row 1 names a ToRGB, later rows the layer before their own.
-REFERENCE = ("b4.conv1", "b4.torgb", "b8.conv0", "b8.conv1", "b16.conv0", "b16.conv1")
 
 
 def targets(*seeds: int) -> tuple[ClipTarget, ...]:
@@ -60,14 +58,8 @@ def names(layers: Sequence[object]) -> tuple[str, ...]:
     [
         (LayerChoice(), ("b4.const", *CONVS)),
         (LayerChoice(rgb=True), ("b4.const", *CONVS, *RGBS)),
-        (
-            LayerChoice(mapping="reference"),
-            ("b4.const", *CONVS),
-        ),  # the table decides nothing when everything is trained
         (adaptive(), CONVS),
         (adaptive(rgb=True), (*CONVS, *RGBS)),
-        (adaptive(mapping="reference"), REFERENCE),
-        (adaptive(mapping="reference", rgb=True), (*REFERENCE, "b8.torgb", "b16.torgb")),
         (LayerChoice(mode="named", names=("b16.torgb", "b4.const")), ("b16.torgb", "b4.const")),
     ],
 )
@@ -77,16 +69,11 @@ def test_candidates(choice: LayerChoice, expected: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("row", range(5))
 def test_the_layer_that_matters_wins(row: int) -> None:
-    """Under the true map it is the convolution this row feeds, under the reference map the one documented."""
+    """It is the convolution this row feeds."""
     made = steered_by(row)
     chosen = choose(adaptive(), made, targets(), rng())
     assert chosen.names == (CONVS[row],)
     assert [j for j, moved in enumerate(chosen.movement) if moved > 0] == [row]
-    assert choose(adaptive(mapping="reference"), made, targets(), rng()).names == (REFERENCE[row],)
-
-
-def test_the_two_maps_differ_from_row_one_on() -> None:
-    assert [j for j in range(5) if CONVS[j] != REFERENCE[j]] == [1, 2, 3, 4]
 
 
 def test_the_last_row_steers_no_convolution_and_cannot_win() -> None:
@@ -94,7 +81,6 @@ def test_the_last_row_steers_no_convolution_and_cannot_win() -> None:
     chosen = choose(adaptive(), made, targets(), rng())
     assert chosen.movement[5] > 0 == sum(chosen.movement[:5])
     assert chosen.names == ("b4.conv1",)  # a tie of nothings, settled by order
-    assert choose(adaptive(mapping="reference"), made, targets(), rng()).names == ("b16.conv1",)
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
@@ -241,7 +227,7 @@ def test_unknown_layers_are_refused_with_the_known_ones() -> None:
         ({"count": 19}, "count"),
         ({"every": 0}, "every"),
         ({"rate": float("nan")}, "rate"),
-        ({"mapping": "x"}, "mapping"),
+        ({"train": "x"}, "train"),
     ],
 )
 def test_bad_choices_are_refused(settings: dict[str, object], words: str) -> None:
@@ -307,18 +293,12 @@ SHIFT = TextShift("photo", "sketch")
 
 
 @pytest.mark.parametrize("mode", ["all", "adaptive", "named"])
-@pytest.mark.parametrize(
-    ("mapping", "expected"),
-    [("true", CONVS), ("reference", ("b4.conv1", "b4.torgb", "b8.conv0", "b8.conv1", "b16.conv0", "b16.conv1"))],
-)
-def test_inspection_measures_what_could_be_chosen_whatever_the_mode(
-    mode: str, mapping: str, expected: tuple[str, ...]
-) -> None:
-    made, choice = generator(), adaptive(mode=mode, mapping=mapping, names=("b4.const",), count=1)
+def test_inspection_measures_what_could_be_chosen_whatever_the_mode(mode: str) -> None:
+    made, choice = generator(), adaptive(mode=mode, names=("b4.const",), count=1)
     found = inspect_layers(made, guide(), SHIFT, choice)
     z = torch.randn(4, 6, generator=rng(0))
-    assert names([layer for layer, _ in found]) == expected
-    assert [moved for _, moved in found] == row_movement(choice, made, targets(), z).tolist()[: len(expected)]
+    assert names([layer for layer, _ in found]) == CONVS
+    assert [moved for _, moved in found] == row_movement(choice, made, targets(), z).tolist()[: len(CONVS)]
 
 
 def test_inspection_finds_the_layer_that_matters_and_changes_nothing() -> None:
@@ -379,7 +359,6 @@ def test_the_first_look_fits_into_little_memory(monkeypatch: pytest.MonkeyPatch)
         ("offsets", False, 6_048),
         ("affines", True, 3_102_624 + 1_559_520),
         ("offsets", True, 9_088),
-        ("modulation", False, 6_048),
         ("low-rank", False, 0),
     ],
 )

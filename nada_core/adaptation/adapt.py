@@ -125,7 +125,6 @@ def adapt(
     look = _witness(judge, teacher, shift, start, config) if judge else None
     mark = _identity(teacher, guides, shift, config, judge) if autosave is not None else ""
     seen: dict[int, tuple[Tensor, ...]] = {}  # of the pool's batches, what the guides saw in the source
-    frozen = config.precision if config.frozen_precision == "as_trained" else config.frozen_precision
     if autosave is not None and resume and Path(autosave).exists():
         run.restore(load_run(autosave, mark))
 
@@ -135,7 +134,7 @@ def adapt(
         before, likeness = seen.get(drawn.number), None
         if before is None:
             with torch.no_grad():  # the same latents, noise and views, before ...
-                source, before, _ = _see(teacher, targets, drawn, chunk, frozen)
+                source, before, _ = _see(teacher, targets, drawn, chunk, config.precision)
             likeness = ReconstructionLoss(source, kept, perceptual, identity) if kept else None
             if config.pool and not kept:  # pictures, which likeness needs, would fill the memory
                 seen[drawn.number] = before

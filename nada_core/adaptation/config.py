@@ -28,20 +28,14 @@ class LayerChoice:
     every: int = setting(1, "adaptive: choose anew every so many training steps", low=1, high=10_000)
     rate: float = setting(0.01, "adaptive: step size on the latents", low=1e-6, high=10.0, step=0.001)
     names: tuple[str, ...] = setting((), "named: the layers to train, as the generator calls them")
-    mapping: str = setting(
-        "true",
-        "which layer a row stands for; reference repeats the first implementation's off-by-one table",
-        choices=("true", "reference"),
-    )
     rgb: bool = setting(False, "all, adaptive: train the ToRGB layers too")
     noise: bool = setting(False, "train the noise strengths too")
     train: str = setting(
         "weights",
         "what of a layer is trained: weights, all of it; convolutions, kernel and bias; affines, what makes "
         "styles of latents; offsets, one constant a style (StyleSpace), which wants ten times the learning rate or "
-        "more; modulation, one factor an input channel of a kernel, which wants as much; low-rank, a change of the "
-        "kernel of few degrees of freedom",
-        choices=("weights", "convolutions", "affines", "offsets", "modulation", "low-rank"),
+        "more; low-rank, a change of the kernel of few degrees of freedom",
+        choices=("weights", "convolutions", "affines", "offsets", "low-rank"),
     )
     rank: int = setting(4, "low-rank: rank of the change of a kernel", low=1, high=64)
 
@@ -144,11 +138,6 @@ class AdaptConfig:
         "once for each; 0: new latents every step",
         low=0,
         high=100_000,
-    )
-    frozen_precision: str = setting(
-        "as_trained",
-        "arithmetic of the frozen generator alone; as_trained: that of the trained one",
-        choices=("as_trained", *PRECISIONS),
     )
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from ..guidance.shifts import Shift, needs_source_images
 from ..guidance.targets import ClipTarget, check_devices, clip_targets, source_images
 from ..models.clip import ClipGuide
 from ..models.generator import Generator, Layer
-from ..models.low_rank import factors, gains
+from ..models.low_rank import factors
 from ..runtime.batching import MicroBatcher
 from ..runtime.distributed import all_reduce, shard
 from ..runtime.precision import arithmetic
@@ -50,7 +50,7 @@ def candidates(choice: LayerChoice, generator: Generator) -> tuple[Layer, ...]:
         if unknown:
             raise ValueError(f"got layers {', '.join(unknown)}; this generator has {', '.join(known)}.")
         return tuple(known[name] for name in choice.names)
-    ranked = _row_table(choice, generator)
+    ranked = _row_table(generator)
     # The constant belongs to "all" only: no row steers it, so nothing could choose it.
     const = [layer for layer in layers if layer.kind == "const" and choice.mode == "all"]
     rgb = [layer for layer in layers if layer.kind == "rgb" and choice.rgb and layer not in ranked.values()]
@@ -76,7 +76,7 @@ def choose(
     if choice.mode != "adaptive":
         return Chosen(every)
     z = torch.randn(choice.batch, generator.z_dim, generator=rng)
-    table = _row_table(choice, generator)
+    table = _row_table(generator)
     if choice.count >= len(table):
         return Chosen(every)
     movement = row_movement(choice, generator, targets, z, label, batcher, precision)
@@ -98,7 +98,7 @@ def inspect_layers(
 
     Every layer that choice could pick, in the order the network runs, with how far its row of W+ [C] moves when
     `choice.batch` random latents go `choice.steps` steps towards the target: the mean |change| of a number of W+, >= 0.
-    choice: gives batch, chunk, steps, rate and mapping; its mode and count decide nothing here. seed: of the latents.
+    choice: gives batch, chunk, steps and rate; its mode and count decide nothing here. seed: of the latents.
     label: the class of a conditional generator. The generator is left as it is.
 
     Raises:
@@ -106,12 +106,12 @@ def inspect_layers(
         torch.cuda.OutOfMemoryError: when one latent at a time is still too many.
     """
     check_devices(generator, guides, label)
-    choice = replace(choice or LayerChoice(), mode="adaptive")  # where all layers are trained, no row table is asked
+    choice = choice or LayerChoice()
     start = source_images(generator, seed, label) if needs_source_images(shift) else None
     targets = clip_targets(guides, shift, start)
     z = torch.randn(choice.batch, generator.z_dim, generator=torch.Generator().manual_seed(seed))
     moved = row_movement(choice, generator, targets, z, label).tolist()
-    movement = {layer.name: moved[row] for row, layer in _row_table(choice, generator).items()}
+    movement = {layer.name: moved[row] for row, layer in _row_table(generator).items()}
     return tuple((layer, movement[layer.name]) for layer in generator.layers() if layer.name in movement)
 
 
@@ -200,23 +200,12 @@ def count_trained(choice: LayerChoice, generator: Generator) -> int:
 
 def trained_parts(choice: LayerChoice, weights: Mapping[str, Tensor], seed: int) -> Mapping[str, Tensor]:
     """What an optimiser moves to change these weights of the network: themselves, or what their change is made of."""
-    if choice.train == "low-rank":
-        return factors(weights, choice.rank, seed)
-    return gains(weights) if choice.train == "modulation" else weights
+    return factors(weights, choice.rank, seed) if choice.train == "low-rank" else weights
 
 
-def _row_table(choice: LayerChoice, generator: Generator) -> dict[int, Layer]:
-    """Which layer a row of W+ stands for. Rows that steer no selectable layer are left out.
-
-    True map: row j feeds convolution j. Reference map: the first implementation's list, in which row 1 names the first
-    ToRGB and every later row the convolution before its own.
-    """
-    layers = generator.layers()
-    convs = [layer for layer in layers if layer.kind == "conv"]
-    if choice.mapping == "true" or choice.mode == "all":
-        return {layer.w_index: layer for layer in convs if layer.w_index is not None}
-    first_rgb = next(layer for layer in layers if layer.kind == "rgb")
-    return dict(enumerate([convs[0], first_rgb, *convs[1:]]))
+def _row_table(generator: Generator) -> dict[int, Layer]:
+    """The convolution that each row of W+ feeds. Rows that feed only a ToRGB layer are left out."""
+    return {layer.w_index: layer for layer in generator.layers() if layer.kind == "conv" and layer.w_index is not None}
 
 
 @contextmanager

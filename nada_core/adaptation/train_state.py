@@ -54,7 +54,7 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * _rate(self.config, index)
         if self.folded:
-            backprop_to_factors(self.weights, self.start, self.trainable)
+            backprop_to_factors(self.weights, self.trainable)
         slopes = [p.grad for p in self.trainable.values() if p.grad is not None]
         if self.gradient_scale != 1:
             torch._foreach_div_(slopes, self.gradient_scale)

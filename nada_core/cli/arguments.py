@@ -336,11 +336,6 @@ def _adapt_flags(parser: argparse.ArgumentParser, defaults: _Defaults, required:
         help="a built-in name, ARCHITECTURE:TAG (downloaded on first use) or ARCHITECTURE:FILE; may be "
         "repeated" + usual,
     )
-    parser.add_argument(
-        "--compile",
-        action="store_true",
-        help="compile the guides first, which takes a minute or more and only pays in long runs",
-    )
     source = "photo" if defaults.recipe is None or defaults.builtin else defaults.recipe.source
     parser.add_argument("--source", default=source, metavar="TEXT", help=f"what it makes now (default {source})")
     parser.add_argument("--target", metavar="TEXT", help="what it shall make")

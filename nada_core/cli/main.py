@@ -121,7 +121,7 @@ def _adapt_on(device: torch.device, args: argparse.Namespace) -> None:
     source = load_generator(args.generator).to(device)
     shift = _shift(args, source.resolution)
     named = args.guide or portraits.GUIDES
-    guides = [(load_guide(name, device=device, compiled=args.compile), weight) for name, weight in named]
+    guides = [(load_guide(name, device=device), weight) for name, weight in named]
     judge = load_guide(args.judge, device=device) if args.judge else None
     perceptual = load_perceptual(args.perceptual, device) if args.perceptual else None
     identity = load_identity(args.identity, device) if args.identity else None

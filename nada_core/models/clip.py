@@ -32,7 +32,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..io.checkpoint_file import BUILTIN
 from ..runtime.precision import tf32
-from .compiling import Compiled
 
 
 class GuideError(ValueError):
@@ -188,7 +187,6 @@ def load_guide(
     device: str | torch.device = "cpu",
     cache_dir: str | None = None,
     antialias: bool = True,
-    compiled: bool = False,
 ) -> ClipGuide:
     """Load a frozen CLIP.
 
@@ -197,7 +195,6 @@ def load_guide(
         with `architecture`. Local files of OpenAI's own weights need the "-quickgelu" architectures.
     architecture: an open_clip model name, or the path of an open_clip model config (.json).
     antialias: see `ClipGuide.prepare`.
-    compiled: run the image tower through torch.compile, which takes its time at first and falls back if it fails.
 
     Raises:
         GuideError: for names nothing is known by (near matches are listed), for files that are missing, that belong
@@ -242,11 +239,7 @@ def load_guide(
     finally:
         hub.setLevel(loudness)
     name = wanted if wanted in built_in_guides() else f"{model_name}:{weights if published else Path(weights).name}"
-    guide = ClipGuide(name, model, tokenizer, config["embed_dim"], antialias).to(device)
-    if compiled:
-        _ = guide.fingerprint  # it is of the weights under their own names
-        guide.model.visual = Compiled(guide.model.visual)  # type: ignore[arg-type]
-    return guide
+    return ClipGuide(name, model, tokenizer, config["embed_dim"], antialias).to(device)
 
 
 def _resolve(wanted: str, architecture: str | None) -> tuple[str, str]:

@@ -1,9 +1,7 @@
-"""Kernels that change in few degrees of freedom: by a product of two thin matrices (LoRA, Hu et al., arXiv:2106.09685,
-4.1), or by one factor an input channel (the domain modulation of HyperDomainNet, Alanov et al., arXiv:2210.08884, 4.1).
+"""Kernels that change by a product of two thin matrices (LoRA, Hu et al., arXiv:2106.09685, 4.1).
 
-The network is not rewired. A kernel is what it was plus left @ right, or times 1 + gain, written anew after every step,
-and the gradient of the kernel is handed on by the chain rule. So the generator in training is an ordinary one at any
-time.
+The network is not rewired. After every step each kernel is set to its start plus left @ right, and the gradient of the
+kernel gives those of the factors by the chain rule. So the generator in training is an ordinary one at any time.
 
 Letters: O, I channels out and in, k side of a kernel, r rank.
 """
@@ -17,7 +15,7 @@ import torch
 from torch import Tensor
 
 #: What of a layer is trained in this way; everything else is trained as it is.
-REPARAMETRIZED = ("low-rank", "modulation")
+REPARAMETRIZED = ("low-rank",)
 
 
 def factors(kernels: Mapping[str, Tensor], rank: int, seed: int) -> dict[str, Tensor]:
@@ -32,20 +30,9 @@ def factors(kernels: Mapping[str, Tensor], rank: int, seed: int) -> dict[str, Te
     return made
 
 
-def gains(kernels: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """One tensor a kernel [O, I, k, k]: `NAME.gain` [I], zero. Kernel and style meet in a product, so this is a factor
-    of the style, too."""
-    return {f"{name}.gain": kernel.new_zeros(kernel.shape[1]) for name, kernel in kernels.items()}
-
-
-def backprop_to_factors(
-    kernels: Mapping[str, Tensor], start: Mapping[str, Tensor], parts: Mapping[str, Tensor]
-) -> None:
-    """Give factors or gains the gradients that follow from those of the kernels: none where a kernel has none."""
+def backprop_to_factors(kernels: Mapping[str, Tensor], parts: Mapping[str, Tensor]) -> None:
+    """Give factors the gradients that follow from those of the kernels: none where a kernel has none."""
     for name, kernel in kernels.items():
-        if (gain := parts.get(f"{name}.gain")) is not None:
-            gain.grad = None if kernel.grad is None else (kernel.grad * start[name]).sum((0, 2, 3))
-            continue
         left, right = parts[f"{name}.left"], parts[f"{name}.right"]
         slope = None if kernel.grad is None else kernel.grad.flatten(1)
         left.grad = None if slope is None else slope @ right.mT
@@ -56,10 +43,7 @@ def backprop_to_factors(
 def merge_into_weights(kernels: Mapping[str, Tensor], start: Mapping[str, Tensor], parts: Mapping[str, Tensor]) -> None:
     """Write every kernel as what it was at the start and its change."""
     for name, kernel in kernels.items():
-        if (gain := parts.get(f"{name}.gain")) is not None:
-            kernel.copy_(start[name] * (1 + gain)[:, None, None])
-        else:
-            kernel.copy_(start[name] + (parts[f"{name}.left"] @ parts[f"{name}.right"]).view_as(kernel))
+        kernel.copy_(start[name] + (parts[f"{name}.left"] @ parts[f"{name}.right"]).view_as(kernel))
 
 
 def factorize(change: Tensor, tolerance: float = 1e-5) -> tuple[Tensor, Tensor] | None:
