@@ -203,7 +203,7 @@ def test_low_rank_steps_follow_the_chain_rule() -> None:
 
 def test_layers_without_anything_to_train_are_refused() -> None:
     layers = LayerChoice(mode="named", names=("b4.const",), train="offsets")
-    with pytest.raises(ValueError, match=r"'offsets', of which b4\.const has nothing; name other layers"):
+    with pytest.raises(ValueError, match=r"'offsets', b4.const"):
         adapt(generator(), guide(), SHIFT, settings(layers=layers))
 
 
@@ -746,7 +746,7 @@ class Steep(Encoder):
 
 def test_a_step_that_is_not_a_number_stops_the_run(tmp_path: Path) -> None:
     path = tmp_path / "run.safetensors"
-    with pytest.raises(FloatingPointError, match="step 0 has loss .* lower the learning rate"):
+    with pytest.raises(FloatingPointError, match="Step 0 has loss"):
         adapt(generator(), guide(model=Steep(0)), SHIFT, settings(autosave_every=1), autosave=path)
     assert not path.exists()
 

@@ -150,3 +150,8 @@ class AdaptConfig:
             raise ValueError("AdaptConfig.patience has no looks to count; set keep_every, such as 25.")
         if not any(self.terms.values()):
             raise ValueError("AdaptConfig.terms weighs nothing; give at least one term a weight, as direction 1.")
+
+    @property
+    def similarity_weights(self) -> dict[str, float]:
+        """Weights of the terms that keep images close to the source's, without those that are 0."""
+        return {name: weight for name, weight in (("lpips", self.lpips), ("id", self.id)) if weight}

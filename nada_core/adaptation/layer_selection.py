@@ -1,16 +1,16 @@
 """Which layers a step trains: all, named ones, or those the text moves most (StyleGAN-NADA, arXiv:2108.00946, 4.2).
 
-Adaptive choice: random latents are spread over the rows of W+, moved a few steps towards the target text, and the rows
-that moved most name the layers to train. Only d loss / d w is needed, so no weight of the generator gets a gradient.
+Adaptive layer freezing: random latents in W+ are optimized for a few steps towards the target text, and the layers
+whose rows moved most are trained. This needs d loss / d w only; no weight of the generator gets a gradient.
 
-Letters: N latents, L rows of W+, C width of a row.
+Shapes: N latents, L rows of W+, C width of a row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,8 +27,8 @@ from .config import LayerChoice
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """The layers one step trains, and how far every row moved (empty where nothing was measured)."""
+class SelectedLayers:
+    """The layers one step trains, and how far every row of W+ moved; empty where nothing was measured."""
 
     layers: tuple[Layer, ...]
     movement: tuple[float, ...] = ()
@@ -38,26 +38,23 @@ class Chosen:
         return tuple(layer.name for layer in self.layers)
 
 
-def candidates(choice: LayerChoice, generator: Generator) -> tuple[Layer, ...]:
-    """Every layer the choice could ever train; where none are named, ToRGB layers follow when `rgb` asks for them.
+# ---- selection ----------------------------------------------------------------------------------------------------
 
-    Raises ValueError for names the generator does not have.
-    """
+
+def selectable_layers(choice: LayerChoice, generator: Generator) -> tuple[Layer, ...]:
+    """Every layer the choice could ever train. Raises ValueError for names the generator does not have."""
     layers = generator.layers()
     if choice.mode == "named":
         known = {layer.name: layer for layer in layers}
-        unknown = [name for name in choice.names if name not in known]
-        if unknown:
-            raise ValueError(f"got layers {', '.join(unknown)}; this generator has {', '.join(known)}.")
+        if unknown := [name for name in choice.names if name not in known]:
+            raise ValueError(f"Got layers {', '.join(unknown)}; this generator has {', '.join(known)}.")
         return tuple(known[name] for name in choice.names)
-    ranked = _row_table(generator)
-    # The constant belongs to "all" only: no row steers it, so nothing could choose it.
-    const = [layer for layer in layers if layer.kind == "const" and choice.mode == "all"]
-    rgb = [layer for layer in layers if layer.kind == "rgb" and choice.rgb and layer not in ranked.values()]
-    return (*const, *ranked.values(), *rgb)
+    constant = [layer for layer in layers if layer.kind == "const" and choice.mode == "all"]  # no row controls it
+    rgb = [layer for layer in layers if layer.kind == "rgb" and choice.rgb]
+    return (*constant, *_layer_of_row(generator).values(), *rgb)
 
 
-def choose(
+def select_layers(
     choice: LayerChoice,
     generator: Generator,
     targets: Sequence[ClipTarget],
@@ -65,25 +62,28 @@ def choose(
     label: int | None = None,
     batcher: MicroBatcher | None = None,
     precision: str = "fp32",
-) -> Chosen:
-    """Choose the layers of the next step. label: the class of a conditional generator. batcher: see `row_movement`.
-    precision: the generator's arithmetic, as in `AdaptConfig`.
+) -> SelectedLayers:
+    """Select the layers of the next step.
 
-    The random numbers drawn depend on the choice's settings only, never on whether the measurement was worth making,
-    so that a run with a count that covers all layers stays comparable with one whose count does not.
+    The random numbers drawn depend on the settings only, not on whether a measurement was needed, so that runs with
+    different counts stay comparable.
+
+    Args:
+        label: the class of a conditional generator.
+        batcher: how many latents pass at once, remembered between calls; see `row_movement`.
+        precision: arithmetic of the generator, as in `AdaptConfig`.
     """
-    every = candidates(choice, generator)
+    layers = selectable_layers(choice, generator)
     if choice.mode != "adaptive":
-        return Chosen(every)
+        return SelectedLayers(layers)
     z = torch.randn(choice.batch, generator.z_dim, generator=rng)
-    table = _row_table(generator)
-    if choice.count >= len(table):
-        return Chosen(every)
+    rows = _layer_of_row(generator)
+    if choice.count >= len(rows):
+        return SelectedLayers(layers)
     movement = row_movement(choice, generator, targets, z, label, batcher, precision)
-    order = sorted(table, key=lambda row: -movement[row])[: choice.count]
-    picked = {table[row].name for row in order}
-    kept = [layer for layer in every if layer.name in picked or (layer.kind == "rgb" and layer not in table.values())]
-    return Chosen(tuple(kept), tuple(movement.tolist()))
+    selected = {rows[row].name for row in sorted(rows, key=lambda row: -movement[row])[: choice.count]}
+    kept = [layer for layer in layers if layer.name in selected or layer.kind == "rgb"]
+    return SelectedLayers(tuple(kept), tuple(movement.tolist()))
 
 
 def inspect_layers(
@@ -94,25 +94,27 @@ def inspect_layers(
     seed: int = 0,
     label: int | None = None,
 ) -> tuple[tuple[Layer, float], ...]:
-    """The measurement behind the adaptive choice (StyleGAN-NADA, section 4.2), before anything is trained.
+    """Measure how far the text moves each layer's row of W+, as adaptive layer freezing does, without training.
 
-    Every layer that choice could pick, in the order the network runs, with how far its row of W+ [C] moves when
-    `choice.batch` random latents go `choice.steps` steps towards the target: the mean |change| of a number of W+, >= 0.
-    choice: gives batch, chunk, steps and rate; its mode and count decide nothing here. seed: of the latents.
-    label: the class of a conditional generator. The generator is left as it is.
+    Args:
+        choice: batch, chunk, steps and rate of the measurement; mode and count are ignored.
+        seed: of the latents.
+        label: the class of a conditional generator.
+
+    Returns:
+        Every selectable layer in the order the network runs, with the mean absolute change of a number of its row.
 
     Raises:
         ValueError: for labels, guides, texts or devices that do not fit, for broken weights, and in inference mode.
         torch.cuda.OutOfMemoryError: when one latent at a time is still too many.
     """
     check_devices(generator, guides, label)
-    choice = choice or LayerChoice()
-    start = source_images(generator, seed, label) if needs_source_images(shift) else None
-    targets = clip_targets(guides, shift, start)
+    choice = replace(choice or LayerChoice(), mode="adaptive")
+    images = source_images(generator, seed, label) if needs_source_images(shift) else None
+    targets = clip_targets(guides, shift, images)
     z = torch.randn(choice.batch, generator.z_dim, generator=torch.Generator().manual_seed(seed))
-    moved = row_movement(choice, generator, targets, z, label).tolist()
-    movement = {layer.name: moved[row] for row, layer in _row_table(generator).items()}
-    return tuple((layer, movement[layer.name]) for layer in generator.layers() if layer.name in movement)
+    movement = row_movement(choice, generator, targets, z, label).tolist()
+    return tuple((layer, movement[row]) for row, layer in _layer_of_row(generator).items())
 
 
 def row_movement(
@@ -124,17 +126,18 @@ def row_movement(
     batcher: MicroBatcher | None = None,
     precision: str = "fp32",
 ) -> Tensor:
-    """How far each row of W+ moves on average when `z` [N, z_dim] is optimised towards the goal: [L].
+    """Mean absolute change [L] of each row of W+ when `z` [N, z_dim] is optimized towards the target embedding.
 
-    batcher: how many latents pass at once, where a run remembers it; otherwise `choice.chunk`, or less if need be.
+    Args:
+        batcher: how many latents pass at once; None starts with `choice.chunk`.
     """
     batcher = batcher or MicroBatcher(min(choice.chunk, len(z)))
-    total = batcher.run(_row_movement, choice, generator, targets, z, label, precision)
+    total = batcher.run(_total_movement, choice, generator, targets, z, label, precision)
     all_reduce([total])
     return total.cpu() / (len(z) * generator.w_dim)
 
 
-def _row_movement(
+def _total_movement(
     choice: LayerChoice,
     generator: Generator,
     targets: Sequence[ClipTarget],
@@ -153,11 +156,56 @@ def _row_movement(
             for _ in range(choice.steps):
                 with arithmetic(precision, device):
                     images = generator.synthesize(ws)
-                likeness = [a.weight * (a.guide.encode_images(images) @ a.target_embedding.mT).sum() for a in targets]
-                (slope,) = torch.autograd.grad(sum(likeness, torch.zeros_like(likeness[0])) / len(z), ws)
-                ws = (ws + choice.rate * slope).detach().requires_grad_()
+                cosines = [t.weight * (t.guide.encode_images(images) @ t.target_embedding.mT).sum() for t in targets]
+                (gradient,) = torch.autograd.grad(sum(cosines, torch.zeros_like(cosines[0])) / len(z), ws)
+                ws = (ws + choice.rate * gradient).detach().requires_grad_()
         total += (ws - start).detach().abs().sum(dim=(0, 2))
     return total
+
+
+def _layer_of_row(generator: Generator) -> dict[int, Layer]:
+    """Row j of W+ -> the convolution it controls. The last row controls a ToRGB layer alone and is left out."""
+    return {layer.w_index: layer for layer in generator.layers() if layer.kind == "conv" and layer.w_index is not None}
+
+
+# ---- what of a layer is trained -----------------------------------------------------------------------------------
+
+
+def trained_names(choice: LayerChoice, layers: Sequence[Layer]) -> frozenset[str]:
+    """Names of the parameters to train in these layers (the parametrizations of StyleDomain, arXiv:2212.10229, 3).
+
+    Noise strengths stay frozen unless asked for: trained, they become a texture that raises the CLIP score only.
+    """
+    return frozenset(name for layer in layers for name in layer.parameters if _is_trained(choice, layer, name))
+
+
+def _is_trained(choice: LayerChoice, layer: Layer, name: str) -> bool:
+    affine, convolution = ".affine." in name, ".affine." not in name and layer.kind != "const"
+    if name.endswith("noise_strength"):
+        return choice.noise and choice.train in ("weights", "convolutions")
+    match choice.train:
+        case "weights":
+            return True
+        case "convolutions":
+            return convolution
+        case "affines":
+            return affine
+        case "offsets":  # a constant added to a style (StyleSpace) is a change of its affine's bias
+            return affine and name.endswith(".bias")
+        case _:  # low-rank
+            return convolution and name.endswith(".weight")
+
+
+def trained_values(choice: LayerChoice, weights: Mapping[str, Tensor], seed: int) -> Mapping[str, Tensor]:
+    """The tensors an optimizer moves to change `weights`: themselves, or the factors of a low-rank change."""
+    return factors(weights, choice.rank, seed) if choice.train == "low-rank" else weights
+
+
+def count_trained(choice: LayerChoice, generator: Generator) -> int:
+    """How many numbers this choice may train in all."""
+    names = trained_names(choice, selectable_layers(choice, generator))
+    weights = {name: weight for name, weight in generator.named_parameters() if name in names}
+    return sum(value.numel() for value in trained_values(choice, weights, 0).values())
 
 
 @contextmanager
@@ -169,43 +217,6 @@ def only_trainable(generator: Generator, names: frozenset[str]) -> Iterator[None
         yield
     finally:
         generator.requires_grad_(False)
-
-
-def parameter_names(choice: LayerChoice, layers: Sequence[Layer]) -> frozenset[str]:
-    """The parameters to train in these layers, by what StyleDomain (arXiv:2212.10229, section 3) calls a
-    parameterisation. Noise strengths stay frozen unless asked for: trained, they become an invisible texture that
-    pleases the guide and nobody else."""
-    return frozenset(name for layer in layers for name in layer.parameters if _is_trained(choice, layer, name))
-
-
-def _is_trained(choice: LayerChoice, layer: Layer, name: str) -> bool:
-    affine, constant = ".affine." in name, layer.kind == "const"
-    if name.endswith("noise_strength"):
-        return choice.noise and choice.train in ("weights", "convolutions")
-    return {
-        "weights": True,
-        "convolutions": not affine and not constant,
-        "affines": affine,
-        # An offset of the style (StyleDomain's S space) is an offset of its bias: the affine adds nothing after it.
-        "offsets": affine and name.endswith(".bias"),
-    }.get(choice.train, not affine and not constant and name.endswith(".weight"))  # what is left has compact kernels
-
-
-def count_trained(choice: LayerChoice, generator: Generator) -> int:
-    """How many numbers this choice may train in all; a float32 of each is what a change takes to store."""
-    names = parameter_names(choice, candidates(choice, generator))
-    weights = {name: weight for name, weight in generator.named_parameters() if name in names}
-    return sum(part.numel() for part in trained_parts(choice, weights, 0).values())
-
-
-def trained_parts(choice: LayerChoice, weights: Mapping[str, Tensor], seed: int) -> Mapping[str, Tensor]:
-    """What an optimiser moves to change these weights of the network: themselves, or what their change is made of."""
-    return factors(weights, choice.rank, seed) if choice.train == "low-rank" else weights
-
-
-def _row_table(generator: Generator) -> dict[int, Layer]:
-    """The convolution that each row of W+ feeds. Rows that feed only a ToRGB layer are left out."""
-    return {layer.w_index: layer for layer in generator.layers() if layer.kind == "conv" and layer.w_index is not None}
 
 
 @contextmanager

@@ -1,65 +1,84 @@
-"""StyleGAN-NADA (Gal et al., arXiv:2108.00946): move a generator into a new domain along the direction of a text.
+"""One description of a run, from which its provenance and its fingerprint are made.
 
-Two generators start equal. The teacher stays; the student is trained so that every image moves, in the space of the
-guides, parallel to the text's own move, and keeps what makes it itself.
-
-A batch that is too large for the memory passes in chunks: activations of one chunk live at a time and are computed
-again on the way back (Chen et al., arXiv:1604.06174), while the embeddings of the whole batch meet in one loss.
-
-Letters: N latents a step, L rows of W+, C width of a row, V views, D embedding, R a layer's resolution.
+The provenance is stored with results and says how to make the same weights again. The fingerprint is stored with an
+autosave, and a run resumes only from an autosave with its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
 from ..guidance.prompts import TEMPLATES
+from ..guidance.reconstruction import FaceRecognizer, Features
 from ..guidance.shifts import ImageShift, Shift, TextShift, shift_parts
-from ..guidance.targets import weighted_guides
 from ..models.clip import ClipGuide
 from ..models.generator import Generator
 from .config import AdaptConfig
-from .resume import fingerprint
+
+#: Settings that change neither weights nor history, up to rounding.
+_NEUTRAL = ("autosave_every", "chunk", "checkpointing")
 
 
-def _provenance(
-    teacher: Generator,
-    guides: ClipGuide | Sequence[ClipGuide | tuple[ClipGuide, float]],
-    shift: Shift,
-    config: AdaptConfig,
-    because: str,
-) -> dict[str, Any]:
-    """What it takes to make the same weights again, JSON-ready. Templates are told where they are not the usual."""
-    mixed = [{**_told(part), "weight": weight} for part, weight in shift_parts(shift)]
-    told = {"mixed": mixed} if len(mixed) > 1 else _told(shift_parts(shift)[0][0])
-    named = [{"name": g.name, "fingerprint": g.fingerprint, "weight": weight} for g, weight in weighted_guides(guides)]
-    chosen = {"chosen_because": because} if because else {}
-    return {"source": {"sha256": teacher.source}, **told, "guides": named, "config": asdict(config), **chosen}
+@dataclass(frozen=True)
+class RunInputs:
+    """Everything that decides a run's result."""
+
+    source: Generator
+    guides: tuple[tuple[ClipGuide, float], ...]
+    shift: Shift
+    config: AdaptConfig
+    judge: ClipGuide | None = None
+    perceptual: Features | None = None
+    identity: FaceRecognizer | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """A JSON-ready provenance; prompt templates are listed where they are not the default ones."""
+        parts = shift_parts(self.shift)
+        mixed = [{**_describe_shift(part), "weight": weight} for part, weight in parts]
+        description = {
+            "source": {"sha256": self.source.source},
+            **({"mixed": mixed} if len(parts) > 1 else _describe_shift(parts[0][0])),
+            "guides": [{"name": g.name, "fingerprint": g.fingerprint, "weight": weight} for g, weight in self.guides],
+            "config": asdict(self.config),
+        }
+        if self.judge is not None:
+            description["judge"] = {"name": self.judge.name, "fingerprint": self.judge.fingerprint}
+        return description
+
+    def fingerprint(self) -> str:
+        """Sixteen hex digits that change with any input that can change the result, networks included."""
+        description = self.describe()
+        description["source"] = self.source.spec()
+        description["config"] = {k: v for k, v in description["config"].items() if k not in _NEUTRAL}
+        for guide in [*description["guides"], description.get("judge", {})]:
+            guide.pop("name", None)
+        tensors = {f"source.{name}": value for name, value in self.source.state_dict().items()}
+        for index, (part, _) in enumerate(shift_parts(self.shift)):
+            if isinstance(part, ImageShift):
+                tensors[f"shift.{index}"] = part.images
+        for role, network in (("perceptual", self.perceptual), ("identity", self.identity)):
+            if isinstance(network, nn.Module):
+                tensors |= {f"{role}.{name}": value for name, value in network.state_dict().items()}
+        return _digest(description, tensors)
 
 
-def _told(shift: TextShift | ImageShift) -> dict[str, Any]:
+def _describe_shift(shift: TextShift | ImageShift) -> dict[str, Any]:
     if isinstance(shift, ImageShift):
         return {"images": len(shift.images)}
-    own = {} if shift.templates == TEMPLATES else {"templates": shift.templates}
-    return {"prompts": {"source": shift.source, "target": shift.target, **own}}
+    templates = {} if shift.templates == TEMPLATES else {"templates": shift.templates}
+    return {"prompts": {"source": shift.source, "target": shift.target, **templates}}
 
 
-def _identity(
-    teacher: Generator,
-    guides: ClipGuide | Sequence[ClipGuide | tuple[ClipGuide, float]],
-    shift: Shift,
-    config: AdaptConfig,
-    judge: ClipGuide | None,
-) -> str:
-    parts = shift_parts(shift)
-    told = {
-        "generator": teacher.spec(),
-        "config": {k: v for k, v in asdict(config).items() if k not in ("autosave_every", "chunk", "checkpointing")},
-        "guides": [(guide.fingerprint, weight) for guide, weight in weighted_guides(guides)],
-        "judge": judge.fingerprint if judge else None,
-        "shift": [(asdict(part) if isinstance(part, TextShift) else "images", weight) for part, weight in parts],
-    }
-    images = {f"shift.{i}": part.images for i, (part, _) in enumerate(parts) if isinstance(part, ImageShift)}
-    return fingerprint({**teacher.state_dict(), **images}, told)
+def _digest(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps(description, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -5,9 +5,7 @@ Nothing is pickled. Optimiser moments are stored under `optimizer.<parameter>.<m
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,18 +44,9 @@ class SavedRun:
     average: dict[str, Tensor]
     moments: dict[str, dict[str, Tensor]]
     rng: Tensor
-    chosen: tuple[str, ...]
+    layers: tuple[str, ...]
     history: list[dict[str, Any]]
     best: dict[str, Tensor] = field(default_factory=dict)
-
-
-def fingerprint(tensors: Mapping[str, Tensor], told: Mapping[str, Any]) -> str:
-    """Sixteen hex digits that change with any weight of the source or any setting of the run."""
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def save_run(path: str | Path, state: SavedRun, identity: str) -> None:
@@ -68,7 +57,7 @@ def save_run(path: str | Path, state: SavedRun, identity: str) -> None:
     tensors |= {f"best.{name}": tensor for name, tensor in state.best.items()}
     for name, moments in state.moments.items():
         tensors |= {f"optimizer.{moment}.{name}": tensor for moment, tensor in moments.items()}
-    told = {"index": state.index, "chosen": state.chosen, "history": state.history}
+    told = {"index": state.index, "chosen": state.layers, "history": state.history}
     write_safetensors(path, tensors, {"kind": "nada_run", "identity": identity, "run": json.dumps(told)})
 
 

@@ -1,84 +1,42 @@
-"""Train too far, then choose: which of a run's candidates to keep, and when to stop making more.
+"""Validate a run with a held-out CLIP model, to return its best step and to stop early.
 
-The authors of StyleGAN-NADA advise to train past the point one likes and to take an earlier state. Here a guide that
-never led the run looks at the same latents every so often, because a run flatters the guides it follows.
+The authors of StyleGAN-NADA (arXiv:2108.00946) advise to train past the desired point and to take an earlier
+checkpoint. A run improves in the embedding of the models it is trained with, so a model it is not trained with
+compares the checkpoints, on the same latents every time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..guidance import metrics
-from ..guidance.shifts import Shift
-from ..guidance.targets import clip_targets, weighted_guides
+from ..guidance.targets import ClipTarget
 from ..models.clip import ClipGuide
 from ..models.generator import Generator
 from .config import AdaptConfig
 
-_LOOKED_AT = 64  # latents that a judge looks at
+_LATENTS = 64  # validated at each checkpoint
+_CHUNK = 8  # of these at a time
 
-
-def check_judge(
-    judge: ClipGuide | None, guides: ClipGuide | Sequence[ClipGuide | tuple[ClipGuide, float]], config: AdaptConfig
-) -> None:
-    if judge is None:
-        if config.keep_every:
-            raise ValueError(
-                "AdaptConfig.keep_every is set, and nobody is there to look; give adapt a judge, a guide "
-                "that is not among the guides."
-            )
-        return
-    if not config.keep_every:
-        raise ValueError(f"got the judge {judge.name}, who would never look; set AdaptConfig.keep_every, such as 25.")
-    if judge.fingerprint in {guide.fingerprint for guide, _ in weighted_guides(guides)}:
-        raise ValueError(f"got {judge.name} as judge and as guide; a run flatters its own guides, so take another one.")
-
-
-def _witness(
-    judge: ClipGuide, teacher: Generator, shift: Shift, start: Tensor | None, config: AdaptConfig
-) -> Callable[[Generator, int, int], Candidate]:
-    """What the judge sees in the same latents at any step. They have random numbers of their own."""
-    (target,) = clip_targets(judge, shift, start)
-    goal, way = target.target_embedding.cpu(), target.direction.cpu()
-    z = torch.randn(_LOOKED_AT, teacher.z_dim, generator=torch.Generator().manual_seed(config.seed))
-    with torch.no_grad():
-        z = z.to(teacher.w_avg.device)
-        ws = teacher.map(z, teacher.one_hot(config.label, _LOOKED_AT), config.psi)
-
-    @torch.no_grad()
-    def see(generator: Generator, chunk: int) -> Tensor:
-        return torch.cat([metrics.embed(judge, generator.synthesize(part)) for part in ws.split(chunk)])
-
-    before: list[Tensor] = []  # the source, seen once, when it is first asked for
-
-    def look(student: Generator, steps: int, chunk: int) -> Candidate:
-        before.extend([] if before else [see(teacher, chunk)])
-        after = see(student, chunk)
-        return Candidate(
-            steps,
-            metrics.quality(after, goal) - metrics.quality(before[0], goal),
-            metrics.direction(before[0], after, way),
-            metrics.diversity(after) / max(metrics.diversity(before[0]), 1e-9),
-        )
-
-    return look
-
-
-#: Diversity, as a share of the source's, below which a candidate loses in proportion. More would punish targets that
-#: really are more alike than photos, as sketches and statues are.
+#: Diversity, relative to the source's, below which the score falls in proportion. A higher floor would penalize targets
+#: that are less diverse than photos in truth, such as sketches and statues.
 DIVERSITY_FLOOR = 0.7
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One state of a run as the held-out guide sees it.
+    """One checkpoint of a run as the held-out CLIP model measures it.
 
-    steps: how many were done. gain: how much nearer the target its pictures are, in cosine, than the source's.
-    direction: mean cosine between the edits and the shift. diversity: as a share of the source's.
+    Attributes:
+        steps: how many steps were done.
+        gain: cosine of the images to the target phrase, minus that of the source's images.
+        direction: mean cosine between the edits and the text direction.
+        diversity: relative to that of the source's images.
     """
 
     steps: int
@@ -88,8 +46,8 @@ class Candidate:
 
     @property
     def score(self) -> float:
-        """Gain times direction, less where pictures became too alike. A product needs no scale, and guides differ in
-        theirs. What lost ground is worth less than nothing."""
+        """Gain times direction, less below the diversity floor; a negative gain counts as it is. A product needs no
+        common scale, which different CLIP models do not have."""
         if self.gain <= 0:
             return self.gain
         return self.gain * max(self.direction, 0.0) * min(1.0, self.diversity / DIVERSITY_FLOOR)
@@ -100,22 +58,84 @@ class Candidate:
         )
 
 
-def best(candidates: Sequence[Candidate]) -> int:
-    """The place of the highest score; of equals the first, which is nearer the source."""
-    return max(range(len(candidates)), key=lambda place: candidates[place].score)
+@dataclass
+class ValidationHistory:
+    """The candidates of a run and the values of the best one, on the CPU."""
+
+    candidates: list[Candidate] = field(default_factory=list)
+    best_values: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def from_records(cls, history: Iterable[Mapping[str, Any]], best_values: dict[str, Tensor]) -> ValidationHistory:
+        """Rebuild it from a run's history."""
+        return cls([Candidate(**record["candidate"]) for record in history if "candidate" in record], best_values)
+
+    @property
+    def best_index(self) -> int:
+        """Index of the highest score; of equal ones the first, which is nearer the source."""
+        return max(range(len(self.candidates)), key=lambda index: self.candidates[index].score)
+
+    def add(self, candidate: Candidate, values: dict[str, Tensor]) -> None:
+        """Append a candidate and keep its values when it is the best so far."""
+        self.candidates.append(candidate)
+        if self.best_index == len(self.candidates) - 1:
+            self.best_values = values
+
+    def is_over(self, patience: int) -> bool:
+        """Whether the last `patience` candidates brought no improvement; never with a patience of 0."""
+        return bool(patience and self.candidates) and len(self.candidates) - 1 - self.best_index >= patience
+
+    def explain(self, judge: str, patience: int) -> str:
+        """Say which checkpoint is returned and why; empty without candidates."""
+        if not self.candidates:
+            return ""
+        best, last = self.candidates[self.best_index], self.candidates[-1]
+        text = f"Step {best.steps} is the best of {len(self.candidates)} checkpoints by {judge}: {best}."
+        if best is not last:
+            text += f" Step {last.steps}: {last}."
+        return text + (" Stopped early: no improvement." if self.is_over(patience) else "")
 
 
-def is_over(candidates: Sequence[Candidate], patience: int) -> bool:
-    """Whether as many candidates in a row as `patience` were no better than an earlier one; 0 waits for ever."""
-    return bool(patience and candidates) and len(candidates) - 1 - best(candidates) >= patience
+class Validator:
+    """Measures checkpoints on fixed latents with a held-out CLIP model."""
+
+    def __init__(self, target: ClipTarget, source: Generator, config: AdaptConfig) -> None:
+        """Draw the latents, from random numbers of their own, and measure the source's images when first needed."""
+        self.target, self.source = target, source
+        z = torch.randn(_LATENTS, source.z_dim, generator=torch.Generator().manual_seed(config.seed))
+        with torch.no_grad():
+            label = source.one_hot(config.label, _LATENTS)
+            self.ws = source.map(z.to(source.w_avg.device), label, config.psi)  # [64, L, C]
+        self.before: Tensor | None = None  # [64, D], on the CPU
+
+    def measure(self, student: Generator, steps: int, chunk: int) -> Candidate:
+        """Measure the student as it is."""
+        if self.before is None:
+            self.before = self._embed(self.source, chunk)
+        after, goal = self._embed(student, chunk), self.target.target_embedding.cpu()
+        return Candidate(
+            steps,
+            metrics.quality(after, goal) - metrics.quality(self.before, goal),
+            metrics.direction(self.before, after, self.target.direction.cpu()),
+            metrics.diversity(after) / max(metrics.diversity(self.before), 1e-9),
+        )
+
+    @torch.no_grad()
+    def _embed(self, generator: Generator, chunk: int) -> Tensor:
+        chunks = self.ws.split(min(chunk, _CHUNK))
+        return torch.cat([metrics.embed(self.target.guide, generator.synthesize(ws)) for ws in chunks])
 
 
-def why(candidates: Sequence[Candidate], judge: str, over: bool) -> str:
-    """Why a run returns the state it returns, in a sentence or two."""
-    chosen, last = candidates[best(candidates)], candidates[-1]
-    told = (
-        f"After {chosen.steps} steps, the best of {len(candidates)} candidates to the held-out guide {judge}: {chosen}."
-    )
-    if chosen is not last:
-        told += f" After {last.steps}: {last}."
-    return told + (" The run ended there, for lack of anything better." if over else "")
+def check_judge(judge: ClipGuide | None, guides: Iterable[ClipGuide], config: AdaptConfig) -> None:
+    """Refuse a judge without `keep_every`, `keep_every` without a judge, and a judge among the guides."""
+    if judge is None:
+        if config.keep_every:
+            raise ValueError(f"Got keep_every {config.keep_every} without a judge; pass a CLIP model that is no guide.")
+        return
+    if not config.keep_every:
+        raise ValueError(
+            f"Got the judge {judge.name}, but AdaptConfig.keep_every is 0, so it would never be evaluated; set it, "
+            "such as 25."
+        )
+    if judge.fingerprint in {guide.fingerprint for guide in guides}:
+        raise ValueError(f"Got {judge.name} as judge and as guide; a judge must be a CLIP model the run does not use.")

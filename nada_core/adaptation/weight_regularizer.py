@@ -1,75 +1,98 @@
-"""Weights held near where they started: L2-SP (Li et al., arXiv:1802.01483, equation 2), and with every weight held as
-much as it matters elastic weight consolidation (Kirkpatrick et al., arXiv:1612.00796, equation 3), as SVL
-(arXiv:2308.10554) does against collapse.
+"""A penalty on the distance of the weights from their start: L2-SP (Li et al., arXiv:1802.01483, equation 2), or, with
+every weight scaled by its importance, elastic weight consolidation (EWC, Kirkpatrick et al., arXiv:1612.00796,
+equation 3), which SVL (arXiv:2308.10554) uses against collapse.
 
-Distances are told as shares of the length the weights had, so that one factor means the same for kernels, affines and
-offsets, whatever their scale and number, and for both kinds of anchor.
+The distance is relative to the length of the start, so one factor means the same for kernels, affines and offsets.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..guidance.targets import ClipTarget
 from ..models.generator import Generator
+from .config import AdaptConfig
 
 
-def squared_length(start: Mapping[str, Tensor]) -> float:
-    """Of the weights where they started: the unit of `distance`, which a run measures once."""
-    return sum(float(value.square().sum()) for value in start.values())
+@dataclass(frozen=True)
+class WeightRegularizer:
+    """Squared distance of `weights` from `start`, divided by the squared length of `start`; 0 and up.
 
-
-def distance(
-    weights: Mapping[str, Tensor], start: Mapping[str, Tensor], importance: Mapping[str, Tensor], length: float
-) -> Tensor:
-    """Squared distance of the weights from where they started, over `length`, the start's squared length; 0 and up.
-
-    importance: name -> how much each number matters, with a mean of 1 over all of them; without any, all matter alike.
+    Attributes:
+        importance: name -> importance of every number, with mean 1 over all of them; empty: all equal (L2-SP).
     """
-    moved = [
-        (importance[name] if importance else 1) * (weight - start[name]).square() for name, weight in weights.items()
-    ]
-    return torch.stack([one.sum() for one in moved]).sum() / max(length, 1e-12)
+
+    weights: Mapping[str, Tensor]
+    start: Mapping[str, Tensor]
+    importance: Mapping[str, Tensor]
+    squared_length: float
+
+    @classmethod
+    def build(
+        cls,
+        config: AdaptConfig,
+        generator: Generator,
+        targets: Sequence[ClipTarget],
+        weights: Mapping[str, Tensor],
+        start: Mapping[str, Tensor],
+    ) -> WeightRegularizer | None:
+        """The regularizer `config` asks for, or None."""
+        if not config.weight_reg:
+            return None
+        importance = {}
+        if config.fisher_samples:
+            importance = fisher(generator, targets, weights, config.fisher_samples, config.seed, config.label)
+        return cls(weights, start, importance, sum(float(value.square().sum()) for value in start.values()))
+
+    def __call__(self) -> Tensor:
+        moved = [
+            (self.importance[name] if self.importance else 1) * (weight - self.start[name]).square()
+            for name, weight in self.weights.items()
+        ]
+        return torch.stack([values.sum() for values in moved]).sum() / max(self.squared_length, 1e-12)
 
 
 def fisher(
     generator: Generator,
     targets: Sequence[ClipTarget],
     weights: Mapping[str, Tensor],
-    count: int,
+    samples: int,
     seed: int,
     label: int | None = None,
 ) -> dict[str, Tensor]:
-    """The diagonal of the Fisher information of the weights, scaled to a mean of 1: how far a picture moves in the
-    eyes of the guides when a number does. An embedding is taken for the mean of a Gaussian, whose Fisher information is
-    the mean squared slope of the embedding along random directions.
+    """Estimate the diagonal of the Fisher information of the weights, scaled to mean 1.
 
-    weights: parameters of the generator, by name; they need no gradients before and have none afterwards.
-    count: of latents; with 0 nothing is known, and nothing is returned.
+    An embedding is taken for the mean of a Gaussian, whose Fisher information is the mean squared gradient of the
+    embedding along random directions.
+
+    Args:
+        weights: parameters of the generator, by name. They need no gradients before and have none afterwards.
+        samples: number of latents, at least 1.
+        label: the class of a conditional generator.
     """
-    if not count:
-        return {}
     rng = torch.Generator().manual_seed(seed)
     total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     try:
         for weight in weights.values():
             weight.requires_grad_(True)
-        for _ in range(count):
+        for _ in range(samples):
             z = torch.randn(1, generator.z_dim, generator=rng).to(generator.w_avg.device)
             image = generator.synthesize(generator.map(z, generator.one_hot(label, 1)))
             for target in targets:
-                way = torch.randn(1, target.guide.dim, generator=rng).to(image.device)
-                seen = (target.guide.encode_images(image) * way).sum() * target.weight
-                slopes = torch.autograd.grad(seen, list(weights.values()), retain_graph=True, allow_unused=True)
-                for name, slope in zip(weights, slopes, strict=True):
-                    if slope is not None:
-                        total[name] += slope.square()
+                direction = torch.randn(1, target.guide.dim, generator=rng).to(image.device)
+                projection = (target.guide.encode_images(image) * direction).sum() * target.weight
+                gradients = torch.autograd.grad(
+                    projection, list(weights.values()), retain_graph=True, allow_unused=True
+                )
+                for name, gradient in zip(weights, gradients, strict=True):
+                    if gradient is not None:
+                        total[name] += gradient.square()
     finally:
         for weight in weights.values():
             weight.requires_grad_(False)
-    numbers = sum(value.numel() for value in total.values())
-    mean = sum(float(value.sum()) for value in total.values()) / numbers
+    mean = sum(float(value.sum()) for value in total.values()) / sum(value.numel() for value in total.values())
     return {name: value / max(mean, 1e-30) for name, value in total.items()}

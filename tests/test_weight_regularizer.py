@@ -1,4 +1,4 @@
-"""Weights held near their start: the distance, what matters how much, and what an anchor does to a run."""
+"""The weight regularizer: its distance, the Fisher information, and its effect on a run."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 from tiny import changed, copied, generator, guide, rng
+from torch import Tensor
 
 from nada_core.adaptation.adapt import Adaptation, adapt
 from nada_core.adaptation.config import AdaptConfig, LayerChoice
-from nada_core.adaptation.weight_regularizer import distance, fisher, squared_length
+from nada_core.adaptation.weight_regularizer import WeightRegularizer, fisher
 from nada_core.guidance.shifts import TextShift
 from nada_core.guidance.targets import clip_targets
 
@@ -26,27 +27,30 @@ def length(result: Adaptation) -> float:
     return float(torch.stack([change.square().sum() for change in result.domain.changes.values()]).sum())
 
 
-def test_distance_is_a_share_of_the_squared_length() -> None:
+def squared_length(values: dict[str, Tensor]) -> float:
+    return sum(float(value.square().sum()) for value in values.values())
+
+
+def test_distance_is_relative_to_the_squared_length() -> None:
     start = {"a": torch.randn(3, 4, generator=rng()), "b": torch.randn(5, generator=rng(1))}
-    length = squared_length(start)
-    further = {name: 1.1 * value for name, value in start.items()}
-    assert distance(further, start, {}, length).item() == pytest.approx(0.01)
-    assert distance(start, start, {}, length).item() == 0.0
-    far = {"a": start["a"], "b": start["b"] + 1.0}
-    whole = sum(value.square().sum() for value in start.values())
-    matters = {"a": torch.full((3, 4), 9.0), "b": torch.arange(5.0)}
-    assert distance(far, start, matters, length).item() == pytest.approx(10 / float(whole))
-    assert distance(far, start, {}, length).item() == pytest.approx(5 / float(whole))
+    whole = squared_length(start)
+    scaled = {name: 1.1 * value for name, value in start.items()}
+    assert WeightRegularizer(scaled, start, {}, whole)().item() == pytest.approx(0.01)
+    assert WeightRegularizer(start, start, {}, whole)().item() == 0.0
+    moved = {"a": start["a"], "b": start["b"] + 1.0}
+    importance = {"a": torch.full((3, 4), 9.0), "b": torch.arange(5.0)}
+    assert WeightRegularizer(moved, start, importance, whole)().item() == pytest.approx(10 / whole)
+    assert WeightRegularizer(moved, start, {}, whole)().item() == pytest.approx(5 / whole)
 
 
-def test_gradient_of_the_distance_against_finite_differences() -> None:
+def test_distance_gradient_against_finite_differences() -> None:
     start = {"a": torch.randn(4, generator=rng(), dtype=torch.float64)}
-    matters = {"a": torch.rand(4, generator=rng(1), dtype=torch.float64)}
+    importance = {"a": torch.rand(4, generator=rng(1), dtype=torch.float64)}
     point = torch.randn(4, generator=rng(2), dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: distance({"a": x}, start, matters, 3.0), point)
+    assert torch.autograd.gradcheck(lambda x: WeightRegularizer({"a": x}, start, importance, 3.0)(), point)
 
 
-def test_fisher_is_the_mean_squared_slope_of_the_embedding() -> None:
+def test_fisher_is_the_mean_squared_gradient_of_the_embedding() -> None:
     """Against the Jacobian itself, of which the random directions are an estimate."""
     made, eye = generator(), guide()
     made.requires_grad_(False)
@@ -65,7 +69,7 @@ def test_fisher_is_the_mean_squared_slope_of_the_embedding() -> None:
     assert torch.cosine_similarity(slopes, found[NAMES[1]], dim=0) > 0.98
 
 
-def test_an_anchor_shortens_the_way() -> None:
+def test_regularizer_limits_the_distance() -> None:
     free, held, tight = run(), run(weight_reg=3.0), run(weight_reg=100.0)
     assert length(free) > length(held) > length(tight) > 0
     last = held.history[-1]
@@ -78,17 +82,17 @@ def test_an_anchor_shortens_the_way() -> None:
     "layers",
     [LayerChoice(mode="adaptive", count=1, batch=2), LayerChoice(train="offsets"), LayerChoice(train="low-rank")],
 )
-def test_anchors_hold_whatever_is_trained(layers: LayerChoice) -> None:
+def test_regularizer_works_with_every_parametrization(layers: LayerChoice) -> None:
     assert length(run(layers=layers, weight_reg=100.0)) < length(run(layers=layers))
 
 
-def test_what_matters_more_is_held_more() -> None:
+def test_fisher_changes_the_result_and_is_deterministic() -> None:
     plain, weighed = run(weight_reg=30.0), run(weight_reg=30.0, fisher_samples=4)
     assert changed(plain.generator.state_dict(), weighed.generator.state_dict())
     assert run(weight_reg=30.0, fisher_samples=4).history == weighed.history
 
 
-def test_a_killed_anchored_run_goes_on_to_the_same_weights(tmp_path: Any) -> None:
+def test_regularized_run_resumes_bit_exact(tmp_path: Any) -> None:
     config = AdaptConfig(steps=6, lr=0.05, weight_reg=10.0, fisher_samples=2, autosave_every=2)
     whole = adapt(generator(), guide(), SHIFT, config)
 
@@ -102,6 +106,6 @@ def test_a_killed_anchored_run_goes_on_to_the_same_weights(tmp_path: Any) -> Non
     assert not changed(whole.generator.state_dict(), again.generator.state_dict())
 
 
-def test_weighing_without_an_anchor_is_refused() -> None:
-    with pytest.raises(ValueError, match="no anchor to weigh"):
+def test_fisher_without_regularizer_is_refused() -> None:
+    with pytest.raises(ValueError, match="fisher_samples"):
         AdaptConfig(fisher_samples=4)

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from nada_core.adaptation.config import LayerChoice
 from nada_core.adaptation.layer_selection import (
-    candidates,
-    choose,
     count_trained,
     inspect_layers,
     only_trainable,
-    parameter_names,
     row_movement,
+    select_layers,
+    selectable_layers,
+    trained_names,
 )
 from nada_core.guidance.shifts import ImageShift, TextShift
 from nada_core.guidance.targets import ClipTarget, clip_targets, source_images
@@ -64,35 +64,35 @@ def names(layers: Sequence[object]) -> tuple[str, ...]:
     ],
 )
 def test_candidates(choice: LayerChoice, expected: tuple[str, ...]) -> None:
-    assert names(candidates(choice, generator())) == expected
+    assert names(selectable_layers(choice, generator())) == expected
 
 
 @pytest.mark.parametrize("row", range(5))
 def test_the_layer_that_matters_wins(row: int) -> None:
     """It is the convolution this row feeds."""
     made = steered_by(row)
-    chosen = choose(adaptive(), made, targets(), rng())
+    chosen = select_layers(adaptive(), made, targets(), rng())
     assert chosen.names == (CONVS[row],)
     assert [j for j, moved in enumerate(chosen.movement) if moved > 0] == [row]
 
 
 def test_the_last_row_steers_no_convolution_and_cannot_win() -> None:
     made = steered_by(5)
-    chosen = choose(adaptive(), made, targets(), rng())
+    chosen = select_layers(adaptive(), made, targets(), rng())
     assert chosen.movement[5] > 0 == sum(chosen.movement[:5])
     assert chosen.names == ("b4.conv1",)  # a tie of nothings, settled by order
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_the_rows_that_move_most_are_chosen(count: int) -> None:
-    chosen = choose(adaptive(count=count), generator(), targets(), rng())
+    chosen = select_layers(adaptive(count=count), generator(), targets(), rng())
     ranked = sorted(range(5), key=lambda row: -chosen.movement[row])[:count]
     assert len(chosen.movement) == 6 and set(chosen.names) == {CONVS[row] for row in ranked}
     assert list(chosen.names) == [name for name in CONVS if name in chosen.names]  # in the order they run
 
 
 def test_rgb_layers_join_whatever_was_chosen() -> None:
-    chosen = choose(adaptive(rgb=True), generator(), targets(), rng())
+    chosen = select_layers(adaptive(rgb=True), generator(), targets(), rng())
     assert len(chosen.names) == 4 and set(RGBS) < set(chosen.names)
 
 
@@ -144,7 +144,7 @@ def test_the_generator_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         return encode(images)
 
     monkeypatch.setattr(target.guide, "encode_images", watch)
-    choose(adaptive(), made, (target,), rng())
+    select_layers(adaptive(), made, (target,), rng())
     assert [parameter.requires_grad for parameter in made.parameters()] == flags
     assert all(parameter.grad is None for parameter in made.parameters())
 
@@ -157,20 +157,20 @@ def test_flags_come_back_when_the_guide_fails(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(target.guide, "encode_images", fail)
     with pytest.raises(KeyError):
-        choose(adaptive(), made, (target,), rng())
+        select_layers(adaptive(), made, (target,), rng())
     assert all(parameter.requires_grad for parameter in made.parameters())
 
 
 def test_it_works_where_gradients_are_switched_off() -> None:
     with torch.no_grad():
-        inside = choose(adaptive(count=2), generator(), targets(), rng())
-    assert inside == choose(adaptive(count=2), generator(), targets(), rng())
+        inside = select_layers(adaptive(count=2), generator(), targets(), rng())
+    assert inside == select_layers(adaptive(count=2), generator(), targets(), rng())
 
 
 def test_the_same_numbers_are_drawn_whether_or_not_anything_is_measured() -> None:
     measured, not_measured, fresh = rng(), rng(), rng()
-    assert choose(adaptive(count=4), generator(), targets(), measured).movement
-    chosen = choose(adaptive(count=5), generator(), targets(), not_measured)
+    assert select_layers(adaptive(count=4), generator(), targets(), measured).movement
+    chosen = select_layers(adaptive(count=5), generator(), targets(), not_measured)
     assert chosen.names == CONVS and chosen.movement == ()
     assert torch.equal(measured.get_state(), not_measured.get_state())
     assert not torch.equal(measured.get_state(), fresh.get_state())
@@ -179,7 +179,7 @@ def test_the_same_numbers_are_drawn_whether_or_not_anything_is_measured() -> Non
 @pytest.mark.parametrize("choice", [LayerChoice(), LayerChoice(mode="named", names=("b8.conv0",))])
 def test_fixed_choices_draw_nothing(choice: LayerChoice) -> None:
     numbers = rng()
-    assert choose(choice, generator(), (), numbers).layers == candidates(choice, generator())
+    assert select_layers(choice, generator(), (), numbers).layers == selectable_layers(choice, generator())
     assert torch.equal(numbers.get_state(), rng().get_state())
 
 
@@ -194,9 +194,9 @@ def test_only_trainable() -> None:
 
 def test_noise_strengths_are_trained_on_request_only() -> None:
     made = generator()
-    every = candidates(LayerChoice(), made)
-    without = parameter_names(LayerChoice(), every)
-    assert parameter_names(LayerChoice(noise=True), every) - without == {
+    every = selectable_layers(LayerChoice(), made)
+    without = trained_names(LayerChoice(), every)
+    assert trained_names(LayerChoice(noise=True), every) - without == {
         f"synthesis.{name}.noise_strength" for name in CONVS
     }
     assert {"synthesis.b4.const", "synthesis.b8.conv0.affine.weight", "synthesis.b8.conv0.bias"} < without
@@ -204,18 +204,18 @@ def test_noise_strengths_are_trained_on_request_only() -> None:
 
 def test_a_conditional_generator_needs_its_class() -> None:
     made = generator(c_dim=3)
-    first, second = (choose(adaptive(), made, targets(), rng(), label) for label in (0, 1))
+    first, second = (select_layers(adaptive(), made, targets(), rng(), label) for label in (0, 1))
     assert first.movement != second.movement
     with pytest.raises(ValueError, match=r"got label None.*from 0 to 2"):
-        choose(adaptive(), made, targets(), rng())
+        select_layers(adaptive(), made, targets(), rng())
     with pytest.raises(ValueError, match="has no classes"):
-        choose(adaptive(), generator(), targets(), rng(), 1)
+        select_layers(adaptive(), generator(), targets(), rng(), 1)
 
 
 def test_unknown_layers_are_refused_with_the_known_ones() -> None:
     choice = LayerChoice(mode="named", names=("b8.conv0", "b9.conv", "convs.1"))
-    with pytest.raises(ValueError, match=r"got layers b9\.conv, convs\.1; this generator has b4\.const, b4\.conv1"):
-        candidates(choice, generator())
+    with pytest.raises(ValueError, match=r"Got layers b9\.conv, convs\.1; this generator has b4\.const, b4\.conv1"):
+        selectable_layers(choice, generator())
 
 
 @pytest.mark.parametrize(

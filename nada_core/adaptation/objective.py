@@ -1,0 +1,88 @@
+"""The training objective: the directional CLIP loss of StyleGAN-NADA (Gal et al., arXiv:2108.00946, equation 3), terms
+that preserve similarity (LPIPS, identity), and a penalty on the distance of the weights from their start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..guidance.clip_losses import objective
+from ..guidance.reconstruction import FaceRecognizer, Features, ReconstructionLoss
+from ..guidance.targets import ClipTarget
+from ..models.generator import Generator
+from ..runtime.distributed import all_gather, world_size
+from ..runtime.precision import tf32
+from .batch import Batch, run_batch
+from .config import AdaptConfig
+from .layer_selection import only_trainable
+from .weight_regularizer import WeightRegularizer
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """The student's images [N, 3, R, R], detached, the weighted loss and every term's own value."""
+
+    images: Tensor
+    loss: float
+    terms: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Compute the loss of a batch and leave its gradients in the student's parameters.
+
+    Attributes:
+        regularizer: the penalty on the weights, None without one.
+        gradient_scale: factor on the loss before the backward pass (fp16).
+        source_embeddings: embeddings of the source's images, by key of a pooled batch; they never change.
+    """
+
+    config: AdaptConfig
+    source: Generator
+    student: Generator
+    targets: Sequence[ClipTarget]
+    perceptual: Features | None
+    identity: FaceRecognizer | None
+    regularizer: WeightRegularizer | None
+    gradient_scale: float
+    source_embeddings: dict[int, tuple[Tensor, ...]] = field(default_factory=dict)
+
+    def backward(self, batch: Batch, names: frozenset[str], zero_grad: Callable[[], None], chunk: int) -> StepResult:
+        """Args:
+        names: the student's parameters that receive gradients.
+        chunk: latents that pass through the networks at once. All memory of a step is used in here, so this is
+            what is retried with a smaller chunk; `zero_grad` therefore comes first.
+        """
+        zero_grad()
+        before, reconstruction = self._source(batch, chunk)
+        with only_trainable(self.student, names), torch.enable_grad(), tf32(self.config.precision == "tf32"):
+            student = run_batch(self.student, self.targets, batch, chunk, self.config.precision, reconstruction)
+            loss, terms = objective(self.targets, self.config.terms, all_gather(before), all_gather(student.embeddings))
+            for name, values in student.reconstruction.items():
+                (values,) = all_gather([values])
+                loss = loss + self.config.similarity_weights[name] * values.mean()
+                terms = {**terms, name: float(values.detach().mean())}
+            if self.regularizer is not None:
+                penalty = self.regularizer()
+                share = penalty / world_size()  # gradients are summed over the processes
+                loss = loss + self.config.weight_reg * (share + (penalty - share).detach())
+                terms = {**terms, "weight_reg": float(penalty.detach())}
+            (loss * self.gradient_scale).backward()
+        return StepResult(student.images, loss.item(), terms)
+
+    @torch.no_grad()
+    def _source(self, batch: Batch, chunk: int) -> tuple[tuple[Tensor, ...], ReconstructionLoss | None]:
+        """The embeddings of the source's images, and the loss that compares images with them."""
+        if batch.key in self.source_embeddings:
+            return self.source_embeddings[batch.key], None
+        source = run_batch(self.source, self.targets, batch, chunk, self.config.precision)
+        weights = self.config.similarity_weights
+        if weights:
+            return source.embeddings, ReconstructionLoss(source.images, weights, self.perceptual, self.identity)
+        if self.config.pool:
+            self.source_embeddings[batch.key] = source.embeddings
+        return source.embeddings, None
