@@ -43,8 +43,8 @@ TEXTS = {
 
 #: For a generator this small, whose latents are 10 rows of 64 numbers: the best that was found, and the paper's terms.
 TEXT_EDITS = {
-    "direction, w": TextEditConfig(goal="direction", space="w", steps=40, l2=0.0005, batch=16),
-    "global, w+": TextEditConfig(goal="global", space="w+", steps=40, l2=0.002, batch=16),
+    "direction, w": TextEditConfig(objective="direction", space="w", steps=40, l2=0.0005, batch=16),
+    "global, w+": TextEditConfig(objective="global", space="w+", steps=40, l2=0.002, batch=16),
 }
 
 
@@ -88,7 +88,7 @@ def directions_table(
 def text_table(judge: Judge, generator: Generator, latents: Latents, guide: str, identity: str | None) -> Iterator[str]:
     """What a text does to its own attribute, to the others, to the style and to the face."""
     eyes, recogniser = load_guide(guide), load_identity(identity) if identity else None
-    yield "| text | goal, space | attribute | read | right | others moved | runner-up | still a photo | same face |"
+    yield "| text | objective, space | attribute | read | right | others moved | runner-up | photo | same face |"
     yield "|---|---|---|---|---|---|---|---|---|"
     before, pictures = read(judge, generator, latents), render(generator, latents, batch=32)
     for text, attribute in TEXTS.items():

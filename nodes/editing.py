@@ -12,7 +12,7 @@ from ._widgets import settings, widgets
 
 #: The widgets of Edit by Text in their order; new ones go to the end.
 TEXT_EDIT = (
-    "goal",
+    "objective",
     "space",
     "steps",
     "lr",

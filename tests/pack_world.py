@@ -178,7 +178,7 @@ CONTRACT = {
             "guide",
             "shift",
             "likeness",
-            "goal",
+            "objective",
             "space",
             "steps",
             "lr",

@@ -761,7 +761,7 @@ def test_broken_weights_are_named_before_the_first_step(value: float) -> None:
 
 
 def test_what_lies_elsewhere_is_refused_before_the_work() -> None:
-    with pytest.raises(ValueError, match="the generator is on cpu, the guide tiny-0 on meta"):
+    with pytest.raises(ValueError, match="generator is on cpu, the guide tiny-0 on meta"):
         adapt(generator(), [guide(1), guide().to("meta")], SHIFT, settings())
     with torch.inference_mode(), pytest.raises(ValueError, match="inference_mode"):
         adapt(generator(), guide(), SHIFT, settings())

@@ -15,16 +15,7 @@ from torch import Tensor, nn
 from nada_core.io.checkpoint_file import read_checkpoint
 from nada_core.io.errors import CheckpointError
 from nada_core.io.metadata import write_safetensors
-from nada_core.latents.directions import (
-    Directions,
-    between,
-    boundary,
-    edit,
-    load_directions,
-    principal,
-    save_directions,
-    sefa,
-)
+from nada_core.latents.directions import Directions, boundary, edit, load_directions, principal, save_directions, sefa
 from nada_core.latents.sampling import Latents, render, sample
 from nada_core.models.generator import Generator
 
@@ -191,21 +182,6 @@ def test_directions_that_are_none_are_refused(changes: dict[str, Any], words: st
         Directions(**(two | changes))
 
 
-def test_from_one_group_to_another() -> None:
-    made = generator()
-    first, second = sample(made, [1, 2, 3]), sample(made, [4, 5])
-    found = between(first, second, "older")
-    torch.testing.assert_close(edit(first, found, 1.0).ws.mean(0), second.ws.mean(0))
-    assert found.names == ("older",) and found.space == made.space()
-    for other, words in (
-        (first, "same mean"),
-        (Latents(second.ws, space="b"), "two mapping networks"),
-        (Latents(torch.zeros(1, 3, 5)), r"\[6, 5\] and \[3, 5\]"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            between(first, other, "older")
-
-
 def test_a_boundary_separates_high_scores_from_low_ones() -> None:
     made = known()
     latents = sample(made, range(300), psi=1.0)
@@ -236,11 +212,7 @@ def test_a_boundary_is_a_direction_of_w_whatever_the_spread_of_its_columns() -> 
 
 def test_a_file_gives_the_directions_back_bit_for_bit(tmp_path: Path) -> None:
     made, path = known(), tmp_path / "x.safetensors"
-    for directions in (
-        principal(made, 3),
-        sefa(made, 2, layers=(0, 3)),
-        between(sample(made, [1]), sample(made, [2]), "older"),
-    ):
+    for directions in (principal(made, 3), sefa(made, 2, layers=(0, 3))):
         save_directions(directions, path, {"by": "me"})
         for back in (load_directions(path), load_directions(path, made)):
             assert torch.equal(back.vectors, directions.vectors) and torch.equal(back.scale, directions.scale)

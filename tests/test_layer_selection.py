@@ -324,7 +324,7 @@ def test_inspection_towards_images_starts_at_the_generators_own() -> None:
 
 
 def test_inspection_refuses_what_adapt_refuses() -> None:
-    with pytest.raises(ValueError, match="the generator is on cpu, the guide tiny-0 on meta"):
+    with pytest.raises(ValueError, match="generator is on cpu, the guide tiny-0 on meta"):
         inspect_layers(generator(), guide().to("meta"), SHIFT)
     with torch.inference_mode(), pytest.raises(ValueError, match="inference_mode"):
         inspect_layers(generator(), guide(), SHIFT)

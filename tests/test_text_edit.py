@@ -25,25 +25,25 @@ def face(images: Tensor) -> Tensor:
     return torch.nn.functional.normalize(torch.nn.functional.avg_pool2d(images, 4).flatten(1), dim=1)
 
 
-def distance(goal: str, before: Tensor, after: Tensor) -> Tensor:
+def distance(loss: str, before: Tensor, after: Tensor) -> Tensor:
     """What the guide says of every picture alone, [N]."""
     targets = clip_targets(guide(), SHIFT)
     return torch.stack(
         [
-            objective(targets, {goal: 1.0}, embed(targets, a[None]), embed(targets, b[None]))[0]
+            objective(targets, {loss: 1.0}, embed(targets, a[None]), embed(targets, b[None]))[0]
             for a, b in zip(before, after, strict=True)
         ]
     )
 
 
-@pytest.mark.parametrize("goal", ["global", "direction"])
+@pytest.mark.parametrize("loss", ["global", "direction"])
 @pytest.mark.parametrize("space", ["w", "w+"])
-def test_every_picture_comes_closer_to_the_text(goal: str, space: str) -> None:
+def test_every_picture_comes_closer_to_the_text(loss: str, space: str) -> None:
     made = generator()
     latents = sample(made, range(3))
-    moved = edit_by_text(made, latents, guide(), SHIFT, replace(QUICK, goal=goal, space=space))
+    moved = edit_by_text(made, latents, guide(), SHIFT, replace(QUICK, objective=loss, space=space))
     before, after = render(made, latents), render(made, moved)
-    assert (distance(goal, before, after) < distance(goal, before, before) - 0.02).all()
+    assert (distance(loss, before, after) < distance(loss, before, before) - 0.02).all()
     way = moved.ws - latents.ws
     assert (way - way[:, :1]).abs().max() < 1e-5 if space == "w" else way.var(1).min() > 1e-6
     assert moved.space == made.space() and moved.noise == "const" and moved.ws.dtype == torch.float32
@@ -61,7 +61,7 @@ def test_nothing_that_is_handed_in_changes_and_the_result_is_certain() -> None:
     assert not torch.equal(edit_by_text(made, latents, seeing, SHIFT, replace(config, seed=1)).ws, first.ws)
 
 
-@pytest.mark.parametrize("changes", [{}, {"views": 2}, {"goal": "direction", "l2": 0.01, "id": 0.1}])
+@pytest.mark.parametrize("changes", [{}, {"views": 2}, {"objective": "direction", "l2": 0.01, "id": 0.1}])
 def test_a_latent_does_not_know_its_neighbours(changes: dict[str, Any]) -> None:
     made, config = generator(), replace(QUICK, steps=5, **changes)
     latents = replace(sample(made, range(3)), noise=made.draw_noise(3, rng(1)))
@@ -121,7 +121,7 @@ def test_the_learning_rate_rises_from_nothing() -> None:
 def test_both_sides_of_a_direction_are_seen_alike() -> None:
     made = generator()
     steps: list[EditStep] = []
-    config = replace(QUICK, goal="direction", views=3, steps=1)
+    config = replace(QUICK, objective="direction", views=3, steps=1)
     edit_by_text(made, sample(made, [1, 2]), guide(), SHIFT, config, on_step=steps.append)
     assert steps[0].terms["clip"] == pytest.approx(1.0, abs=1e-4)  # nothing has moved, so there is no way yet
 
@@ -181,7 +181,7 @@ def test_what_does_not_fit_is_refused() -> None:
             replace(QUICK, id=0.1),
             lambda images: face(images) + (images * 0).sum((2, 3)).sqrt().sum(1, keepdim=True),
         )
-    for changes in ({"goal": "sideways"}, {"steps": 0}, {"l2": -1.0}, {"space": "z"}, {"lr": float("nan")}):
+    for changes in ({"objective": "sideways"}, {"steps": 0}, {"l2": -1.0}, {"space": "z"}, {"lr": float("nan")}):
         with pytest.raises(ValueError, match="TextEditConfig"):
             TextEditConfig(**changes)  # type: ignore[arg-type]
 

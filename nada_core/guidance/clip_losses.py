@@ -1,4 +1,5 @@
-"""Losses on embeddings. Each term is a small pure function of `Views`; none of them loads or runs a model.
+"""CLIP losses: direction and global (StyleGAN-NADA, arXiv:2108.00946), and regularizers that keep diversity
+(HyperDomainNet, arXiv:2210.08884; SVL, arXiv:2308.10554). Each term is a pure function of embeddings.
 
 Letters: N images, D embedding, V augmented views.
 """
@@ -13,14 +14,14 @@ from torch import Tensor
 
 from .targets import ClipTarget
 
-#: The shortest edit that is still divided by its own length. At step 0 both generators are equal and the edit is zero;
-#: its direction would be noise with a gradient of norm 1 / |edit|, so below this it is treated as this long.
+#: Shortest edit that is divided by its own length. At step 0 both generators are equal and the edit is zero: its
+#: direction would be noise with a gradient of norm 1 / |edit|.
 MIN_EDIT_NORM = 1e-2
 
 
 @dataclass(frozen=True)
 class Views:
-    """One guide's view of a step: unit embeddings of the same latents before and after, and where to go."""
+    """Unit embeddings by one CLIP model of the same latents before and after, and the target of the training."""
 
     before: Tensor  # [N, D], constant
     after: Tensor  # [N, D]
@@ -29,7 +30,7 @@ class Views:
 
 
 def direction_loss(views: Views) -> Tensor:
-    """1 - cosine between every image's own edit and the text's (StyleGAN-NADA, arXiv:2108.00946, eq. 3); 0..2."""
+    """1 - cosine between the change of each image and the text's (StyleGAN-NADA, arXiv:2108.00946, eq. 3); 0..2."""
     edit = views.after - views.before
     length = edit.norm(dim=-1).clamp(min=MIN_EDIT_NORM)
     return (1 - (edit * views.direction).sum(-1) / length).mean()
@@ -41,9 +42,8 @@ def global_loss(views: Views) -> Tensor:
 
 
 def angle_loss(views: Views) -> Tensor:
-    """In-domain angle consistency (HyperDomainNet, arXiv:2210.08884, eq. 5): images keep their mutual cosines; 0..4.
-
-    0 for a single image, which has no neighbours to keep.
+    """In-domain angle consistency (HyperDomainNet, arXiv:2210.08884, eq. 5): squared change of the cosines between
+    images; 0..4. 0 for a single image.
     """
     count = len(views.after)
     if count < 2:
@@ -53,29 +53,32 @@ def angle_loss(views: Views) -> Tensor:
 
 
 def relation_loss(views: Views) -> Tensor:
-    """Batch relations (SVL, arXiv:2308.10554, from Ojha et al., arXiv:2104.06820, eq. 1): KL divergence of how alike an
-    image is to its neighbours, before and after; 0 and up. Small: the paper weighs it 100. 0 for a single image."""
+    """Batch relations (SVL, arXiv:2308.10554, from Ojha et al., arXiv:2104.06820, eq. 1): KL divergence between the
+    similarities of an image to the batch, before and after; 0 and up. The paper weighs it 100. 0 for a single image.
+    """
     before, after = ((e @ e.mT).log_softmax(-1) for e in (views.before, views.after))
     return F.kl_div(after, before, reduction="batchmean", log_target=True)
 
 
 def mean_offset_loss(views: Views) -> Tensor:
-    """1 - cosine between the mean edit of all images and the text's (SVL, arXiv:2308.10554, the first part of L_dm):
-    unlike direction it leaves every image its own way; 0..2."""
+    """1 - cosine between the mean change of all images and the text's (SVL, arXiv:2308.10554, first part of L_dm);
+    0..2. Unlike the direction loss it lets single images differ.
+    """
     edit = (views.after - views.before).mean(0)
     return 1 - (edit * views.direction[0]).sum() / edit.norm().clamp(min=MIN_EDIT_NORM)
 
 
 def covariance_loss(views: Views) -> Tensor:
-    """How much the edits of the images differ (SVL, arXiv:2308.10554, the second part of L_dm): the Frobenius norm of
-    their covariance; 0 and up. The paper subtracts the covariance of learnt variations of the text; a single text has
-    none. Where all edits are equal, images keep their differences. Small: the paper weighs it 1000."""
+    """Frobenius norm of the covariance of the changes (SVL, arXiv:2308.10554, second part of L_dm); 0 and up.
+
+    The paper subtracts the covariance of learned variations of the text, zero for one text, and weighs it 1000.
+    """
     edit = views.after - views.before
-    centred = edit - edit.mean(0)
-    return (centred @ centred.mT).norm() / len(edit)  # the N x N product has the norm of the D x D one
+    centered = edit - edit.mean(0)
+    return (centered @ centered.mT).norm() / len(edit)  # the N x N product has the norm of the D x D one
 
 
-#: Name to term; the names are what `AdaptConfig.terms` weighs.
+#: Name to term; the names are the keys of `AdaptConfig.terms`.
 TERMS: dict[str, Callable[[Views], Tensor]] = {
     "direction": direction_loss,
     "global": global_loss,
@@ -87,22 +90,24 @@ TERMS: dict[str, Callable[[Views], Tensor]] = {
 
 
 def embed(targets: Sequence[ClipTarget], images: Tensor) -> tuple[Tensor, ...]:
-    """What every guide sees in images [N, 3, H, W] in -1..1: unit vectors [N, D], one tensor a guide."""
+    """Embed images [N, 3, H, W] in -1..1 with every guide: unit vectors [N, D], one tensor a guide."""
     return tuple(target.guide.encode_images(images) for target in targets)
 
 
 def objective(
     targets: Sequence[ClipTarget], terms: dict[str, float], before: Sequence[Tensor], after: Sequence[Tensor]
 ) -> tuple[Tensor, dict[str, float]]:
-    """The weighted loss of one step and every term's own value, averaged over the guides by weight.
+    """Return the weighted loss of one step and the value of every term, averaged over the guides by weight.
 
-    before, after: embeddings [V N, D], one tensor a guide, as `embed` gives them, of the same latents and the same
-    augmentation in the same order, whichever that is; gradients flow into `after` only.
+    Args:
+        terms: name to weight.
+        before, after: embeddings [V N, D], one tensor a guide, of the same latents and augmentation in the same order.
+            Gradients flow into `after` only.
     """
     loss = after[0].new_zeros(())
     values = dict.fromkeys(terms, 0.0)
-    for target, seen_before, seen_after in zip(targets, before, after, strict=True):
-        views = Views(seen_before.detach(), seen_after, target.direction, target.target_embedding)
+    for target, source, edited in zip(targets, before, after, strict=True):
+        views = Views(source.detach(), edited, target.direction, target.target_embedding)
         for name, weight in terms.items():
             value = TERMS[name](views)
             loss = loss + target.weight * weight * value

@@ -1,9 +1,8 @@
-"""Figures of an adaptation: three as a guide sees it, with quality and diversity as in HyperDomainNet
-(arXiv:2210.08884), and one of the pictures themselves.
+"""Metrics of an adaptation: quality and diversity of HyperDomainNet (arXiv:2210.08884), directional similarity of
+StyleGAN-NADA (arXiv:2108.00946), and the structural consistency score of RSSA (Xiao et al. 2022) on image gradients.
 
-Those of a guide work on unit embeddings that `embed` makes once. Levels depend on the guide, so compare figures of one
-guide only, and let the guide that judges be another than the one that led: a run may flatter the guide it was trained
-with.
+The CLIP metrics take unit embeddings. Their values depend on the CLIP model: compare only values of the same model,
+and measure with another model than the one that guided the training.
 
 Letters: N images, K phrases, D embedding.
 """
@@ -19,60 +18,59 @@ from ..models.clip import ClipGuide
 
 @torch.no_grad()
 def embed(guide: ClipGuide, images: Tensor, batch: int = 16) -> Tensor:
-    """Unit vectors [N, D] on the CPU of images [N, 3, H, W] in -1..1, `batch` at a time."""
+    """Embed images [N, 3, H, W] in -1..1, `batch` at a time, as unit vectors [N, D] on the CPU."""
     return torch.cat([guide.encode_images(part.to(guide.mean.device)).cpu() for part in images.split(batch)])
 
 
 def quality(images: Tensor, phrases: Tensor) -> float:
-    """CLIP similarity: the mean cosine between images [N, D] and what the target is called [K, D]; -1..1.
+    """Return the CLIP similarity: the mean cosine between images [N, D] and phrases for the target [K, D]; -1..1.
 
-    Even right pictures stay far below 1, because images and texts lie in separate cones of the space.
+    Correct images stay far below 1, because images and texts lie in separate cones of the embedding space.
     """
-    _expect(images)
+    _check_embeddings(images)
     return float((images @ phrases.mT).mean())
 
 
-def direction(before: Tensor, after: Tensor, goal: Tensor) -> float:
-    """Directional similarity: the mean cosine between each pair's edit [N, D] and the text's direction [1, D]; -1..1.
+def direction(before: Tensor, after: Tensor, text_direction: Tensor) -> float:
+    """Return the mean cosine between the change of each image [N, D] and the text direction [1, D]; -1..1.
 
-    A pair that did not change has no direction and counts as 0.
+    An unchanged image counts as 0.
     """
-    _expect(before)
+    _check_embeddings(before)
     if before.shape != after.shape:
         shapes = f"{list(before.shape)} before and {list(after.shape)} after"
         raise ValueError(f"Got {shapes}, expected pairs of equal latents.")
-    return float(F.cosine_similarity(after - before, goal, dim=-1, eps=1e-6).mean())
+    return float(F.cosine_similarity(after - before, text_direction, dim=-1, eps=1e-6).mean())
 
 
 def diversity(images: Tensor) -> float:
-    """CLIP diversity: the mean of 1 - cosine over all pairs of different images [N, D]; 0 when all look alike.
+    """Return the CLIP diversity: the mean of 1 - cosine over all pairs of images [N, D]; 0 when all are the same.
 
-    It means something beside the unadapted generator's own: a ratio far below 1 is collapse.
+    Compare with the value of the source generator: a ratio far below 1 means mode collapse.
     """
-    _expect(images)
+    _check_embeddings(images)
     count = len(images)
     if count < 2:
-        raise ValueError("Got one image, expected at least two; diversity is a matter of pairs.")
+        raise ValueError("Got one image, expected at least two: diversity is measured between pairs.")
     cosines = images @ images.mT
     return float(1 - (cosines.sum() - cosines.trace()) / (count * (count - 1)))
 
 
 def structure(before: Tensor, after: Tensor) -> float:
-    """How much of the pictures' outlines [N, 3, H, W] stayed where it was: twice the overlap of their edges over both
-    together, 0..1 (the structural consistency score of RSSA and IPL, with slopes of brightness for its edge net)."""
+    """Return the Dice overlap of the edges of paired images [N, 3, H, W], 0..1; edges are brightness gradients."""
     if before.shape != after.shape or before.ndim != 4 or not len(before):
         shapes = f"{list(before.shape)} before and {list(after.shape)} after"
-        raise ValueError(f"Got pictures of shape {shapes}, expected pairs [N, 3, H, W] of equal latents.")
+        raise ValueError(f"Got images of shape {shapes}, expected pairs [N, 3, H, W] of equal latents.")
     s, t = _edges(before), _edges(after)
-    both = s.square().sum((1, 2)) + t.square().sum((1, 2))
-    return float((2 * (s * t).sum((1, 2)) / both.clamp(min=1e-12)).mean())
+    total = s.square().sum((1, 2)) + t.square().sum((1, 2))
+    return float((2 * (s * t).sum((1, 2)) / total.clamp(min=1e-12)).mean())
 
 
 def _edges(images: Tensor) -> Tensor:
-    grey = images.float().mean(1)
-    return torch.hypot(grey[:, 1:, 1:] - grey[:, 1:, :-1], grey[:, 1:, 1:] - grey[:, :-1, 1:])
+    gray = images.float().mean(1)
+    return torch.hypot(gray[:, 1:, 1:] - gray[:, 1:, :-1], gray[:, 1:, 1:] - gray[:, :-1, 1:])
 
 
-def _expect(embeddings: Tensor) -> None:
+def _check_embeddings(embeddings: Tensor) -> None:
     if embeddings.ndim != 2 or not len(embeddings):
         raise ValueError(f"Got embeddings of shape {list(embeddings.shape)}, expected [N, D] with at least one.")

@@ -1,8 +1,7 @@
-"""How unlike pictures are to their targets: the terms that pSp (arXiv:2008.00951, section 3.2) adds up.
+"""Reconstruction losses between images and fixed targets, as in pSp (arXiv:2008.00951, section 3.2): pixels, LPIPS,
+face identity. The networks are passed in; a loss never loads a model.
 
-A loss never loads a model: the networks of LPIPS and identity are handed in by whoever has them.
-
-Letters: N targets, n pictures of them, F features, R pixels a side.
+Letters: N targets, n images compared with some of them, F features, R pixels a side.
 """
 
 from __future__ import annotations
@@ -17,17 +16,17 @@ from torch import Tensor
 
 from ..runtime.config import setting
 
-#: The names of the terms, and what each weighs.
+#: Name of a term to what it measures.
 TERMS = {
     "mse": "mean squared difference of the pixels, on -1..1",
-    "coarse": "mean squared difference of both reduced 2, 4 and 8 times, which shows the way from afar",
-    "lpips": "LPIPS, how different the two look to a network",
+    "coarse": "mean squared difference of both images reduced 2, 4 and 8 times, which helps far from the target",
+    "lpips": "LPIPS, the perceptual distance",
     "id": "1 - cosine of the two faces, to a face recogniser",
 }
 
 
 class Features(Protocol):
-    """Anything that turns pictures into rows whose squared Euclidean distance means something: `Perceptual`."""
+    """A network whose features have a meaningful squared Euclidean distance: `Perceptual`."""
 
     def features(self, images: Tensor) -> Tensor: ...
 
@@ -36,15 +35,15 @@ FaceRecognizer = Callable[[Tensor], Tensor]  # [n, 3, R, R] -> unit vectors [n, 
 
 
 def weight(default: float, term: str) -> Any:
-    """A settings field: the weight of one of the terms."""
+    """Declare a settings field: the weight of a term."""
     return setting(default, f"weight of the {term} term: {TERMS[term]}", low=0.0, high=1e4, step=0.05)
 
 
 class ReconstructionLoss:
-    """The weighted sum of the terms for fixed targets, which are looked at once.
+    """The weighted sum of terms against fixed targets [N, 3, R, R], whose features are computed once.
 
-    Every term is a squared Euclidean distance between what is seen of a picture and of its target: of the pixels, of
-    the features of LPIPS, of the unit vectors of the faces.
+    Every term is a squared Euclidean distance between features of an image and of its target. Terms of weight 0 are
+    not computed. Raises ValueError as `check_networks`.
     """
 
     def __init__(
@@ -54,54 +53,49 @@ class ReconstructionLoss:
         perceptual: Features | None = None,
         identity: FaceRecognizer | None = None,
     ) -> None:
-        """targets: [N, 3, R, R]. Terms of weight 0 are not computed. Raises ValueError for a term without its network
-        and when nothing weighs anything."""
         check_networks(weights, perceptual, identity)
         self.weights = {name: value for name, value in weights.items() if value}
         self.perceptual, self.identity, self.targets = perceptual, identity, targets
         with torch.no_grad():
-            self.seen = self._see(targets)
+            self.target_features = self._features(targets)
 
     def __call__(self, images: Tensor, rows: Tensor) -> Tensor:
-        """The loss, [n], of images [n, 3, R, R] against the targets `rows` [n]."""
+        """Return the loss [n] of images [n, 3, R, R] against the targets with the indices `rows` [n]."""
         return torch.stack([self.weights[name] * term for name, term in self.terms(images, rows).items()]).sum(0)
 
     def terms(self, images: Tensor, rows: Tensor) -> dict[str, Tensor]:
-        """The terms of that loss before they are weighed, [n] each."""
-        return {name: (seen - self.seen[name][rows]).square().sum(1) for name, seen in self._see(images).items()}
+        """Return the unweighted terms, [n] each."""
+        features = self._features(images)
+        return {name: (value - self.target_features[name][rows]).square().sum(1) for name, value in features.items()}
 
-    def _see(self, images: Tensor) -> dict[str, Tensor]:
-        """What each term looks at: [n, F]."""
-        seen: dict[str, Tensor] = {}
+    def _features(self, images: Tensor) -> dict[str, Tensor]:  # [n, F] each
+        features: dict[str, Tensor] = {}
         if "mse" in self.weights:
             pixels = images.flatten(1)
-            seen["mse"] = pixels / math.sqrt(pixels.shape[1])
+            features["mse"] = pixels / math.sqrt(pixels.shape[1])
         if "coarse" in self.weights:
-            small = [F.avg_pool2d(images, 2**level).flatten(1) for level in (1, 2, 3)]
-            seen["coarse"] = torch.cat([one / math.sqrt(3 * one.shape[1]) for one in small], 1)
+            levels = [F.avg_pool2d(images, 2**level).flatten(1) for level in (1, 2, 3)]
+            features["coarse"] = torch.cat([level / math.sqrt(3 * level.shape[1]) for level in levels], 1)
         if "lpips" in self.weights and self.perceptual is not None:
-            seen["lpips"] = self.perceptual.features(images)
+            features["lpips"] = self.perceptual.features(images)
         if "id" in self.weights and self.identity is not None:
-            seen["id"] = self.identity(images) / math.sqrt(2)  # |a - b|^2 = 2 (1 - cos) between unit vectors
-        return seen
+            features["id"] = self.identity(images) / math.sqrt(2)  # |a - b|^2 = 2 (1 - cos) between unit vectors
+        return features
 
 
 def check_networks(weights: Mapping[str, float], perceptual: object | None, identity: object | None) -> None:
-    """Say before the work that a term has weight and nothing to see with. Raises ValueError."""
+    """Raise ValueError when no term has a weight, or a term with a weight lacks its network."""
     if not any(weights.values()):
         raise ValueError(f"None of the terms {', '.join(weights) or '(none given)'} has a weight; give mse at least 1.")
-    for name, network, way in (
-        ("lpips", perceptual, "load_perceptual, --perceptual"),
-        ("id", identity, "load_identity, --identity"),
-    ):
+    for name, parameter, network in (("lpips", "perceptual", perceptual), ("id", "identity", identity)):
         if weights.get(name) and network is None:
             raise ValueError(
-                f"The {name} term weighs {weights[name]:g}, but there is no network to compute it; give "
-                f"one ({way} or, in ComfyUI, Load Likeness), or set {name} to 0."
+                f"The {name} term weighs {weights[name]:g}, but there is no network to compute it; pass "
+                f"{parameter}=load_{parameter}(...), or set {name} to 0."
             )
 
 
 def psnr(images: Tensor, targets: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB of every picture, [N]; both [N, 3, R, R], clamped to -1..1, as files are."""
+    """Return the peak signal-to-noise ratio [N] in dB of images [N, 3, R, R] clamped to -1..1, as in a file."""
     error = (images.clamp(-1, 1) - targets.clamp(-1, 1)).square().mean((1, 2, 3))
     return 10 * (4 / error.clamp(min=1e-12)).log10()

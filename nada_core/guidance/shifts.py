@@ -1,13 +1,9 @@
-"""CLIP as a frozen guide, and the directions it gives (StyleGAN-NADA, arXiv:2108.00946, section 4.1, equation 3).
+"""Shifts: what to change, as data - text to text (StyleGAN-NADA, arXiv:2108.00946, section 4.1), to style images
+(section 4.4), or a mixture of both (UniHDA, arXiv:2401.12596).
 
-A guide turns images and phrases into unit vectors of one space. A shift says which way to go in that space: from one
-phrase to another, or from the generator's images to a few style images. Shifts travel as data; only `direction` and
-`target` run a network, once before the first step.
+`direction` and `target_embedding` run a CLIP model and are called once, before the first step of a training.
 
-Weights come through open_clip whoever made them: the guide that ships with the pack is loaded by the same lines as a
-local file of ViT-B/32. Nothing is ever downloaded unless the caller names a published tag.
-
-Shapes: N images or phrases, D embedding, M source images, K templates, V vocabulary.
+Letters: N images, M source images, K templates, D embedding.
 """
 
 from __future__ import annotations
@@ -26,9 +22,12 @@ from .prompts import TEMPLATES, fill
 
 @dataclass(frozen=True)
 class TextShift:
-    """From one phrase to another, averaged over prompt templates.
+    """A shift from one phrase to another, averaged over prompt templates.
 
-    The source phrase says what the generator makes now ("photo", "human", "dog"), the target what it shall make.
+    Args:
+        source: what the generator draws now, such as "photo", "human" or "dog".
+        target: what it should draw.
+        templates: sentences with "{}" in place of the phrase.
 
     Raises:
         ValueError: for empty or equal phrases and for bad templates.
@@ -45,10 +44,10 @@ class TextShift:
             raise ValueError(f"Got {self.source!r} as source and as target, expected two phrases that differ.")
 
     def direction(self, guide: ClipGuide, source: Tensor | None = None) -> Tensor:
-        """The unit vector [1, D] to move along; `source` is not needed and ignored.
+        """Return the unit direction [1, D] (equation 3); `source` is ignored.
 
-        The order matters: normalise every prompt's embedding, subtract within a template, normalise each difference,
-        average, normalise. Averaging each phrase first gives a measurably different direction.
+        Differences are taken and normalized per template, then averaged. Averaging each phrase first gives a measurably
+        different direction.
         """
         start = guide.encode_text(fill(self.source, self.templates))  # [K, D]
         end = guide.encode_text(fill(self.target, self.templates))  # [K, D]
@@ -58,16 +57,16 @@ class TextShift:
         return F.normalize(F.normalize(difference, dim=-1).mean(dim=0, keepdim=True), dim=-1)
 
     def target_embedding(self, guide: ClipGuide) -> Tensor:
-        """Where to arrive, [1, D], unit: the mean of the target's prompt embeddings (for the global loss)."""
+        """Return the normalized mean embedding [1, D] of the target's prompts, for the global loss."""
         return F.normalize(guide.encode_text(fill(self.target, self.templates)).mean(dim=0, keepdim=True), dim=-1)
 
 
-@dataclass(frozen=True, eq=False)  # tensors have no single truth value to compare by
+@dataclass(frozen=True, eq=False)  # == of tensors is elementwise
 class ImageShift:
-    """From the generator's own images to one to ten style images [N, 3, H, W] in -1..1 (section 4.4 of the paper).
+    """A shift from the generator's own images to 1 to 10 style images [N, 3, H, W] in -1..1.
 
     Raises:
-        ValueError: for no images or too many, and for values outside the range.
+        ValueError: for another number or shape, and for values outside the range.
     """
 
     images: Tensor = field(repr=False)
@@ -76,34 +75,33 @@ class ImageShift:
         shape = list(self.images.shape)
         if len(shape) != 4 or shape[1] != 3 or not 1 <= shape[0] <= 10:
             raise ValueError(f"Got style images of shape {shape}, expected [N, 3, H, W] with 1 to 10 images.")
-        if not self.images.isfinite().all() or self.images.abs().max() > 1.5:  # resizing may overshoot -1..1 a little
+        if not self.images.isfinite().all() or self.images.abs().max() > 1.5:  # resampling overshoots -1..1 a little
             raise ValueError("Got style images beyond -1..1. Read them with load_image, or scale them first.")
 
     def direction(self, guide: ClipGuide, source: Tensor | None = None) -> Tensor:
-        """The unit vector [1, D] from the mean of `source`, embeddings [M, D] of generated images, to the style."""
+        """Return the unit direction [1, D] from the mean of `source`, embeddings [M, D] of generated images."""
         if source is None or source.ndim != 2 or not len(source):
             raise ValueError("A direction to images starts at the generator's own: pass source embeddings [M, D].")
-        difference = self._embed(guide) - source.float().mean(dim=0, keepdim=True)
+        difference = self._mean_embedding(guide) - source.float().mean(dim=0, keepdim=True)
         if difference.norm() < 1e-6:
-            raise ValueError("The style images look like the generator's own to the guide. Use other style images.")
+            raise ValueError("The style images equal the generator's own to the guide. Use other style images.")
         return F.normalize(difference, dim=-1)
 
     def target_embedding(self, guide: ClipGuide) -> Tensor:
-        """Where to arrive, [1, D], unit: the mean embedding of the style images."""
-        return F.normalize(self._embed(guide), dim=-1)
+        """Return the normalized mean embedding [1, D] of the style images."""
+        return F.normalize(self._mean_embedding(guide), dim=-1)
 
     @torch.no_grad()
-    def _embed(self, guide: ClipGuide) -> Tensor:
+    def _mean_embedding(self, guide: ClipGuide) -> Tensor:
         return guide.encode_images(self.images.to(guide.mean.device)).mean(dim=0, keepdim=True)
 
 
 @dataclass(frozen=True, eq=False)
 class MixedShift:
-    """Several shifts at once, by weight: words and style images live in one space, so their directions add up (UniHDA,
-    arXiv:2401.12596). Only the proportion of the weights counts; without any, all weigh alike.
+    """A weighted mixture of text and image shifts. Only the ratio of the weights matters; empty means equal weights.
 
     Raises:
-        ValueError: for no shifts, for mixtures in a mixture, and for weights that are not as many, negative or all 0.
+        ValueError: for no shifts, nested mixtures, and weights of another number, negative or all 0.
     """
 
     shifts: tuple[TextShift | ImageShift, ...]
@@ -124,27 +122,26 @@ class MixedShift:
         return tuple((part, weight / sum(weights)) for part, weight in zip(self.shifts, weights, strict=True))
 
     def direction(self, guide: ClipGuide, source: Tensor | None = None) -> Tensor:
-        """The unit vector [1, D] along the weighted sum of all directions; `source` as for an ImageShift."""
+        """Return the normalized weighted sum of the directions [1, D]; `source` as for an ImageShift."""
         mean = torch.stack([weight * part.direction(guide, source) for part, weight in self.parts]).sum(0)
         if mean.norm() < 1e-3:
             raise ValueError(f"The shifts cancel each other out to the guide {guide.name}; change their weights.")
         return F.normalize(mean, dim=-1)
 
     def target_embedding(self, guide: ClipGuide) -> Tensor:
-        """Where to arrive, [1, D], unit: the weighted mean of all goals."""
-        return F.normalize(
-            torch.stack([weight * part.target_embedding(guide) for part, weight in self.parts]).sum(0), dim=-1
-        )
+        """Return the normalized weighted sum of the target embeddings [1, D]."""
+        embeddings = [weight * part.target_embedding(guide) for part, weight in self.parts]
+        return F.normalize(torch.stack(embeddings).sum(0), dim=-1)
 
 
 Shift: TypeAlias = TextShift | ImageShift | MixedShift
 
 
 def shift_parts(shift: Shift) -> tuple[tuple[TextShift | ImageShift, float], ...]:
-    """What a shift is made of, with weights that sum to 1: itself, unless it is mixed."""
+    """Return the parts of a shift with weights that sum to 1; a shift that is not mixed is its only part."""
     return shift.parts if isinstance(shift, MixedShift) else ((shift, 1.0),)
 
 
 def needs_source_images(shift: Shift) -> bool:
-    """Whether its direction starts at the generator's own images, which then have to be looked at first."""
+    """Whether the direction starts at images of the generator."""
     return any(isinstance(part, ImageShift) for part, _ in shift_parts(shift))

@@ -166,27 +166,6 @@ def principal(
     return _strongest("pca", generator, torch.cov(w.T), count, kept, w)
 
 
-def between(first: Latents, second: Latents, name: str) -> Directions:
-    """From the mean of one group of latents to the mean of another; strength 1 goes all the way.
-
-    Raises ValueError for latents of different mapping networks or sizes, and for groups with the same mean.
-    """
-    if first.space and second.space and first.space != second.space:
-        raise ValueError(
-            f"got latents of two mapping networks (spaces {first.space[:12]} and {second.space[:12]}), "
-            "expected one; take both from the same generator, or from ones adapted from it."
-        )
-    if first.ws.shape[1:] != second.ws.shape[1:]:
-        raise ValueError(
-            f"got latents of {list(first.ws.shape[1:])} and {list(second.ws.shape[1:])} rows and columns, "
-            "expected the same."
-        )
-    vector = second.ws.mean(0) - first.ws.mean(0)  # [L, C]
-    if not vector.any():
-        raise ValueError("got two groups of latents with the same mean, expected two that differ.")
-    return Directions(vector[None], torch.ones(1), (name,), first.space or second.space)
-
-
 def boundary(latents: Latents, scores: Sequence[float] | Tensor, name: str) -> Directions:
     """The normal of the plane that separates latents with high scores from those with low ones (InterFaceGAN), by
     logistic regression instead of a support vector machine.

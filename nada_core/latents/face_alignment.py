@@ -11,11 +11,9 @@ Letters: H height, W width, S size. In the code a point is the complex number x 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from ..io.images import SMALLEST, check_images, from_pil, square, to_pil, to_uint8
@@ -93,19 +91,6 @@ class FacePoints:
         if ((complex(*points[2]) - eyes) / (mouth - eyes)).real > 1:
             raise ValueError(f"got {text!r}, in which the nose lies below the mouth, {expected}")
         return made
-
-    @classmethod
-    def from_landmarks(cls, points: Tensor | Sequence[Sequence[float]]) -> FacePoints:
-        """The five points of the 68 of iBUG 300-W in dlib's order, [68, 2]: an eye is the mean of its six points.
-
-        Raises ValueError for another shape.
-        """
-        marks = torch.as_tensor(points, dtype=torch.float64)
-        if marks.shape != (68, 2):
-            raise ValueError(f"got landmarks of shape {list(marks.shape)}, expected [68, 2]: dlib's points as x, y.")
-        five = (marks[36:42].mean(0), marks[42:48].mean(0), marks[30], marks[48], marks[54])
-        left_eye, right_eye, nose, left_mouth, right_mouth = ((mark[0].item(), mark[1].item()) for mark in five)
-        return cls(left_eye, right_eye, nose, left_mouth, right_mouth)
 
     def _eyes_and_mouth(self) -> tuple[complex, complex, complex]:
         mouth = (complex(*self.left_mouth) + complex(*self.right_mouth)) / 2

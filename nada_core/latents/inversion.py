@@ -35,10 +35,10 @@ class InvertConfig:
     """Settings of one inversion. The defaults suit published generators of aligned faces."""
 
     space: str = setting(
-        "w then w+", "where to look: w stays editable, w+ comes closer; w then w+ does both in turn", choices=SPACES
+        "w then w+", "space to search: w stays editable, w+ comes closer; w then w+ uses both in turn", choices=SPACES
     )
     steps: int = setting(500, "optimiser steps", low=1, high=100_000)
-    w_steps_share: float = setting(0.4, "share of the steps spent in w, of w then w+", low=0.05, high=0.95, step=0.05)
+    w_steps_share: float = setting(0.4, "share of the steps spent in w by w then w+", low=0.05, high=0.95, step=0.05)
     lr: float = setting(0.1, "Adam's learning rate", low=1e-6, high=10.0, step=0.01)
     lr_rampup: float = setting(
         0.05, "share of the steps over which the learning rate rises", low=0.0, high=1.0, step=0.05
@@ -62,10 +62,10 @@ class InvertConfig:
     optimize_noise: bool = setting(True, "optimise the noise maps too; off: the generator's own")
     noise_reg: float = setting(1e5, "weight of the noise maps' autocorrelation", low=0.0, high=1e9, step=1000.0)
     stop_psnr: float = setting(
-        0.0, "a picture that is this close, in dB, is finished; 0: none is", low=0.0, high=100.0, step=0.5
+        0.0, "PSNR in dB at which a picture is finished; 0: never", low=0.0, high=100.0, step=0.5
     )
     patience: int = setting(
-        0, "a picture that has not come closer for so many steps is finished; 0: none is", low=0, high=100_000
+        0, "steps without improvement after which a picture is finished; 0: never", low=0, high=100_000
     )
     batch: int = setting(4, "pictures at once; the result is the same", low=1, high=256)
     seed: int = setting(0, "seed of everything random", low=0, high=2**32 - 1)

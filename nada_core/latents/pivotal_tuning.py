@@ -42,22 +42,20 @@ class TuneConfig:
     lpips: float = weight(1.0, "lpips")
     id: float = weight(0.0, "id")
     locality: float = setting(
-        0.1, "weight of staying the same for other latents; 0: they go where they go", low=0.0, high=1e4, step=0.05
+        0.1, "weight of keeping the pictures of other latents unchanged; 0: off", low=0.0, high=1e4, step=0.05
     )
     distance: float = setting(
-        30.0,
-        "how far from the pivot, over all rows of w+ together, such other latents are taken; 0: anywhere",
-        low=0.0,
-        high=1e4,
-        step=1.0,
+        30.0, "distance in w+ of those other latents from the pivot; 0: anywhere", low=0.0, high=1e4, step=1.0
     )
-    psi: float = setting(0.5, "truncation of the latents towards which they lie", low=0.0, high=1.5, step=0.05)
-    num_neighbours: int = setting(1, "such other latents a step", low=1, high=64)
+    psi: float = setting(
+        0.5, "truncation of the random latents in whose direction they lie", low=0.0, high=1.5, step=0.05
+    )
+    num_neighbours: int = setting(1, "other latents per step", low=1, high=64)
     stop_psnr: float = setting(
-        0.0, "stop when every picture is this close, in dB; 0: at the last step", low=0.0, high=100.0, step=0.5
+        0.0, "stop when every picture reaches this PSNR in dB; 0: never", low=0.0, high=100.0, step=0.5
     )
     stop_lpips: float = setting(
-        0.06, "stop when LPIPS is at most this, where LPIPS is computed; 0: never", low=0.0, high=10.0, step=0.01
+        0.06, "stop when LPIPS of every picture is at most this; 0: never", low=0.0, high=10.0, step=0.01
     )
     batch: int = setting(4, "pictures a step", low=1, high=256)
     seed: int = setting(0, "seed of everything random", low=0, high=2**32 - 1)

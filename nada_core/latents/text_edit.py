@@ -28,7 +28,7 @@ from ..runtime.config import check, setting
 from ..runtime.schedules import lr_scale
 from .sampling import Latents, check_latents, render
 
-GOALS = ("global", "direction")
+OBJECTIVES = ("global", "direction")
 
 SPACES = ("w", "w+")
 
@@ -39,13 +39,13 @@ _ADVICE = "Take a smaller guide, fewer guides, fewer views, or a generator of lo
 class TextEditConfig:
     """Settings of one edit. The defaults suit published generators of 1024 pixels."""
 
-    goal: str = setting(
+    objective: str = setting(
         "global",
-        "what the guides are asked: global, to see the target phrase; direction, to see the "
-        "way from the source phrase to it",
-        choices=GOALS,
+        "CLIP loss: global moves the pictures towards the target phrase; direction changes them along the direction "
+        "from the source phrase to it",
+        choices=OBJECTIVES,
     )
-    space: str = setting("w+", "where to look: in w+ every row moves on its own; in w all move alike", choices=SPACES)
+    space: str = setting("w+", "space to search: in w+ every row moves on its own, in w all move alike", choices=SPACES)
     steps: int = setting(200, "optimiser steps", low=1, high=10_000)
     lr: float = setting(0.1, "Adam's learning rate", low=1e-6, high=10.0, step=0.01)
     lr_rampup: float = setting(
@@ -54,22 +54,26 @@ class TextEditConfig:
     lr_rampdown: float = setting(
         0.25, "share of the steps over which the learning rate falls", low=0.0, high=1.0, step=0.05
     )
-    clip: float = setting(1.0, "weight of the guides", low=1e-6, high=1e4, step=0.1)
+    clip: float = setting(1.0, "weight of the CLIP loss", low=1e-6, high=1e4, step=0.1)
     l2: float = setting(
         0.008,
-        "weight of the squared distance from the start, summed over all of w+: less of it, and the edit goes further",
+        "weight of the squared distance in w+ from the start; lower values allow larger edits",
         low=0.0,
         high=1e4,
         step=0.001,
     )
     id: float = setting(
-        0.0, "weight of 1 - cosine of the faces before and after, to a recogniser", low=0.0, high=1e4, step=0.01
+        0.0,
+        "weight of 1 - cosine between the faces before and after; needs a face recogniser",
+        low=0.0,
+        high=1e4,
+        step=0.01,
     )
     first_row: int = setting(0, "first row that may move", low=0, high=64)
     last_row: int | None = setting(
         None, "the row after the last that may move; without it, up to the end", low=1, high=64
     )
-    views: int = setting(0, "augmented views a guide judges by; 0: the images as they are", low=0, high=16)
+    views: int = setting(0, "augmented views of every image; 0: the unchanged image", low=0, high=16)
     batch: int = setting(4, "latents at once; the result is the same", low=1, high=256)
     seed: int = setting(0, "seed of the views", low=0, high=2**32 - 1)
 
@@ -200,10 +204,10 @@ class _Scene:
         """What is seen of pictures [n, 3, R, R], summed over them."""
         seen = embed(self.targets, look(after))
         start = seen  # the global goal has none
-        if self.config.goal == "direction":
+        if self.config.objective == "direction":
             with torch.no_grad():
                 start = embed(self.targets, look(self.before[at].to(after)))
-        loss, _ = objective(self.targets, {self.config.goal: 1.0}, start, seen)
+        loss, _ = objective(self.targets, {self.config.objective: 1.0}, start, seen)
         terms = {"clip": loss * len(after)}
         if self.identity is not None and self.faces is not None:
             terms["id"] = (1 - (self.faces[at] * self.identity(after)).sum(1)).sum()

@@ -84,20 +84,6 @@ def test_the_size_of_the_result_changes_nothing_else() -> None:
     assert (small - align(photo(), points, 128)).abs().mean() < 0.01
 
 
-def test_five_points_are_those_of_the_sixty_eight() -> None:
-    points = placed(degrees=20)
-    marks = torch.zeros(68, 2)
-    ring = torch.tensor([[math.cos(math.pi / 3 * i) * 7, math.sin(math.pi / 3 * i) * 3] for i in range(6)])
-    marks[36:42], marks[42:48] = ring + torch.tensor(points.left_eye), ring + torch.tensor(points.right_eye)
-    marks[30], marks[48], marks[54] = (torch.tensor(at) for at in (points.nose, points.left_mouth, points.right_mouth))
-    from_marks = FacePoints.from_landmarks(marks)
-    assert from_marks.left_eye == pytest.approx(points.left_eye) and from_marks.nose == pytest.approx(points.nose)
-    assert torch.allclose(align(photo(), from_marks, 64), align(photo(), points, 64), atol=2 / 255)
-    assert FacePoints.from_landmarks(marks.tolist()) == from_marks
-    with pytest.raises(ValueError, match=r"\[5, 2\], expected \[68, 2\]"):
-        FacePoints.from_landmarks(marks[:5])
-
-
 def test_what_comes_in_is_not_changed() -> None:
     given = photo()
     kept = given.clone()

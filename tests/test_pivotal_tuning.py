@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from test_invert import Shades, face, quiet
+from test_inversion import Shades, face, quiet
 from torch import Tensor
 
 from nada_core import Latents, load_domain, render, sample, save_domain

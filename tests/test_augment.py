@@ -1,0 +1,82 @@
+"""Augmentations shared by several batches: the same views for every image, and what they show."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import rng
+from torch import Tensor
+
+from nada_core.guidance.augment import shared_augmentation
+
+
+def pictures(count: int, seed: int) -> Tensor:
+    return torch.rand(count, 3, 16, 16, generator=rng(seed)) * 2 - 1
+
+
+def test_no_views_are_the_images_themselves() -> None:
+    images, numbers = pictures(2, 0), rng(3)
+    untouched = numbers.get_state()
+    assert shared_augmentation(0, 16, numbers)(images) is images
+    assert torch.equal(numbers.get_state(), untouched)
+
+
+def test_views_move_every_batch_and_every_image_alike() -> None:
+    look, images = shared_augmentation(3, 16, rng(3)), pictures(2, 0)
+    seen = look(images)
+    assert seen.shape == (6, 3, 16, 16)
+    assert torch.equal(seen, look(images))
+    torch.testing.assert_close(look(images.flip(0)).view(3, 2, 3, 16, 16), seen.view(3, 2, 3, 16, 16).flip(1))
+    torch.testing.assert_close(look(images[1:]), seen[1::2])
+    first, second, third = seen.view(3, 2, 3, 16, 16)
+    assert min((a - b).abs().mean().item() for a, b in ((first, second), (second, third), (first, images))) > 0.05
+    assert torch.equal(seen, shared_augmentation(3, 16, rng(3))(images))
+    assert not torch.equal(seen, shared_augmentation(3, 16, rng(4))(images))
+
+
+def test_every_second_view_is_mirrored_if_asked_for() -> None:
+    images = pictures(2, 0)
+    plain, mirrored = (
+        shared_augmentation(4, 16, rng(3), 0.0, mirror)(images).view(4, 2, 3, 16, 16) for mirror in (False, True)
+    )
+    torch.testing.assert_close(mirrored[0::2], plain[0::2])
+    torch.testing.assert_close(mirrored[1::2], plain[1::2].flip(-1), atol=1e-5, rtol=0.0)
+
+
+def test_a_single_view_is_mirrored_half_of_the_times() -> None:
+    images, numbers, turned = pictures(2, 0), rng(3), []
+    for _ in range(100):
+        seen = shared_augmentation(1, 16, numbers, 0.0, True)(images)
+        turned.append(bool((seen - images.flip(-1)).abs().max() < 1e-5))
+        assert turned[-1] or float((seen - images).abs().max()) < 1e-5
+    assert 30 < sum(turned) < 70
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_patches_are_quarters_of_the_picture(count: int) -> None:
+    images = pictures(2, 0)
+    seen = shared_augmentation(count, 16, rng(3), 0.0, patches=3)(images).view(max(count, 1) + 3, 2, 3, 16, 16)
+    torch.testing.assert_close(seen[0], images, atol=1e-5, rtol=0.0)
+    across, down = torch.meshgrid(torch.linspace(-1, 1, 64), torch.linspace(-1, 1, 64), indexing="xy")
+    ramps = torch.stack([across, down, across])[None]
+    for patch in shared_augmentation(count, 64, rng(3), 0.0, patches=3)(ramps)[max(count, 1) :]:
+        for ramp in patch[:2]:  # half the width, and nothing beyond the picture's edges
+            assert (ramp.max() - ramp.min()).item() == pytest.approx(1.0, abs=0.05) and ramp.abs().max() <= 1.0
+    first, second = (shared_augmentation(0, 16, rng(seed), patches=1)(images)[2:] for seed in (3, 4))
+    assert not torch.equal(first, second)
+
+
+def test_views_reach_no_further_than_asked() -> None:
+    images = pictures(2, 0)
+    torch.testing.assert_close(shared_augmentation(1, 16, rng(), max_move=0.0)(images), images, atol=1e-5, rtol=0.0)
+    ramp = torch.linspace(-1, 1, 64).expand(1, 3, 64, 64)
+    drift = (shared_augmentation(16, 64, rng(), max_move=0.06)(ramp) - ramp)[
+        ..., 16:48
+    ]  # away from the mirrored border
+    assert 0.06 < drift.abs().max() < 2 * 0.06 + 0.06  # shifts of up to 0.06 of the width, which spans 2, and the zoom
+
+
+def test_views_pass_gradients_on() -> None:
+    images = pictures(2, 0).requires_grad_()
+    shared_augmentation(2, 16, rng())(images).square().sum().backward()
+    assert images.grad is not None and images.grad.abs().sum() > 0
