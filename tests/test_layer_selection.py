@@ -206,7 +206,7 @@ def test_a_conditional_generator_needs_its_class() -> None:
     made = generator(c_dim=3)
     first, second = (select_layers(adaptive(), made, targets(), rng(), label) for label in (0, 1))
     assert first.movement != second.movement
-    with pytest.raises(ValueError, match=r"got label None.*from 0 to 2"):
+    with pytest.raises(ValueError, match=r"label None.*from 0 to 2"):
         select_layers(adaptive(), made, targets(), rng())
     with pytest.raises(ValueError, match="has no classes"):
         select_layers(adaptive(), generator(), targets(), rng(), 1)
@@ -328,7 +328,7 @@ def test_inspection_refuses_what_adapt_refuses() -> None:
         inspect_layers(generator(), guide().to("meta"), SHIFT)
     with torch.inference_mode(), pytest.raises(ValueError, match="inference_mode"):
         inspect_layers(generator(), guide(), SHIFT)
-    with pytest.raises(ValueError, match="got label None.*from 0 to 2"):
+    with pytest.raises(ValueError, match="label None.*from 0 to 2"):
         inspect_layers(generator(c_dim=3), guide(), SHIFT)
     with pytest.raises(ValueError, match="no guides"):
         inspect_layers(generator(), [], SHIFT)

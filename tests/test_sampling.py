@@ -121,7 +121,7 @@ def test_labels() -> None:
         (0, {"seeds": []}, "at least one whole number"),
         (0, {"seeds": [1, -1]}, r"got seeds \[1, -1\]"),
         (0, {"seeds": [1], "label": 0}, "has no classes"),
-        (3, {"seeds": [1]}, "got label None.*from 0 to 2"),
+        (3, {"seeds": [1]}, "label None.*from 0 to 2"),
         (3, {"seeds": [1], "label": 3}, "got label 3"),
         (3, {"seeds": [1], "label": -1}, "got label -1"),
         (0, {"seeds": [1], "cutoff": 7}, "cutoff is 7"),

@@ -1,8 +1,8 @@
-"""What every generator is: a mapping network, a synthesis network, and a description of its own layers.
+"""Base class of generators: mapping network, synthesis network, and a description of the layers.
 
-Truncation is that of StyleGAN (Karras et al. 2019, arXiv 1812.04948, appendix B).
+Truncation follows StyleGAN (Karras et al. 2019, arXiv 1812.04948, appendix B).
 
-Letters: N batch, L rows of a latent (`num_ws`), C its width (`w_dim`), R a layer's resolution.
+Shapes: N batch, L rows of ws (num_ws), C w_dim, R resolution of a layer, H and W pixels of the image.
 """
 
 import dataclasses
@@ -28,14 +28,14 @@ class Layer:
     """One trainable unit of a synthesis network."""
 
     name: str  # "b8.conv0"
-    resolution: int  # pixels a side of what it puts out
-    w_index: int | None  # the row of the latent that steers it; None: no row does
+    resolution: int  # pixels per side of the output
+    w_index: int | None  # row of ws that modulates it; None for the constant
     kind: Literal["const", "conv", "rgb"]
     parameters: tuple[str, ...]  # names in generator.named_parameters()
 
 
 class Generator(nn.Module):
-    """A latent in, an image out. Images leave as float32 [N, 3, H, W] in about -1..1."""
+    """Map latents to images, float32 [N, 3, H, W] in about -1..1."""
 
     family: ClassVar[str]
     resolution: int
@@ -45,12 +45,12 @@ class Generator(nn.Module):
     c_dim: int
     source: str | None = None  # sha256 of the file it was loaded from
     recommended: Mapping[str, Any] = MappingProxyType({})  # settings stored in its file; see recommended_settings
-    recompute: int = 0  # blocks of at least so many pixels a side are computed again on the way back; 0: none
+    recompute: int = 0  # activation checkpointing of blocks from this resolution on; 0: off
     mapping: nn.Module  # called with z [N, z_dim] and a label [N, c_dim] or None; holds the buffer w_avg [C]
 
     @property
     def w_avg(self) -> Tensor:
-        """[C]: the mean of w, towards which truncation pulls. The live buffer, not a copy."""
+        """[C], the mean of w, which truncation interpolates towards. The buffer itself, not a copy."""
         return self.mapping.get_buffer("w_avg")
 
     def recommended_settings(self, section: str, cls: type[Settings]) -> Settings:
@@ -63,26 +63,26 @@ class Generator(nn.Module):
         return _build_settings(cls, self.recommended.get(section, {}))
 
     def map(self, z: Tensor, label: Tensor | None = None, psi: float = 1.0, cutoff: int | None = None) -> Tensor:
-        """z [N, z_dim] -> ws [N, L, C].
+        """Map z to ws.
 
-        psi: 1 leaves w as it is, 0 gives the mean. cutoff: only the first `cutoff` rows are truncated.
-        label: [N, c_dim], needed exactly when the generator is conditional.
+        Args:
+            z: [N, z_dim], standard normal.
+            label: [N, c_dim], required if and only if the generator is conditional.
+            psi: truncation; 1 leaves w unchanged, 0 gives w_avg.
+            cutoff: number of rows to truncate, from the first; None: all.
+
+        Returns:
+            [N, L, C].
         """
         if z.ndim != 2 or z.shape[1] != self.z_dim:
-            raise ValueError(
-                f"z has shape {list(z.shape)}, expected [N, {self.z_dim}]; "
-                "pass one row of standard normal numbers a sample."
-            )
+            raise ValueError(f"Got z of shape {list(z.shape)}, expected [N, {self.z_dim}].")
         if self.c_dim and (label is None or label.shape != (len(z), self.c_dim)):
-            got = "none" if label is None else f"shape {list(label.shape)}"
-            raise ValueError(
-                f"label: got {got}, expected [{len(z)}, {self.c_dim}]; "
-                "this generator is conditional: pass one (one-hot) row a sample."
-            )
+            got = "no label" if label is None else f"a label of shape {list(label.shape)}"
+            raise ValueError(f"Got {got}, expected [{len(z)}, {self.c_dim}], one one-hot row per sample.")
         if not self.c_dim and label is not None:
-            raise ValueError("label: got one, expected none; this generator is unconditional: leave the label out.")
+            raise ValueError("Got a label, expected none: this generator is unconditional.")
         if not math.isfinite(psi):
-            raise ValueError(f"psi is {psi}, expected a finite number, as a rule from 0 to 1.")
+            raise ValueError(f"Got psi {psi}, expected a finite number, usually 0..1.")
         if cutoff is not None and not 0 <= cutoff <= self.num_ws:
             raise ValueError(f"cutoff is {cutoff}, expected 0..{self.num_ws} or None to truncate every row.")
         dtype = self.w_avg.dtype
@@ -92,50 +92,55 @@ class Generator(nn.Module):
         return torch.stack([truncated] * rows + [w] * (self.num_ws - rows), dim=1)
 
     def one_hot(self, label: int | None, count: int) -> Tensor | None:
-        """A class as `map` wants it, [count, c_dim]; None for an unconditional generator.
+        """Return a class as labels [count, c_dim] for `map`; None for an unconditional generator.
 
-        Raises ValueError for a class that is missing, out of range, or not asked for.
+        Raises:
+            ValueError: for a class that is missing, out of range, or given to an unconditional generator.
         """
         if not self.c_dim:
             if label is not None:
-                raise ValueError(f"got label {label}; this generator has no classes, leave the label out.")
+                raise ValueError(f"Got label {label}, expected None; this generator has no classes.")
             return None
         if label is None or not 0 <= label < self.c_dim:
-            raise ValueError(f"got label {label}; this generator needs a class from 0 to {self.c_dim - 1}.")
+            raise ValueError(f"Got label {label}; this generator needs a class from 0 to {self.c_dim - 1}.")
         row = torch.zeros(self.c_dim, device=self.w_avg.device)
         row[label] = 1
         return row.expand(count, -1)
 
     def synthesize(self, ws: Tensor, noise: Noise = "const", rng: Rng = None) -> Tensor:
-        """ws [N, L, C] -> images.
+        """Render images from ws. Under torch.autocast, all blocks but the last run in its type.
 
-        noise: "const", the generator's own maps, the same for the whole batch; "random", fresh maps a sample drawn
-        from `rng`; "none"; or a list of maps, as `draw_noise` gives them.
+        Args:
+            ws: [N, L, C].
+            noise: "const", the noise maps of the generator; "random", new maps per sample from `rng`; "none"; or a list
+                of maps as returned by `draw_noise`.
 
-        Under torch.autocast all blocks but the last run in its type; images are float32 all the same.
+        Returns:
+            [N, 3, H, W], float32.
         """
         raise NotImplementedError
 
     def draw_noise(self, count: int, rng: Rng = None) -> list[Tensor]:
-        """Random noise maps for `count` samples, one [count, 1, R, R] a convolution, to share between generators.
+        """Draw noise maps for `count` samples, [count, 1, R, R] per convolution, to share between generators.
 
-        rng: one torch.Generator for the batch, or one a sample, which makes a sample independent of its batch.
+        Args:
+            rng: one torch.Generator, or one per sample, which makes each sample independent of its batch.
         """
         if not (rng is None or isinstance(rng, torch.Generator)) and len(rng) != count:
-            raise ValueError(f"rng: got {len(rng)} generators, expected {count}; pass one a sample, or a single one.")
+            raise ValueError(f"Got {len(rng)} generators in rng, expected {count}, one per sample, or a single one.")
         device = self.w_avg.device
         return [_normal(count, layer.resolution, rng).to(device) for layer in self.layers() if layer.kind == "conv"]
 
     def layers(self) -> tuple[Layer, ...]:
-        """Every trainable unit of the synthesis network, in the order it runs."""
+        """List the trainable units of the synthesis network in the order of execution."""
         raise NotImplementedError
 
     def spec(self) -> dict[str, Any]:
-        """JSON-ready settings; `build(spec)` gives the same architecture back."""
+        """Return JSON-ready settings from which `build` makes the same architecture."""
         raise NotImplementedError
 
     def space(self) -> str:
-        """Fingerprint of the mapping network and w_avg: latents fit every generator that has the same one."""
+        """Return the sha256 of the mapping network and w_avg. Generators with the same one share their latents."""
         digest = hashlib.sha256()
         for name, value in sorted(self.mapping.state_dict().items()):
             array = value.detach().to("cpu", torch.float32).contiguous()
@@ -146,12 +151,12 @@ class Generator(nn.Module):
     def _check_ws(self, ws: Tensor) -> None:
         if ws.ndim != 3 or ws.shape[1:] != (self.num_ws, self.w_dim):
             raise ValueError(
-                f"ws has shape {list(ws.shape)}, expected [N, {self.num_ws}, {self.w_dim}]; "
+                f"Got ws of shape {list(ws.shape)}, expected [N, {self.num_ws}, {self.w_dim}]; "
                 "use map(z), or repeat a single w over the rows."
             )
 
     def _noise_maps(self, noise: Noise, count: int, rng: Rng, const: Sequence[Tensor]) -> Sequence[Tensor | None]:
-        """One map a convolution, broadcastable to [N, 1, R, R], or None where there is no noise."""
+        """Return one map per convolution, broadcastable to [N, 1, R, R], or None for no noise."""
         if isinstance(noise, str):
             if noise == "const":
                 return const
@@ -159,14 +164,14 @@ class Generator(nn.Module):
                 return self.draw_noise(count, rng)
             if noise == "none":
                 return [None] * len(const)
-            raise ValueError(f"noise is {noise!r}, expected 'const', 'random', 'none' or a list of maps.")
+            raise ValueError(f"Got noise {noise!r}, expected 'const', 'random', 'none' or a list of maps.")
         if len(noise) != len(const):
-            raise ValueError(f"noise: got {len(noise)} maps, expected {len(const)}, one a convolution; see draw_noise.")
-        for index, (given, own) in enumerate(zip(noise, const, strict=True)):
+            raise ValueError(f"Got {len(noise)} noise maps, expected {len(const)}, one per convolution.")
+        for index, (map_, own) in enumerate(zip(noise, const, strict=True)):
             size = own.shape[-1]
-            if given.shape not in ((size, size), (1, 1, size, size), (count, 1, size, size)):
+            if map_.shape not in ((size, size), (1, 1, size, size), (count, 1, size, size)):
                 raise ValueError(
-                    f"noise map {index} has shape {list(given.shape)}, expected [{size}, {size}] "
+                    f"Got noise map {index} of shape {list(map_.shape)}, expected [{size}, {size}] "
                     f"or [{count}, 1, {size}, {size}]; see draw_noise."
                 )
         return noise

@@ -1,8 +1,8 @@
-"""StyleGAN2 (Karras et al. 2020, arXiv 1912.04958), the "skip" generator of section 4.1 (config F and its relatives).
+"""StyleGAN2 (Karras et al. 2020, arXiv 1912.04958): the generator with skip connections of section 4.1, config F.
 
-Modules are named as NVIDIA names them, so a state reads `mapping.fc0.weight`, `synthesis.b8.conv0.affine.bias`.
+Modules have NVIDIA's names: `mapping.fc0.weight`, `synthesis.b8.conv0.affine.bias`.
 
-Letters: N batch, L rows of a latent, C its width, I and O channels in and out, R a layer's resolution.
+Shapes: N batch, L rows of ws (num_ws), C w_dim, I and O input and output channels, R resolution of a layer.
 """
 
 import math
@@ -19,13 +19,15 @@ from .ops import bias_act, styled_conv, upsample
 
 
 class StyleGAN2(Generator):
-    """16 to 1024 pixels, any width, conditional or not.
+    """StyleGAN2 of 16 to 1024 pixels, conditional or not.
 
-    channel_base, channel_max: channels at resolution R are min(channel_max, channel_base / R).
-    widths: channels at 4, 8, ... `resolution`; overrides those two.
-    clamp: activations and RGB are held within +-clamp, as some published networks were trained.
-    mapping_lr: learning-rate multiplier of the mapping network.
-    rng: draws the initial weights; None draws from the global generator.
+    Args:
+        channel_base: channels at resolution R are min(channel_max, channel_base / R).
+        channel_max: see channel_base.
+        widths: channels at 4, 8, ... `resolution`; overrides channel_base and channel_max.
+        clamp: limit of activations and RGB; some published networks were trained with one.
+        mapping_lr: learning rate multiplier of the mapping network.
+        rng: source of the initial weights; None uses the global generator.
     """
 
     family: ClassVar[str] = "stylegan2"
@@ -48,22 +50,19 @@ class StyleGAN2(Generator):
     ) -> None:
         super().__init__()
         if not isinstance(resolution, int) or resolution not in (16, 32, 64, 128, 256, 512, 1024):
-            raise ValueError(f"resolution is {resolution}, expected a power of two in 16..1024.")
+            raise ValueError(f"Got resolution {resolution}, expected a power of two in 16..1024.")
         if not 1 <= mapping_layers <= 8:
-            raise ValueError(f"mapping_layers is {mapping_layers}, expected 1..8.")
+            raise ValueError(f"Got mapping_layers {mapping_layers}, expected 1..8.")
         sizes = [2**power for power in range(2, resolution.bit_length())]
         if widths is None:
             widths = [min(channel_max, channel_base // size) for size in sizes]
         if len(widths) != len(sizes) or min(widths) < 1:
-            raise ValueError(
-                f"widths are {list(widths)}, expected {len(sizes)} positive numbers, "
-                f"one for each resolution of {sizes}."
-            )
+            raise ValueError(f"Got widths {list(widths)}, expected {len(sizes)} positive numbers, one per {sizes}.")
         if min(z_dim, w_dim) < 1 or c_dim < 0:
-            raise ValueError(f"z_dim, w_dim, c_dim are {z_dim}, {w_dim}, {c_dim}, expected at least 1, 1, 0.")
+            raise ValueError(f"Got z_dim, w_dim, c_dim {z_dim}, {w_dim}, {c_dim}, expected at least 1, 1, 0.")
         if not _positive(mapping_lr) or not (clamp is None or _positive(clamp)):
             raise ValueError(
-                f"mapping_lr and clamp are {mapping_lr!r} and {clamp!r}, expected positive numbers; clamp may be None."
+                f"Got mapping_lr {mapping_lr!r} and clamp {clamp!r}, expected positive numbers; clamp may be None."
             )
         self.resolution, self.z_dim, self.w_dim, self.c_dim = resolution, z_dim, w_dim, c_dim
         self.num_ws = 2 * len(sizes)
@@ -73,31 +72,34 @@ class StyleGAN2(Generator):
         self.reset(rng)
 
     def reset(self, rng: torch.Generator | None = None) -> None:
-        """Initialise anew: weights, constant and noise maps standard normal, style biases 1, all else 0."""
+        """Initialize: weights, constant and noise maps standard normal, style biases 1, everything else 0."""
         for module in self.modules():
             if isinstance(module, Linear | Convolution | ToRGB | Block | Mapping):
                 module.reset(rng)
 
     def synthesize(self, ws: Tensor, noise: Noise = "const", rng: Rng = None) -> Tensor:
         self._check_ws(ws)
-        maps = self._noise_maps(noise, len(ws), rng, [conv.noise_const for _, conv in self.synthesis.convolutions()])
+        const = [conv.noise_const for block in self.synthesis.blocks() for _, conv in block.convolutions()]
+        maps = self._noise_maps(noise, len(ws), rng, const)
         half = torch.get_autocast_dtype(ws.device.type) if torch.is_autocast_enabled(ws.device.type) else None
-        with torch.autocast(ws.device.type, enabled=False):  # which type an operation has is said below, block by block
+        with torch.autocast(ws.device.type, enabled=False):  # `Synthesis` chooses the type per block
             return self.synthesis(ws, maps, half, self.recompute).float()
 
     def layers(self) -> tuple[Layer, ...]:
-        found: list[Layer] = []
+        layers: list[Layer] = []
         row = 0
         for block in self.synthesis.blocks():
             name = f"b{block.size}"
             if block.size == 4:
-                found.append(Layer(f"{name}.const", 4, None, "const", (f"synthesis.{name}.const",)))
+                layers.append(Layer(f"{name}.const", 4, None, "const", (f"synthesis.{name}.const",)))
             for part, conv in block.convolutions():
-                found.append(Layer(f"{name}.{part}", block.size, row, "conv", _names(f"synthesis.{name}.{part}", conv)))
+                names = _parameter_names(f"synthesis.{name}.{part}", conv)
+                layers.append(Layer(f"{name}.{part}", block.size, row, "conv", names))
                 row += 1
-            # ToRGB reads the row of the convolution that comes next; the last one has the last row to itself.
-            found.append(Layer(f"{name}.torgb", block.size, row, "rgb", _names(f"synthesis.{name}.torgb", block.torgb)))
-        return tuple(found)
+            # ToRGB shares its row with the next convolution; the last row belongs to the last ToRGB alone.
+            names = _parameter_names(f"synthesis.{name}.torgb", block.torgb)
+            layers.append(Layer(f"{name}.torgb", block.size, row, "rgb", names))
+        return tuple(layers)
 
     def spec(self) -> dict[str, Any]:
         return {
@@ -114,7 +116,7 @@ class StyleGAN2(Generator):
 
 
 class Linear(nn.Module):
-    """Fully connected layer with the equalised learning rate of Progressive GAN (arXiv 1710.10196, section 4.1)."""
+    """Fully connected layer with the equalized learning rate of Progressive GAN (arXiv 1710.10196, section 4.1)."""
 
     def __init__(self, inputs: int, outputs: int, bias: float = 0.0, lr: float = 1.0) -> None:
         super().__init__()
@@ -130,12 +132,12 @@ class Linear(nn.Module):
         return self.project(x) + self.bias * self.lr
 
     def project(self, x: Tensor) -> Tensor:
-        """All but the bias."""
+        """Apply the weight without the bias."""
         return F.linear(x, self.weight * (self.lr / math.sqrt(self.weight.shape[1])))
 
 
 class Mapping(nn.Module):
-    """z, and a label where there is one, to w (StyleGAN, arXiv 1812.04948, section 2)."""
+    """Mapping network from z, and a label if conditional, to w (StyleGAN, arXiv 1812.04948, section 2)."""
 
     w_avg: Tensor  # [C]
 
@@ -163,7 +165,7 @@ class Mapping(nn.Module):
 
 
 class Convolution(nn.Module):
-    """Modulated 3x3 convolution, then noise, bias and leaky ReLU. `up` doubles the resolution on the way."""
+    """Modulated 3x3 convolution, which doubles the resolution if `up`, then noise, bias and leaky ReLU."""
 
     noise_const: Tensor  # [R, R]
 
@@ -183,13 +185,13 @@ class Convolution(nn.Module):
         nn.init.zeros_(self.noise_strength)
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:  # x [N, I, H, W], w [N, C]
-        # Demodulation cancels any constant factor of the weights, so an equalised learning rate would do nothing here.
+        # No equalized learning rate: demodulation cancels any constant factor of the weights.
         noise = None if noise is None else noise * self.noise_strength
         return styled_conv(x, self.weight, self.affine(w), noise, self.bias, up=self.up, clamp=self.clamp)
 
 
 class ToRGB(nn.Module):
-    """Modulated 1x1 convolution to three colours, without demodulation, noise or activation."""
+    """Modulated 1x1 convolution to RGB, without demodulation, noise or activation."""
 
     def __init__(self, inputs: int, w_dim: int, clamp: float | None) -> None:
         super().__init__()
@@ -204,14 +206,14 @@ class ToRGB(nn.Module):
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         style = self.affine(w) * (1.0 / math.sqrt(self.weight.shape[1]))
-        # With three channels out, weights of each sample's own are smaller than one more image of what came in.
+        # With three output channels, modulated weights per sample need less memory than a modulated input.
         weight = self.weight[:, :, 0, 0] * style[:, None]  # [N, 3, I]
         rgb = (weight.to(x.dtype) @ x.flatten(2)).unflatten(2, x.shape[2:]).to(w.dtype) + self.bias[:, None, None]
         return rgb if self.clamp is None else rgb.clamp(-self.clamp, self.clamp)
 
 
 class Block(nn.Module):
-    """One resolution: at 4 pixels a learnt constant and one convolution, above it two convolutions; then ToRGB."""
+    """One resolution: two convolutions, or a learned constant and one convolution at 4 pixels, then ToRGB."""
 
     def __init__(self, inputs: int, outputs: int, w_dim: int, size: int, clamp: float | None) -> None:
         super().__init__()
@@ -233,15 +235,15 @@ class Block(nn.Module):
         yield "conv1", self.conv1
 
     def forward(self, x: Tensor, rgb: Tensor, ws: Tensor, noise: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
-        """x [N, I, H, W] and the colours so far [N, 3, H, W]; ws [N, its rows, C]; a map of noise a convolution."""
+        """x: [N, I, H, W], rgb: [N, 3, H, W] of lower blocks, ws: [N, rows, C], noise: one map per convolution."""
         for row, (_, conv) in enumerate(self.convolutions()):
             x = conv(x, ws[:, row], noise[row])
-        colours = self.torgb(x, ws[:, -1])
-        return x, colours if self.size == 4 else upsample(rgb) + colours
+        own = self.torgb(x, ws[:, -1])
+        return x, own if self.size == 4 else upsample(rgb) + own
 
 
 class Synthesis(nn.Module):
-    """Blocks of doubling resolution, each adding its colours to the upsampled sum of those below (section 4.1)."""
+    """Blocks of doubling resolution; each adds its RGB to the upsampled sum of the lower ones (section 4.1)."""
 
     def __init__(self, sizes: Sequence[int], widths: Sequence[int], w_dim: int, clamp: float | None) -> None:
         super().__init__()
@@ -255,31 +257,26 @@ class Synthesis(nn.Module):
             assert isinstance(block, Block)
             yield block
 
-    def convolutions(self) -> Iterator[tuple[str, Convolution]]:
-        for block in self.blocks():
-            for part, conv in block.convolutions():
-                yield f"b{block.size}.{part}", conv
-
     def forward(
         self, ws: Tensor, noise: Sequence[Tensor | None], half: torch.dtype | None = None, recompute: int = 0
     ) -> Tensor:  # ws [N, L, C]
-        """half: the type of all blocks but the last, whose rounding the eye would see. recompute: see Generator."""
+        """half: type of all blocks but the last, where rounding would be visible. recompute: see Generator."""
         x = self.get_submodule("b4").get_parameter("const").expand(len(ws), -1, -1, -1)
         rgb = ws.new_zeros(())
         row = 0
         for block in self.blocks():
             count = 1 if block.size == 4 else 2
             x = x.to(ws.dtype if half is None or block.size == self.sizes[-1] else half)
-            given = x, rgb, ws[:, row : row + count + 1], noise[row : row + count]
+            inputs = x, rgb, ws[:, row : row + count + 1], noise[row : row + count]
             if recompute and block.size >= recompute and torch.is_grad_enabled():
-                x, rgb = checkpoint(block, *given, use_reentrant=False, preserve_rng_state=False)
+                x, rgb = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
             else:
-                x, rgb = block(*given)
+                x, rgb = block(*inputs)
             row += count
         return rgb
 
 
-def _names(prefix: str, module: nn.Module) -> tuple[str, ...]:
+def _parameter_names(prefix: str, module: nn.Module) -> tuple[str, ...]:
     return tuple(f"{prefix}.{name}" for name, _ in module.named_parameters())
 
 
@@ -293,7 +290,7 @@ def _normalize(x: Tensor) -> Tensor:
 
 
 def _fill(tensor: Tensor, rng: torch.Generator | None, scale: float = 1.0) -> None:
-    if tensor.is_meta:  # without numbers to fill; drawing them all the same would take torch a second to find that out
+    if tensor.is_meta:  # normal_ on meta tensors does nothing, but takes a second
         return
     with torch.no_grad():
         tensor.normal_(generator=rng).mul_(scale)

@@ -1,4 +1,4 @@
-"""The operations StyleGAN2 is made of, in plain PyTorch: they run, and differentiate twice, on any device."""
+"""The operations of StyleGAN2 in plain PyTorch: they run, and differentiate twice, on any device."""
 
 from .activation import bias_act
 from .convolution import modulated_conv

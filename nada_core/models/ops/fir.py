@@ -1,31 +1,30 @@
 """Resampling with the binomial filter [1, 3, 3, 1] (Karras et al. 2020, arXiv 1912.04958, section 4 and appendix B).
 
-Both functions treat the image as surrounded by zeros. Neither works on a zero-stuffed image: three of four
-multiplications would be with zero.
+Images are padded with zeros. Neither function filters a zero-stuffed image, where three of four products are zero.
 """
 
 import torch.nn.functional as F
 from torch import Tensor
 
-TAPS = (0.25, 0.75, 0.75, 0.25)  # sums to 2 an axis, 4 in all: the gain that makes up for the zeros between samples
+TAPS = (0.25, 0.75, 0.75, 0.25)  # sum 2 per axis, 4 in total: compensates for the zeros between samples
 
 
 def smooth(x: Tensor) -> Tensor:
-    """Filter what a stride-2 transposed convolution left: [N, C, H + 1, W + 1] -> [N, C, H, W], gain 4."""
-    # One 4x4 depthwise pass: measured on a CPU it is twice as fast as two 4-tap passes, forward and backward.
+    """Filter the result of a stride-2 transposed convolution: [N, C, H + 1, W + 1] -> [N, C, H, W], gain 4."""
+    # One 4x4 depthwise pass: on a CPU it takes half the time of two 4-tap passes, forward and backward.
     return F.conv2d(x, _kernel(x), padding=1, groups=x.shape[1])
 
 
-def smooth_back(slope: Tensor) -> Tensor:
-    """What `smooth` hands back: [N, C, H, W] -> [N, C, H + 1, W + 1]. The filter is its own mirror image."""
-    return F.conv2d(slope, _kernel(slope), padding=2, groups=slope.shape[1])
+def smooth_backward(grad: Tensor) -> Tensor:
+    """Return the input gradient of `smooth`: [N, C, H, W] -> [N, C, H + 1, W + 1]. The filter is symmetric."""
+    return F.conv2d(grad, _kernel(grad), padding=2, groups=grad.shape[1])
 
 
 def upsample(x: Tensor) -> Tensor:
-    """Double an image: [N, C, H, W] -> [N, C, 2 H, 2 W].
+    """Double the size of an image: [N, C, H, W] -> [N, C, 2 H, 2 W].
 
-    Zero-stuffing and then filtering with [1, 3, 3, 1] / 4 weighs each output's two neighbours 3/4 and 1/4, which is
-    bilinear interpolation at half-pixel centres. Only the borders differ, hence the ring of zeros.
+    Zero-stuffing followed by [1, 3, 3, 1] / 4 weights the two nearest samples 3/4 and 1/4, which is bilinear
+    interpolation at half-pixel centers. Only the borders differ, hence the padding.
     """
     x = F.interpolate(F.pad(x, (1, 1, 1, 1)), scale_factor=2, mode="bilinear", align_corners=False)
     return x[:, :, 2:-2, 2:-2]
