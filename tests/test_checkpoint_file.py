@@ -14,7 +14,7 @@ import torch
 from nvidia_pickle import Call, EasyDict, Global, dump, network, persistent
 
 from nada_core.io import checkpoint_file as files
-from nada_core.io import metadata, nvidia_pickle
+from nada_core.io import metadata, unpickler
 from nada_core.io.checkpoint_file import read_checkpoint, sha256
 from nada_core.io.errors import (
     CheckpointError,
@@ -193,7 +193,7 @@ def test_a_pickle_cannot_change_the_reader(tmp_path: Path) -> None:
         (tmp_path / "x.pkl").write_bytes(b"\x80\x03c" + reference + state + b"b.")
         with pytest.raises(CheckpointError):
             read_checkpoint(tmp_path / "x.pkl")
-    assert nvidia_pickle._Record.class_name == "" and not hasattr(nvidia_pickle._Settings, "class_name")
+    assert unpickler.Record.class_name == "" and not hasattr(unpickler.Settings, "class_name")
 
 
 def test_numpy_objects_are_not_unpickled(tmp_path: Path) -> None:
@@ -220,8 +220,6 @@ def damaged(tmp_path: Path) -> dict[str, tuple[bytes, type[CheckpointError], str
     with zipfile.ZipFile(program, "w") as file:
         for name in ("m/data.pkl", "m/constants.pkl", "m/version"):
             file.writestr(name, "x")
-    tensorflow = io.BytesIO()
-    tensorflow.write(b"\x80\x03cdnnlib.tflib.network\nNetwork\n.")
     lfs = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
     return {
         "empty": (b"", DamagedCheckpointError, "empty"),
@@ -230,7 +228,6 @@ def damaged(tmp_path: Path) -> dict[str, tuple[bytes, type[CheckpointError], str
         "text": (b"hello, world", UnsupportedCheckpointError, "it begins with"),
         "zip": (packed.getvalue(), UnsupportedCheckpointError, "unpack it first"),
         "torchscript": (program.getvalue(), UnsupportedCheckpointError, "TorchScript"),
-        "tensorflow": (tensorflow.getvalue(), UnsupportedCheckpointError, "legacy.py"),
         "bare pickle": (pickle.dumps([1, 2]), UnsupportedCheckpointError, "without networks"),
         "cut safetensors": (tensors[:-40], DamagedCheckpointError, "sound"),
         "cut archive": (archive[:-200], DamagedCheckpointError, "cut short"),
@@ -283,7 +280,7 @@ def test_what_leads_a_parser_astray_is_a_damaged_file(tmp_path: Path) -> None:
     with pytest.raises(DamagedCheckpointError, match="RecursionError"):
         read_checkpoint(tmp_path / "x.pt")
     dump({"G_ema": persistent("Generator", 5, "")}, tmp_path / "x.pkl")  # type: ignore[arg-type]
-    with pytest.raises(DamagedCheckpointError, match="AttributeError"):
+    with pytest.raises(DamagedCheckpointError, match="the state of a Generator is 5"):
         read_checkpoint(tmp_path / "x.pkl")
 
 

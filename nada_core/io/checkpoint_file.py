@@ -6,11 +6,8 @@ numpy's .npy and .npz, of numbers only. Those pickles carry the source text of t
 execute: here it stays text.
 """
 
-import argparse
 import hashlib
 import os
-import pickle
-import re
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,9 +19,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from .errors import CheckpointError, DamagedCheckpointError, UnsafeCheckpointError, UnsupportedCheckpointError, _blocked
+from .errors import CheckpointError, DamagedCheckpointError, UnsafeCheckpointError, UnsupportedCheckpointError
 from .metadata import read_metadata
-from .nvidia_pickle import _read_pickle
+from .pickled_objects import read_pickle
+from .torch_archive import read_torch
 
 BUILTIN = Path(__file__).parents[1] / "portraits" / "weights"
 
@@ -138,55 +136,11 @@ def _broken(path: Path, tensors: Mapping[str, Tensor], whole: bool) -> list[str]
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
-        return safetensors.torch.load_file(path), read_metadata(path)
+        # load_file maps the file; the copies let go of it, so that it can be replaced on Windows.
+        mapped = safetensors.torch.load_file(path)
+        return {name: value.clone() for name, value in mapped.items()}, read_metadata(path)
     except safetensors.SafetensorError as error:
         raise DamagedCheckpointError(f"{path}: not a sound safetensors file ({error}). Copy it again.") from error
-
-
-def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    with path.open("rb") as file:
-        if file.read(4) == b"PK\x03\x04":
-            if not zipfile.is_zipfile(path):
-                raise DamagedCheckpointError(f"{path}: a zip archive that was cut short. Download or copy it again.")
-            with zipfile.ZipFile(path) as archive:
-                names = [name.partition("/")[2] for name in archive.namelist()]
-            if "data.pkl" not in names:
-                raise UnsupportedCheckpointError(
-                    f"{path}: a zip archive without weights in PyTorch's format. "
-                    "If it is a packed download, unpack it first."
-                )
-            if "constants.pkl" in names:
-                raise UnsupportedCheckpointError(
-                    f"{path}: a TorchScript program (as OpenAI's CLIP files are), "
-                    "not a file of weights. Give the state-dict version of the model."
-                )
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        blocked = re.search(r"GLOBAL (\S+)", str(error))
-        if not blocked:
-            raise DamagedCheckpointError(f"{path}: holds something that is not weights ({error}).") from error
-        raise UnsafeCheckpointError(_blocked(path, blocked[1])) from error
-    tensors: dict[str, Tensor] = {}
-    hints: dict[str, Any] = {}
-    _flatten("", content, tensors, hints)
-    return tensors, hints
-
-
-def _flatten(name: str, value: object, tensors: dict[str, Tensor], hints: dict[str, Any]) -> None:
-    """Sort a tree of dicts into tensors and the rest. Optimiser states are left behind: they weigh more than the rest
-    of the file and nobody reads them."""
-    if isinstance(value, Tensor):
-        tensors[name] = value.detach()
-    elif isinstance(value, argparse.Namespace):
-        hints[name] = vars(value)
-    elif isinstance(value, Mapping):
-        for key, child in value.items():
-            if name or "optim" not in str(key):
-                _flatten(f"{name}.{key}" if name else str(key), child, tensors, hints)
-    else:
-        hints[name] = value
 
 
 def _read_numpy(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -216,7 +170,7 @@ def _read_numpy(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 _READERS: dict[str, Callable[[Path], tuple[dict[str, Tensor], dict[str, Any]]]] = {
     "safetensors": _read_safetensors,
-    "torch": _read_torch,
-    "nvidia-pickle": _read_pickle,
+    "torch": read_torch,
+    "nvidia-pickle": read_pickle,
     "numpy": _read_numpy,
 }

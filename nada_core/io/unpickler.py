@@ -1,0 +1,310 @@
+"""A pickle reader that executes nothing: it knows a short list of globals and returns everything else as inert data.
+
+A pickle is a program that can call only what `find_class` returns, so that method decides what a file can do:
+
+- globals on the allow list rebuild tensors, numpy arrays of plain numbers and plain containers;
+- any other class becomes a `Record`, which stores the state of the object and has no behavior;
+- a call of anything else raises UnsafeCheckpointError.
+
+Tensors and arrays together never take more memory than the file has bytes.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import pickle
+import struct
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import DamagedCheckpointError, UnsafeCheckpointError, UnsupportedCheckpointError, _blocked
+
+_STORAGES = {
+    "HalfStorage": torch.float16,
+    "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64,
+    "BFloat16Storage": torch.bfloat16,
+    "CharStorage": torch.int8,
+    "ShortStorage": torch.int16,
+    "IntStorage": torch.int32,
+    "LongStorage": torch.int64,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+
+_SCALARS = {"f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "u4": "I", "u1": "B", "b1": "?"}
+
+_NUMBERS = {code: np.dtype(code) for code in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")}
+
+_MAGIC = 0x1950A86A20F9469CFC6C  # opens a PyTorch archive of the old format
+
+
+class Record:
+    """An object whose class is not imported: `state` is what pickle stored, `items` the content of a dict subclass."""
+
+    class_name = ""
+    state: Any = None
+
+    items: dict[Any, Any]
+
+    def __new__(cls, *_: object) -> Record:
+        record = object.__new__(cls)
+        record.items = {}
+        return record
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.items[key] = value
+
+    def append(self, _: object) -> None:
+        """Ignore the content of a list or set subclass."""
+
+    extend = add = append
+
+    @property
+    def attributes(self) -> Mapping[str, Any]:
+        """The object's `__dict__`. Raises ValueError where the file stores something else."""
+        state = self.state[0] if isinstance(self.state, tuple) and self.state else self.state
+        if state is None:
+            return {}
+        if not isinstance(state, Mapping):
+            raise ValueError(f"the state of a {self.class_name or 'record'} is {state!r:.40}, expected a dict")
+        return state
+
+
+class Settings(dict[str, Any]):
+    """Stands in for dnnlib's EasyDict."""
+
+    def __setstate__(self, state: object) -> None:
+        """Ignore the state: the items are all there is."""
+
+
+class Array(Record):
+    """A numpy array: `tensor` holds its numbers, None for an array of text."""
+
+    tensor: Tensor | None = None
+    charge: Callable[[int], None]
+
+    def __setstate__(self, state: Any) -> None:
+        _, size, dtype, fortran, content = state
+        self.fill(content, dtype, size, "F" if fortran else "C")
+
+    def fill(self, content: bytes, dtype: _Dtype, size: tuple[int, ...], order: Any) -> Array:
+        if dtype.code.startswith("O"):
+            raise UnsafeCheckpointError(f"an array of Python objects ({dtype.code}) was not read. Save plain numbers.")
+        if dtype.code in _NUMBERS:
+            dtype.check_order()
+            self.charge(len(content))
+            numbers = np.frombuffer(content, _NUMBERS[dtype.code]).reshape(size, order=order)
+            self.tensor = torch.from_numpy(numbers.copy())
+        return self
+
+
+class _Dtype(Record):
+    """Stands in for numpy.dtype, of which only the code ("f4") and the byte order are used."""
+
+    code = ""
+
+    def __init__(self, code: str, *_: object) -> None:
+        self.code = code.removeprefix("<")
+
+    def check_order(self) -> None:
+        if self.code.startswith(">") or (isinstance(self.state, tuple) and self.state[1] == ">"):
+            raise UnsupportedCheckpointError(f"an array of big-endian numbers ({self.code}) is not supported.")
+
+
+class _Foreign(type):
+    """The type of stand-in classes. Making an empty instance is harmless; any other call is refused."""
+
+    path: Path
+
+    def __call__(cls, *_: object, **__: object) -> Any:
+        raise UnsafeCheckpointError(_blocked(cls.path, cls.__qualname__))
+
+
+@dataclass(frozen=True)
+class Storage:
+    """The bytes that tensors are views of, and the type of their numbers."""
+
+    content: torch.UntypedStorage
+    dtype: torch.dtype
+
+
+LoadStorage = Callable[[str, int, torch.dtype], torch.UntypedStorage]  # (key, count of numbers, their type)
+
+
+class Unpickler(pickle.Unpickler):
+    """Reads a pickle with the allow list of this module.
+
+    Args:
+        path: of the file, for messages.
+        limit: the most bytes that all tensors and arrays may take, as a rule the size of the file.
+        load_storage: returns the content of a storage that lies outside the pickle.
+    """
+
+    def __init__(self, file: BinaryIO, path: Path, limit: int, load_storage: LoadStorage | None = None) -> None:
+        super().__init__(file)
+        self.path, self.remaining, self.load_storage = path, limit, load_storage
+        self.allowed = _allow_list(path, self.charge)
+        self.foreign: dict[str, type] = {}
+
+    def charge(self, size: int) -> None:
+        """Count bytes of memory against the limit."""
+        self.remaining -= size
+        if size < 0 or self.remaining < 0:
+            raise DamagedCheckpointError(
+                f"{self.path}: its tensors claim more bytes than the whole file holds; they were not read. "
+                "Take the file from another place."
+            )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in self.allowed:
+            return self.allowed[module, name]
+        reference = f"{module}.{name}"
+        if reference not in self.foreign:
+            namespace = {"__qualname__": reference, "class_name": name, "path": self.path}
+            self.foreign[reference] = _Foreign(reference, (Record,), namespace)
+        return self.foreign[reference]
+
+    def persistent_load(self, pid: Any) -> Storage:
+        if self.load_storage is None or pid[0] != "storage" or not isinstance(pid[1], torch.dtype):
+            raise UnsupportedCheckpointError(f"{self.path}: it refers to {pid!r:.60}, which is outside the file.")
+        return Storage(self.load_storage(str(pid[2]), int(pid[4]), pid[1]), pid[1])
+
+
+def read_old_archive(file: BinaryIO, path: Path, limit: int) -> Any:
+    """Read the archive format of PyTorch before version 1.6: a few pickles, then the content of the storages."""
+    storages: dict[str, tuple[int, torch.UntypedStorage]] = {}
+
+    def reserve(key: str, count: int, dtype: torch.dtype) -> torch.UntypedStorage:
+        if key not in storages:
+            unpickler.charge(count * dtype.itemsize)
+            storages[key] = count, torch.UntypedStorage(count * dtype.itemsize)
+        return storages[key][1]
+
+    magic, _, system = (Unpickler(file, path, 0).load() for _ in range(3))
+    if magic != _MAGIC or not system.get("little_endian", True):
+        raise UnsupportedCheckpointError(f"{path}: a PyTorch archive of an unknown format or byte order.")
+    unpickler = Unpickler(file, path, limit, reserve)
+    content = unpickler.load()
+    for key in Unpickler(file, path, 0).load():
+        count, storage = storages[str(key)]
+        target = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
+        if struct.unpack("<q", file.read(8)) != (count,) or file.readinto(target) != len(target):  # type: ignore[attr-defined]
+            raise DamagedCheckpointError(f"{path}: damaged or cut short. Download or copy it again.")
+    return content
+
+
+def _allow_list(path: Path, charge: Callable[[int], None]) -> dict[tuple[str, str], Any]:
+    """All that a file can call. The functions are new for each file, so that no file can change them for the next."""
+
+    def persistent(meta: Mapping[str, Any]) -> Record:  # the original compiles and runs meta["module_src"] here
+        record = Record()
+        record.class_name, record.state = str(meta["class_name"]), meta["state"]
+        return record
+
+    def old_style(cls: type, *_: object) -> Any:  # how protocols 0 and 1 create an object
+        if not isinstance(cls, _Foreign):
+            raise UnsafeCheckpointError(_blocked(path, f"copyreg._reconstructor({cls!r:.60})"))
+        return Record.__new__(cls)  # type: ignore[arg-type]
+
+    def storage(content: bytes) -> Storage:
+        charge(len(content))
+        stored = read_old_archive(io.BytesIO(content), path, len(content))
+        if not isinstance(stored, Storage):
+            raise UnsupportedCheckpointError(f"{path}: got {type(stored).__name__} where a storage was expected.")
+        return stored
+
+    def tensor(stored: Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object) -> Tensor:
+        # Tensor.set_ would enlarge a storage that is too small, so the bounds are checked here.
+        needed = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) + 1 if all(size) else 0
+        available = stored.content.nbytes() // stored.dtype.itemsize
+        if min((offset, *size, *stride)) < 0 or needed > available:
+            raise DamagedCheckpointError(
+                f"{path}: a tensor of {list(size)} numbers reaches beyond its storage of {available}. "
+                "The file was changed; take it from another place."
+            )
+        return torch.empty(0, dtype=stored.dtype).set_(stored.content, offset, size, stride)
+
+    def parameter(data: Any, *_: object) -> Any:
+        return data
+
+    def typed(function: Callable[..., Any], _: object, arguments: tuple[Any, ...], *__: object) -> Any:
+        if function not in (tensor, parameter):
+            raise UnsafeCheckpointError(_blocked(path, f"{function!r:.60}"))
+        return function(*arguments)
+
+    def special(*_: object) -> Tensor:  # sparse, quantised, nested: refused with its name once that is known
+        return torch.empty(0, device="meta")
+
+    def array(*_: object) -> Array:
+        created = Array()
+        created.charge = charge
+        return created
+
+    def array_of(content: bytes, dtype: _Dtype, size: tuple[int, ...], order: Any) -> Array:  # protocol 5
+        return array().fill(content, dtype, size, order)
+
+    def scalar(dtype: _Dtype, content: bytes) -> Any:  # numpy's own would take pickled objects as well
+        return struct.unpack(f"<{_SCALARS[dtype.code]}", content)[0]
+
+    def encode(text: str, _: str = "latin1") -> bytes:  # how pickles of protocol 2 spell bytes
+        return codecs.latin_1_encode(text)[0]
+
+    def joined(*parts: object) -> str:
+        return "/".join(map(str, parts))
+
+    def device(*parts: object) -> str:
+        return ":".join(map(str, parts))
+
+    def mapping(*_: object) -> OrderedDict[Any, Any]:  # the content follows item by item
+        return OrderedDict()
+
+    allowed: dict[tuple[str, str], Any] = {
+        ("torch_utils.persistence", "_reconstruct_persistent_obj"): persistent,
+        ("copyreg", "_reconstructor"): old_style,
+        ("copy_reg", "_reconstructor"): old_style,
+        ("torch.storage", "_load_from_bytes"): storage,
+        ("torch._utils", "_rebuild_tensor"): tensor,
+        ("torch._utils", "_rebuild_tensor_v2"): tensor,
+        ("torch._utils", "_rebuild_parameter"): parameter,
+        ("torch._utils", "_rebuild_parameter_with_state"): parameter,
+        ("torch._tensor", "_rebuild_from_type_v2"): typed,
+        ("torch.storage", "UntypedStorage"): torch.uint8,
+        ("torch.serialization", "_get_layout"): device,
+        ("_codecs", "encode"): encode,
+        ("dnnlib.util", "EasyDict"): Settings,
+        ("dnnlib", "EasyDict"): Settings,
+        ("collections", "OrderedDict"): OrderedDict,
+        ("collections", "defaultdict"): mapping,
+        ("builtins", "set"): set,
+        ("__builtin__", "set"): set,
+        ("torch", "Size"): tuple,
+        ("torch", "device"): device,
+        ("numpy", "dtype"): _Dtype,
+        ("numpy", "ndarray"): Array,
+    }
+    for name in ("sparse_tensor", "sparse_csr_tensor", "qtensor", "nested_tensor", "meta_tensor_no_storage"):
+        allowed["torch._utils", f"_rebuild_{name}"] = special
+    for home in ("numpy.core", "numpy._core"):  # before and since numpy 2
+        allowed[f"{home}.multiarray", "scalar"] = scalar
+        allowed[f"{home}.multiarray", "_reconstruct"] = array
+        allowed[f"{home}.numeric", "_frombuffer"] = array_of
+    for home in ("pathlib", "pathlib._local"):
+        for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"):
+            allowed[home, name] = joined
+    for name, dtype in _STORAGES.items():
+        allowed["torch", name] = dtype
+    for name in ("float16", "float32", "float64", "bfloat16", "int8", "int16", "int32", "int64", "uint8", "bool"):
+        allowed["torch", name] = name
+    return allowed
