@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .unpickler import Array, Record
@@ -29,8 +30,8 @@ def collect_network(name: str, record: Record, tensors: dict[str, Tensor], hints
         for variable, value in network.attributes["variables"]:
             if isinstance(value, Array) and value.tensor is not None:
                 tensors[f"{prefix}{path}{variable}"] = value.tensor
-            elif isinstance(value, int | float):  # numpy scalars, such as `lod`
-                hints[name][f"{path}{variable}"] = value
+            elif isinstance(value, int | float):  # a numpy scalar, such as a noise_strength
+                tensors[f"{prefix}{path}{variable}"] = torch.tensor(float(value))
 
 
 def _networks(path: str, record: Record, depth: int = 0) -> list[tuple[str, Record]]:

@@ -258,14 +258,14 @@ def _decoder(raw: RawCheckpoint, tensors: Mapping[str, Tensor]) -> Generator:
     if (mean := raw.tensors.get("latent_avg")) is not None:
         own["latent_avg"] = mean[0] if mean.ndim == 2 else mean  # the same row once or L times
     inner = RawCheckpoint(own, {}, raw.container, raw.sha256)
-    layout = next((layout for layout in LAYOUTS if layout.claims(inner)), None)
+    layout = next((layout for layout in LAYOUTS if "" in layout.prefixes(inner)), None)
     if layout is None:
         raise UnsupportedCheckpointError(
             f"its decoder is no StyleGAN2; its tensors begin with {sorted(tensors)[:3]}. "
             "Encoders of StyleGAN3 are not supported."
         )
     try:
-        decoder = _fill(layout.read(inner))
+        decoder = _fill(layout.read(inner, ""))
     except ValueError as error:
         raise CheckpointError(f"its decoder, read as {layout.name}: {error}") from error
     decoder.source = raw.sha256

@@ -16,8 +16,10 @@ from ..io.checkpoint_file import BUILTIN, RawCheckpoint, read_checkpoint
 from ..io.errors import CheckpointError, UnsupportedCheckpointError
 from ..io.metadata import read_metadata, write_safetensors, write_torch
 from .generator import Generator
+from .layout import Layout, Reading, find_network
 from .stylegan2 import StyleGAN2
-from .stylegan2_layouts import LAYOUTS, Layout, Reading, to_rosinality
+from .stylegan2_layouts import LAYOUTS, to_rosinality
+from .tensorflow_layout import TENSORFLOW
 
 BUILTINS = {"portraits": BUILTIN / "generator.safetensors"}
 
@@ -26,13 +28,20 @@ VERSION = 1
 # What other files can be told by, so that the refusal can say what the file is.
 _SIGNATURES = (
     ("synthesis.L0_", "a StyleGAN3 generator, which is not supported yet"),
+    ("encoder.body.", "an encoder (pSp, e4e, ReStyle); load it with load_encoder"),
     ("state_dict.encoder.", "an encoder (pSp, e4e, ReStyle); load it with load_encoder"),
     ("visual.", "a CLIP model; load it as a guide instead"),
     ("text_model.", "a CLIP model; load it as a guide instead"),
     ("final_conv.", "a discriminator; a generator is needed"),
     ("b4.mbstd", "a discriminator; a generator is needed"),
     ("b4.conv.", "a discriminator; a generator is needed"),
+    ("/FromRGB", "a discriminator of TensorFlow; a generator is needed"),
+    ("/StyleMod/", "a StyleGAN1 generator of TensorFlow, which is not supported"),
+    ("4x4/Dense/", "a Progressive GAN of TensorFlow, which is not supported"),
     ("g_mapping.", "a StyleGAN1 generator, which is not supported"),
+    ("progression.", "a StyleGAN1 generator of rosinality, which is not supported"),
+    ("to_style1.", "a generator of lucidrains/stylegan2-pytorch, which has another architecture"),
+    ("modulated_conv.", "a StyleGAN2 of BasicSR or GFPGAN, which is not supported"),
 )
 
 
@@ -44,21 +53,30 @@ def load_generator(path_or_builtin: str | Path) -> Generator:
     """
     path = Path(BUILTINS.get(str(path_or_builtin), path_or_builtin))
     raw = read_checkpoint(path)
-    claiming = [layout for layout in (OURS, *LAYOUTS) if layout.claims(raw)]
-    if len(claiming) != 1:
-        tried = "; ".join(layout.name for layout in (OURS, *LAYOUTS))
-        found = f"{len(claiming)} layouts claim it" if claiming else f"it looks like {_guess(raw)}"
-        raise UnsupportedCheckpointError(f"{path}: not one generator for certain: {found}. Tried: {tried}.")
+    layout, prefix = _find_layout(path, raw)
     try:
-        reading = claiming[0].read(raw)
-        generator = _fill(reading)
+        generator = _fill(layout.read(raw, prefix))
     except CheckpointError as error:
-        raise type(error)(f"{path}, read as {claiming[0].name}: {error}") from error
+        raise type(error)(f"{path}, read as {layout.name}: {error}") from error
     except ValueError as error:
-        raise CheckpointError(f"{path}, read as {claiming[0].name}: {error}") from error
+        raise CheckpointError(f"{path}, read as {layout.name}: {error}") from error
     generator.source = raw.sha256
     generator.recommended = _recommended(path, raw.hints) if raw.container == "safetensors" else {}
     return generator
+
+
+def _find_layout(path: Path, raw: RawCheckpoint) -> tuple[Layout, str]:
+    if raw.container == "safetensors" and "spec" in raw.hints:
+        return OURS, ""
+    layouts = (*LAYOUTS, TENSORFLOW)
+    tried = "; ".join(layout.name for layout in (OURS, *layouts))
+    try:
+        found = find_network(raw, layouts)
+    except UnsupportedCheckpointError as error:
+        raise UnsupportedCheckpointError(f"{path}: {error} Tried: {tried}.") from error
+    if found is None or any("encoder.body." in name for name in raw.tensors):  # its decoder is not what it is for
+        raise UnsupportedCheckpointError(f"{path}: no generator; it looks like {_guess(raw)}. Tried: {tried}.")
+    return found
 
 
 def read_recommended(path_or_builtin: str | Path) -> dict[str, Any]:
@@ -137,7 +155,7 @@ def export_rosinality(generator: Generator, path: str | Path) -> None:
     write_torch(path, {"g_ema": to_rosinality(generator), "latent_avg": generator.w_avg.detach().cpu().clone()})
 
 
-def _read_ours(raw: RawCheckpoint) -> Reading:
+def _read_ours(raw: RawCheckpoint, _: str) -> Reading:
     try:
         version, spec = json.loads(raw.hints.get("version", "0")), json.loads(raw.hints["spec"])
     except ValueError as error:
@@ -149,9 +167,7 @@ def _read_ours(raw: RawCheckpoint) -> Reading:
     return Reading(spec, dict(raw.tensors), {})
 
 
-OURS = Layout(
-    "a generator saved by this package", lambda raw: raw.container == "safetensors" and "spec" in raw.hints, _read_ours
-)
+OURS = Layout("a generator saved by this package", "", _read_ours)
 
 
 def _fill(reading: Reading) -> Generator:

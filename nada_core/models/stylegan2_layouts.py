@@ -4,37 +4,21 @@ Everything about the architecture is read off the tensors' shapes. Where the sec
 numbers under other names and with extra axes of length one, `rosinality_names` pairs the names.
 """
 
+import logging
 import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..io.checkpoint_file import RawCheckpoint
-from ..io.errors import CheckpointError, UnsupportedCheckpointError
+from ..io.errors import CheckpointError
+from .layout import Layout, Reading, file_settings, value_at
+from .layout_checks import check_filter, check_picture, check_settings, only_value
 from .ops.fir import TAPS
 from .stylegan2 import StyleGAN2
-
-
-@dataclass(frozen=True)
-class Reading:
-    """A file's content in our terms. `state` may lack mapping.w_avg or every noise map: not all files have them."""
-
-    spec: dict[str, Any]
-    state: dict[str, Tensor]  # by our names; what fits none of them keeps the file's name
-    names: dict[str, str]  # our name -> the file's, for messages
-
-
-@dataclass(frozen=True)
-class Layout:
-    """One way of naming tensors. Exactly one layout must claim a file."""
-
-    name: str
-    claims: Callable[[RawCheckpoint], bool]
-    read: Callable[[RawCheckpoint], Reading]
 
 
 def rosinality_names(resolution: int, mapping_layers: int) -> dict[str, str]:
@@ -106,75 +90,101 @@ def _axes_dropped(name: str, value: Tensor) -> Tensor:
     return value.reshape(bare) if _axes_added(name, bare) == shape else value
 
 
-def _prefix(raw: RawCheckpoint, prefixes: tuple[str, ...], probe: str) -> str | None:
-    return next((prefix for prefix in prefixes if prefix + probe in raw.tensors), None)
-
-
-def _rosinality_prefix(raw: RawCheckpoint) -> str | None:
-    return _prefix(raw, ("g_ema.", "g.", ""), "conv1.conv.modulation.weight")
-
-
-def _nvidia_prefix(raw: RawCheckpoint) -> str | None:
-    if "spec" in raw.hints:  # one of our own files, which borrow these names
-        return None
-    return _prefix(raw, ("G_ema.", "G.", ""), "synthesis.b4.conv1.affine.weight")
-
-
-def _read_rosinality(raw: RawCheckpoint) -> Reading:
-    prefix = _rosinality_prefix(raw) or ""
+def _read_rosinality(raw: RawCheckpoint, prefix: str) -> Reading:
     tensors = _own(raw, prefix, r".*\.kernel")
-    w_avg = tensors.pop("latent_avg", raw.tensors.get("latent_avg"))
+    settings = file_settings(raw, prefix)
+    check_settings(settings)
+    mean = tensors.pop("latent_avg", None)
+    for parent in _parents(prefix):
+        mean = raw.tensors.get(f"{parent}latent_avg") if mean is None else mean
     ups = sum(bool(re.fullmatch(r"to_rgbs\.\d+\.conv\.weight", name)) for name in tensors)
     depth = sum(bool(re.fullmatch(r"style\.\d+\.weight", name)) for name in tensors)
     names = rosinality_names(4 * 2**ups, depth)
     ours = {theirs: mine for mine, theirs in names.items()}
     state = {ours.get(name, name): _axes_dropped(ours.get(name, name), value) for name, value in tensors.items()}
-    if w_avg is not None:
-        state["mapping.w_avg"] = w_avg.flatten()
-    return Reading(_spec(state, names), state, {mine: prefix + theirs for mine, theirs in names.items()})
+    if mean is not None and (w_avg := _single_row(mean, 2 * ups + 2)) is not None:
+        state["mapping.w_avg"] = w_avg
+    lr = only_value(settings, r"style\.\d+\.lr_mul")
+    spec = spec_of(state, names) | ({} if lr is None else {"mapping_lr": lr})
+    return Reading(spec, state, {mine: prefix + theirs for mine, theirs in names.items()})
 
 
-def _read_nvidia(raw: RawCheckpoint) -> Reading:
-    prefix = _nvidia_prefix(raw) or ""
+def _parents(prefix: str) -> list[str]:
+    """ "state_dict.decoder." -> that, "state_dict." and "": where the mean of w may lie."""
+    parts = prefix.split(".")[:-1]
+    return ["".join(f"{part}." for part in parts[:count]) for count in range(len(parts), -1, -1)]
+
+
+def _single_row(mean: Tensor, rows: int) -> Tensor | None:
+    """The mean of w as [C]. pSp and e4e store it once a row, [L, C]. None where the rows differ."""
+    if mean.ndim != 2 or mean.shape[0] not in (1, rows):
+        return mean.flatten()
+    if torch.allclose(mean, mean[:1]):
+        return mean[0]
+    logging.getLogger(__name__).warning("latent_avg differs from row to row; the mean of w is estimated instead")
+    return None
+
+
+def _read_nvidia(raw: RawCheckpoint, prefix: str) -> Reading:
     state = _own(raw, prefix, r".*resample_filter")
-    network = prefix.rstrip(".")
-    # What the layers were actually built with; it differs by repository where the arguments leave it to a default.
-    clamp = _told(raw.hints, network, "attributes", "synthesis.b4.conv1.conv_clamp")
-    if clamp is None:
-        clamp = _told(raw.hints, network, "init_kwargs", "synthesis_kwargs", "conv_clamp")
-    lr = _told(raw.hints, network, "attributes", "mapping.fc0.bias_gain")
-    spec = _spec(state, {}) | {"clamp": clamp, "mapping_lr": 0.01 if lr is None else lr}
+    # What the layers were built with differs by repository where the arguments leave it to a default, so the layers'
+    # own attributes come before the arguments.
+    settings = file_settings(raw, prefix)
+    arguments = value_at(raw.hints, prefix.rstrip("."), "init_kwargs")
+    if not settings and arguments is None:
+        logging.getLogger(__name__).warning(
+            "A bare state dict does not say its activation, clamp and mapping lr multiplier; using leaky ReLU, no "
+            "clamp and 0.01. If the pictures look wrong, load the .pkl it was saved from."
+        )
+    settings = _from_arguments(arguments) | settings
+    check_settings(settings)
+    clamp = only_value(settings, r"synthesis\.b\d+\.(conv[01]|torgb)\.conv_clamp")
+    lr = only_value(settings, r"mapping\.fc\d+\.bias_gain")
+    _add_silent_noise(state, settings)
+    spec = spec_of(state, {}) | {"clamp": clamp, "mapping_lr": 0.01 if lr is None else lr}
     return Reading(spec, state, {name: prefix + name for name in state})
 
 
-def _told(hints: Any, *path: str) -> Any:
-    """What a file says at the end of this path; None where it says nothing."""
-    for key in path:
-        hints = hints.get(key) if isinstance(hints, Mapping) else None
-    return hints
+def _from_arguments(arguments: Any) -> dict[str, Any]:
+    """The constructor's arguments that change pictures, under the names of the layers' attributes."""
+    settings: dict[str, Any] = {}
+    for path, name in (
+        (("mapping_kwargs", "activation"), "mapping.fc0.activation"),
+        (("mapping_kwargs", "lr_multiplier"), "mapping.fc0.bias_gain"),
+        (("synthesis_kwargs", "activation"), "synthesis.b4.conv1.activation"),
+        (("synthesis_kwargs", "architecture"), "synthesis.architecture"),
+        (("synthesis_kwargs", "conv_clamp"), "synthesis.b4.conv1.conv_clamp"),
+    ):
+        if (value := value_at(arguments, *path)) is not None:
+            settings[name] = value
+    return settings
+
+
+def _add_silent_noise(state: dict[str, Tensor], settings: Mapping[str, Any]) -> None:
+    """Give layers that were built without noise a noise of strength 0, which draws the same pictures."""
+    for name, value in settings.items():
+        layer = name.removesuffix(".use_noise")
+        if re.fullmatch(r"synthesis\.b\d+\.conv[01]\.use_noise", name) and value is False:
+            size = int(layer.split(".")[1][1:])
+            state.setdefault(f"{layer}.noise_strength", torch.zeros(()))
+            state.setdefault(f"{layer}.noise_const", torch.zeros(min(size, 1024), min(size, 1024)))
 
 
 def _own(raw: RawCheckpoint, prefix: str, derived: str) -> dict[str, Tensor]:
     """The network's tensors without their prefix and without the filters, which must be the one we have built in."""
-    taps = torch.tensor(TAPS)
     own: dict[str, Tensor] = {}
     for name, value in raw.tensors.items():
         if not name.startswith(prefix):
             continue
-        if not re.fullmatch(derived, name):
+        if re.fullmatch(derived, name):
+            check_filter(name, value)
+        else:
             own[name.removeprefix(prefix)] = value
-            continue
-        value = value.float()
-        if value.shape != (4, 4) or not torch.allclose(4 * value / value.sum(), torch.outer(taps, taps), atol=1e-5):
-            raise UnsupportedCheckpointError(
-                f"{name} is not the filter [1, 3, 3, 1]; the network was trained with "
-                "another resampling filter, and only this one is supported."
-            )
     return own
 
 
-def _spec(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Any]:
-    """The architecture, from shapes."""
+def spec_of(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Any]:
+    """The architecture, from the shapes of tensors by our names. names: our name -> the file's, for messages."""
 
     def shape(name: str, axes: int) -> tuple[int, ...]:
         if name not in state or state[name].ndim != axes:
@@ -185,6 +195,7 @@ def _spec(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, An
             )
         return tuple(state[name].shape)
 
+    check_picture(state, names)
     widths: list[int] = []
     while f"synthesis.b{4 * 2 ** len(widths)}.conv1.weight" in state:
         widths.append(shape(f"synthesis.b{4 * 2 ** len(widths)}.conv1.weight", 4)[0])
@@ -202,8 +213,6 @@ def _spec(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, An
 
 
 LAYOUTS = (
-    Layout("StyleGAN2 of NVlabs/stylegan2-ada-pytorch", lambda raw: _nvidia_prefix(raw) is not None, _read_nvidia),
-    Layout(
-        "StyleGAN2 of rosinality/stylegan2-pytorch", lambda raw: _rosinality_prefix(raw) is not None, _read_rosinality
-    ),
+    Layout("StyleGAN2 of NVlabs/stylegan2-ada-pytorch", "synthesis.b4.conv1.affine.weight", _read_nvidia),
+    Layout("StyleGAN2 of rosinality/stylegan2-pytorch", "conv1.conv.modulation.weight", _read_rosinality),
 )

@@ -1,0 +1,91 @@
+"""Checks of what changes the pictures of a StyleGAN2 but not the shapes of its tensors."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..io.errors import UnsupportedCheckpointError
+from .ops.fir import TAPS
+
+_SQRT2 = math.sqrt(2)
+
+# A setting of NVIDIA's or rosinality's modules, by the end of its name -> the only value that is implemented.
+_ONLY: dict[str, Any] = {
+    r"synthesis\.b\d+\.conv[01]\.activation": "lrelu",
+    r"synthesis\.b\d+\.conv[01]\.act_gain": _SQRT2,
+    r"synthesis\.b\d+\.architecture": "skip",
+    r"synthesis\.architecture": "skip",
+    r"mapping\.fc\d+\.activation": "lrelu",
+    r".*\.affine\.bias_gain": 1.0,
+    r"mapping\.embed\.bias_gain": 1.0,
+    r".*\.activate\.negative_slope": 0.2,
+    r".*\.activate\.scale": _SQRT2,
+    r"style\.\d+\.activation": "fused_lrelu",
+    r"(conv1|convs\.\d+)\.conv\.demodulate": True,
+}
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Raises UnsupportedCheckpointError for a network that was built with other settings than those of StyleGAN2."""
+    for name, value in settings.items():
+        for pattern, expected in _ONLY.items():
+            if re.fullmatch(pattern, name) and not _equal(value, expected):
+                raise UnsupportedCheckpointError(
+                    f"{name} is {value!r}, expected {expected!r}; the network was built with another setting than "
+                    "StyleGAN2's, and its pictures would be wrong."
+                )
+
+
+def only_value(settings: Mapping[str, Any], pattern: str) -> Any:
+    """The value that all settings of this name have; None where there are none. Raises where they differ."""
+    values = {name: value for name, value in settings.items() if re.fullmatch(pattern, name)}
+    first = next(iter(values), None)
+    for name, value in values.items():
+        if first is not None and value != values[first]:
+            raise UnsupportedCheckpointError(
+                f"{first} is {values[first]!r} and {name} is {value!r}, expected one value for the whole network."
+            )
+    return None if first is None else values[first]
+
+
+def check_filter(name: str, taps: Tensor) -> None:
+    """Raises UnsupportedCheckpointError for a resampling filter other than [1, 3, 3, 1], of any gain."""
+    expected = torch.tensor(TAPS)
+    taps = taps.float()
+    if taps.shape == (4,):
+        taps = torch.outer(taps, taps)
+    if taps.shape != (4, 4) or not torch.allclose(4 * taps / taps.sum(), torch.outer(expected, expected), atol=1e-5):
+        raise UnsupportedCheckpointError(
+            f"{name} is not the filter [1, 3, 3, 1]; the network was trained with "
+            "another resampling filter, and only this one is supported."
+        )
+
+
+def check_picture(state: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
+    """Raises UnsupportedCheckpointError for networks that draw no square RGB pictures. state: by our names."""
+    for name, value in state.items():
+        if name.endswith("torgb.weight") and value.ndim == 4 and len(value) != 3:
+            kind = {1: "grey pictures, 1 channel", 4: "RGBA pictures, 4 channels"}.get(
+                len(value), f"{len(value)} channels"
+            )
+            raise UnsupportedCheckpointError(
+                f"the generator draws {kind}, expected RGB: {names.get(name, name)} has {len(value)} outputs."
+            )
+        sides = value.shape[-2:] if name.endswith((".const", ".noise_const")) and value.ndim >= 2 else (1, 1)
+        if sides[0] != sides[1]:
+            raise UnsupportedCheckpointError(
+                f"the generator draws pictures that are not square: {names.get(name, name)} has "
+                f"{sides[0]} x {sides[1]} positions. Only square ones are supported."
+            )
+
+
+def _equal(value: Any, expected: Any) -> bool:
+    if isinstance(expected, float):
+        return isinstance(value, int | float) and math.isclose(value, expected, rel_tol=1e-5)
+    return bool(value == expected)

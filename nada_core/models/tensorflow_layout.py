@@ -1,0 +1,132 @@
+"""StyleGAN2 as the TensorFlow code bases store it: NVlabs/stylegan2 (configs E and F) and NVlabs/stylegan2-ada.
+
+Kernels are [height, width, in, out] there, those of upsampling convolutions are mirrored, matrices are [in, out], and
+the bias of a style is stored without the 1 that it begins with.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..io.checkpoint_file import RawCheckpoint
+from ..io.errors import UnsupportedCheckpointError
+from .layout import Layout, Reading, value_at
+from .layout_checks import check_filter
+from .stylegan2_layouts import spec_of
+
+# A setting of the network -> the only value that is implemented.
+_ONLY: dict[str, Any] = {
+    "nonlinearity": "lrelu",
+    "mapping_nonlinearity": "lrelu",
+    "architecture": "skip",
+    "normalize_latents": True,
+    "mapping_func": "G_mapping",
+    "dtype": "float32",
+}
+
+# Settings that are read elsewhere, follow from the shapes of tensors, or do not change the network's function.
+_KNOWN = {
+    *("num_channels", "resolution", "label_size", "latent_size", "dlatent_size", "fmap_base", "fmap_decay"),
+    *("fmap_min", "fmap_max", "mapping_layers", "mapping_fmaps", "mapping_lrmul", "label_fmaps", "resample_kernel"),
+    *("conv_clamp", "use_noise", "num_fp16_res", "fused_modconv", "randomize_noise", "structure", "synthesis_func"),
+    *("truncation_psi", "truncation_cutoff", "truncation_psi_val", "truncation_cutoff_val", "style_mixing_prob"),
+    *("dlatent_avg_beta", "w_avg_beta", "dlatent_broadcast", "is_training", "is_validation", "return_dlatents"),
+}
+
+_REFUSED = {
+    "/StyleMod/": "a StyleGAN1, which is not supported",
+    "ToRGB_lod": "a StyleGAN2 of configs A to D, which grow progressively; only configs E and F are supported",
+    "/Skip/": "a StyleGAN2 with residual blocks; only the skip architecture is supported",
+    "LabelConcat/": "a conditional network of the first StyleGAN2 code; only those of stylegan2-ada are supported",
+}
+
+
+def tensorflow_names(resolution: int, mapping_layers: int, conditional: bool) -> dict[str, str]:
+    """Our name -> TensorFlow's, for every tensor of a network."""
+    names = {"mapping.w_avg": "dlatent_avg", "synthesis.b4.const": "synthesis/4x4/Const/const"}
+    dense = {f"mapping.fc{index}": f"mapping/Dense{index}" for index in range(mapping_layers)}
+    if conditional:
+        dense["mapping.embed"] = "mapping/LabelEmbed"
+    for ours, theirs in dense.items():
+        names |= {f"{ours}.{part}": f"{theirs}/{part}" for part in ("weight", "bias")}
+    convs, colors = {"b4.conv1": "4x4/Conv"}, {"b4.torgb": "4x4/ToRGB"}
+    for power in range(3, int(math.log2(resolution)) + 1):
+        size = 2**power
+        convs |= {f"b{size}.conv0": f"{size}x{size}/Conv0_up", f"b{size}.conv1": f"{size}x{size}/Conv1"}
+        colors[f"b{size}.torgb"] = f"{size}x{size}/ToRGB"
+    for index, (ours, theirs) in enumerate(convs.items()):
+        names[f"synthesis.{ours}.noise_const"] = f"synthesis/noise{index}"
+        names[f"synthesis.{ours}.noise_strength"] = f"synthesis/{theirs}/noise_strength"
+    for ours, theirs in (convs | colors).items():
+        for part, name in (
+            ("weight", "weight"),
+            ("bias", "bias"),
+            ("affine.weight", "mod_weight"),
+            ("affine.bias", "mod_bias"),
+        ):
+            names[f"synthesis.{ours}.{part}"] = f"synthesis/{theirs}/{name}"
+    return names
+
+
+def _convert(name: str, value: Tensor) -> Tensor:
+    """A TensorFlow variable as our tensor of this name. Other shapes are left alone, and the loader complains."""
+    if name.endswith((".const", ".noise_const")):
+        for _ in range(1 if name.endswith(".const") else 2):
+            value = value[0] if value.ndim > 2 and len(value) == 1 else value
+        return value
+    if name.endswith(".affine.bias"):
+        return value + 1
+    if value.ndim == 4:
+        value = value.flip(0, 1) if name.endswith("conv0.weight") else value
+        return value.permute(3, 2, 0, 1)
+    return value.T if value.ndim == 2 else value
+
+
+def _read_tensorflow(raw: RawCheckpoint, prefix: str) -> Reading:
+    tensors = {name.removeprefix(prefix): value for name, value in raw.tensors.items() if name.startswith(prefix)}
+    for mark, meaning in _REFUSED.items():
+        if any(mark in name for name in tensors):
+            raise UnsupportedCheckpointError(f"the network is {meaning}.")
+    settings = value_at(raw.hints, prefix.rstrip("."), "static_kwargs") or {}
+    _check_settings(settings)
+    sizes = [int(found[1]) for name in tensors if (found := re.match(r"synthesis/(\d{1,4})x\1/ToRGB/weight", name))]
+    depth = sum(bool(re.fullmatch(r"mapping/Dense\d+/weight", name)) for name in tensors)
+    names = tensorflow_names(max(4, *sizes), depth, "mapping/LabelEmbed/weight" in tensors)
+    ours = {theirs: mine for mine, theirs in names.items()}
+    state = {ours.get(name, name): _convert(ours.get(name, name), value) for name, value in tensors.items()}
+    for name in ("lod", "synthesis/lod"):  # a counter of progressive growing, without effect
+        state.pop(name, None)
+    if settings.get("use_noise", True) is False:  # noise of strength 0 draws the same pictures
+        for name in names:
+            if name.endswith(".noise_strength"):
+                size = int(name.split(".")[1][1:])
+                state.setdefault(name, torch.zeros(()))
+                state.setdefault(name.replace("strength", "const"), torch.zeros(size, size))
+    lr = settings.get("mapping_lrmul")
+    spec = spec_of(state, names) | {"clamp": settings.get("conv_clamp"), "mapping_lr": 0.01 if lr is None else lr}
+    return Reading(spec, state, {mine: prefix + theirs for mine, theirs in names.items()})
+
+
+def _check_settings(settings: Mapping[str, Any]) -> None:
+    """Raises UnsupportedCheckpointError for settings that would change the pictures, and for unknown ones."""
+    for name, value in settings.items():
+        if name == "resample_kernel":
+            check_filter(name, torch.tensor(value or [1, 3, 3, 1], dtype=torch.float32))
+        elif name in _ONLY and value is not None and str(value).split(".")[-1] != str(_ONLY[name]):
+            raise UnsupportedCheckpointError(f"{name} is {value!r}, expected {_ONLY[name]!r}; it changes the pictures.")
+        elif name not in _ONLY and name not in _KNOWN:
+            raise UnsupportedCheckpointError(
+                f"the network has the setting {name} = {value!r:.60}, which StyleGAN2 does not; a modified network "
+                "may draw other pictures. Convert it with the program that wrote it."
+            )
+
+
+TENSORFLOW = Layout(
+    "StyleGAN2 of TensorFlow (stylegan2, stylegan2-ada)", "synthesis/4x4/Conv/mod_weight", _read_tensorflow
+)
