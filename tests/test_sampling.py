@@ -122,10 +122,10 @@ def test_labels() -> None:
         (0, {"seeds": [1, -1]}, r"got seeds \[1, -1\]"),
         (0, {"seeds": [1], "label": 0}, "has no classes"),
         (3, {"seeds": [1]}, "label None.*from 0 to 2"),
-        (3, {"seeds": [1], "label": 3}, "got label 3"),
-        (3, {"seeds": [1], "label": -1}, "got label -1"),
+        (3, {"seeds": [1], "label": 3}, "label 3"),
+        (3, {"seeds": [1], "label": -1}, "label -1"),
         (0, {"seeds": [1], "cutoff": 7}, "cutoff is 7"),
-        (0, {"seeds": [1], "psi": float("nan")}, "psi is nan"),
+        (0, {"seeds": [1], "psi": float("nan")}, "psi nan"),
     ],
 )
 def test_what_does_not_fit_is_refused(c_dim: int, arguments: dict[str, Any], words: str) -> None:

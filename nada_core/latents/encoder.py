@@ -25,7 +25,7 @@ from ..io.errors import CheckpointError, UnsupportedCheckpointError
 from ..io.images import square
 from ..models.checkpoints import _fill
 from ..models.generator import Generator
-from ..models.irse import ResNetTrunk, Trunk, fill, shape, trunk_of
+from ..models.irse import Trunk, fill, shape, trunk_of
 from ..models.stylegan2 import Linear
 from ..models.stylegan2_layouts import LAYOUTS
 from ..runtime.batching import MicroBatcher
@@ -66,7 +66,7 @@ class Head(nn.Module):
 class StyleNet(nn.Module):
     """Pictures to rows, differentiable. `side`: of the pictures it was trained on."""
 
-    def __init__(self, trunk: Trunk | ResNetTrunk, design: Design, width: int, depths: list[int]) -> None:
+    def __init__(self, trunk: Trunk, design: Design, width: int, depths: list[int]) -> None:
         """width: C. depths: how often each row's head halves its map, which tells the maps of the pyramid apart."""
         super().__init__()
         self.trunk, self.design = trunk, design
@@ -306,10 +306,10 @@ def _style_net(state: Mapping[str, Tensor], design: Design) -> StyleNet:
             )
         net = StyleNet(trunk, design, width, depths)
     # What else lies in the encoder is not run by this type; the authors' own loaders leave it as well.
-    used = {*trunk.LAYERS, "styles", *(("latlayer1", "latlayer2") if design.pyramid else ())}
+    used = {*trunk.layers, "styles", *(("latlayer1", "latlayer2") if design.pyramid else ())}
     own = {name: value for name, value in state.items() if name.partition(".")[0] in used}
     fill(
-        net, {f"trunk.{name}" if name.partition(".")[0] in trunk.LAYERS else name: value for name, value in own.items()}
+        net, {f"trunk.{name}" if name.partition(".")[0] in trunk.layers else name: value for name, value in own.items()}
     )
     return net
 
