@@ -1,10 +1,9 @@
-"""The adaptation loop: what it changes and what it must not, its schedule, and runs that are killed and go on."""
+"""The adaptation loop: what it changes, its schedule, memory, precision, and what is refused."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tiny import Encoder, changed, copied, generator, guide, rng
 from torch import Tensor
 
@@ -21,7 +20,6 @@ from nada_core.adaptation.config import AdaptConfig, LayerChoice
 from nada_core.guidance.prompts import TEMPLATES
 from nada_core.guidance.shifts import ImageShift, MixedShift, TextShift
 from nada_core.io.errors import CheckpointError
-from nada_core.io.metadata import read_metadata
 from nada_core.models.generator import Generator
 from nada_core.models.low_rank import factors
 from nada_core.models.stylegan2 import Block, StyleGAN2
@@ -62,7 +60,7 @@ def of(state: dict[str, Tensor], role: str) -> dict[str, Tensor]:
 # ---- what changes and what does not -------------------------------------------------------------------------------
 
 
-def test_what_the_caller_gave_is_bit_identical_afterwards() -> None:
+def test_inputs_are_bit_identical_afterwards() -> None:
     made, eye = generator(), guide()
     made.train()
     flags = [number % 2 == 0 for number, _ in enumerate(made.parameters())]
@@ -76,19 +74,19 @@ def test_what_the_caller_gave_is_bit_identical_afterwards() -> None:
     assert all(parameter.grad is None for parameter in [*made.parameters(), *eye.parameters()])
 
 
-def test_the_result_is_at_rest() -> None:
+def test_result_is_frozen() -> None:
     result = adapt(generator(), guide(), SHIFT, settings()).generator
     assert not result.training
     assert all(not parameter.requires_grad and parameter.grad is None for parameter in result.parameters())
 
 
-def test_the_result_does_not_claim_the_sources_file() -> None:
+def test_result_has_no_source_file() -> None:
     made = generator()
     made.source = "0" * 64
     assert adapt(made, guide(), SHIFT, settings()).generator.source is None and made.source == "0" * 64
 
 
-def test_a_text_needs_no_look_at_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_shift_renders_no_source_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sixteen pictures of a large generator take longer than many steps."""
     drawn: list[int] = []
     synthesize = StyleGAN2.synthesize
@@ -102,14 +100,14 @@ def test_a_text_needs_no_look_at_the_images(monkeypatch: pytest.MonkeyPatch) -> 
     assert drawn == [2, 2]
 
 
-def test_the_global_generator_is_not_touched() -> None:
+def test_global_random_state_is_unchanged() -> None:
     before = torch.get_rng_state()
     adapt(generator(), guide(), SHIFT, settings(layers=ADAPTIVE, views=1))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("layers", [LayerChoice(), ADAPTIVE])
-def test_the_seed_decides_everything(layers: LayerChoice) -> None:
+def test_seed_determines_the_run(layers: LayerChoice) -> None:
     config = settings(layers=layers, views=1)
     one, same = (adapt(generator(), guide(), SHIFT, config) for _ in range(2))
     assert not changed(one.generator.state_dict(), same.generator.state_dict()) and one.history == same.history
@@ -118,7 +116,7 @@ def test_the_seed_decides_everything(layers: LayerChoice) -> None:
 
 
 @pytest.mark.parametrize(("rgb", "noise"), [(False, False), (True, False), (False, True), (True, True)])
-def test_all_trains_the_synthesis_and_what_was_asked_for(rgb: bool, noise: bool) -> None:
+def test_mode_all_trains_the_synthesis_network(rgb: bool, noise: bool) -> None:
     made = generator()
     result = adapt(made, guide(), SHIFT, settings(layers=LayerChoice(rgb=rgb, noise=noise)))
     moved = changed(made.state_dict(), result.generator.state_dict())
@@ -142,7 +140,7 @@ ENDS = {
 
 @pytest.mark.parametrize("layers", [LayerChoice(rgb=True), replace(ADAPTIVE, every=1, rgb=True)])
 @pytest.mark.parametrize("train", ENDS)
-def test_of_a_layer_is_trained_what_was_asked_for(layers: LayerChoice, train: str) -> None:
+def test_parametrization_trains_its_parameters_only(layers: LayerChoice, train: str) -> None:
     made = generator()
     result = adapt(made, guide(), SHIFT, settings(steps=8, lr=0.1, layers=replace(layers, train=train)))
     moved = changed(made.state_dict(), result.generator.state_dict())
@@ -157,7 +155,7 @@ def test_of_a_layer_is_trained_what_was_asked_for(layers: LayerChoice, train: st
 
 
 @pytest.mark.parametrize("train", ENDS)
-def test_no_change_is_the_source_bit_for_bit(train: str) -> None:
+def test_parametrization_without_change_is_bit_exact(train: str) -> None:
     made = generator()
     result = adapt(
         made,
@@ -168,7 +166,7 @@ def test_no_change_is_the_source_bit_for_bit(train: str) -> None:
     assert not changed(made.state_dict(), result.generator.state_dict())  # angles of equal images have no slope
 
 
-def test_an_offset_of_all_styles_is_an_offset_of_the_bias() -> None:
+def test_style_offset_equals_affine_bias_offset() -> None:
     """Why training the biases of the affines is training in StyleSpace, exactly."""
     made = generator()
     conv = made.get_submodule("synthesis.b8.conv1")
@@ -180,14 +178,14 @@ def test_an_offset_of_all_styles_is_an_offset_of_the_bias() -> None:
 
 
 @pytest.mark.parametrize("rank", [1, 2])
-def test_low_rank_changes_have_low_rank(rank: int) -> None:
+def test_low_rank_change_has_that_rank(rank: int) -> None:
     result = adapt(generator(), guide(), SHIFT, settings(layers=LayerChoice(train="low-rank", rank=rank), ema=0.5))
     assert len(result.domain.changes) == 5
     for change in result.domain.changes.values():
         assert torch.linalg.matrix_rank(change.flatten(1), rtol=1e-4) == min(rank, len(change))
 
 
-def test_low_rank_steps_follow_the_chain_rule() -> None:
+def test_low_rank_step_follows_the_chain_rule() -> None:
     made, seen = generator(), []
     layers = LayerChoice(mode="named", names=("b8.conv1",), train="low-rank", rank=2)
     config = settings(steps=1, lr=0.05, warmup=0, beta1=0.0, beta2=0.0, grad_clip=1e6, layers=layers)
@@ -201,20 +199,20 @@ def test_low_rank_steps_follow_the_chain_rule() -> None:
     torch.testing.assert_close(left.abs(), torch.full_like(left, 0.05), atol=1e-4, rtol=1e-3)
 
 
-def test_layers_without_anything_to_train_are_refused() -> None:
+def test_layers_without_parameters_are_refused() -> None:
     layers = LayerChoice(mode="named", names=("b4.const",), train="offsets")
-    with pytest.raises(ValueError, match=r"'offsets', b4.const"):
+    with pytest.raises(ValueError, match=r"'offsets', but b4.const"):
         adapt(generator(), guide(), SHIFT, settings(layers=layers))
 
 
-def test_named_trains_the_named() -> None:
+def test_mode_named_trains_these_layers() -> None:
     made = generator()
     result = adapt(made, guide(), SHIFT, settings(layers=LayerChoice(mode="named", names=("b8.conv1", "b4.torgb"))))
     moved = changed(made.state_dict(), result.generator.state_dict())
     assert {".".join(name.split(".")[1:3]) for name in moved} == {"b8.conv1", "b4.torgb"}
 
 
-def test_what_a_step_did_not_choose_stays_bit_identical_and_so_do_its_moments(tmp_path: Path) -> None:
+def test_unselected_layers_and_moments_stay_bit_identical(tmp_path: Path) -> None:
     """A gradient of zero instead of none would let Adam's second moment decay and the next real step overshoot."""
     made = generator()
     config = settings(steps=12, layers=replace(ADAPTIVE, every=1), lr=0.3, beta1=0.9)
@@ -240,7 +238,7 @@ def test_what_a_step_did_not_choose_stays_bit_identical_and_so_do_its_moments(tm
     assert len({layers for layers, _ in states}) > 1  # otherwise nothing was ever left out and taken up again
 
 
-def test_layers_are_chosen_anew_when_it_is_due() -> None:
+def test_layers_are_reselected_every_n_steps() -> None:
     steps: list[Step] = []
     adapt(generator(), guide(), SHIFT, settings(steps=7, lr=0.3, layers=ADAPTIVE), steps.append)
     for index, step in enumerate(steps):
@@ -252,7 +250,7 @@ def test_layers_are_chosen_anew_when_it_is_due() -> None:
 
 
 @pytest.mark.parametrize("noise", ["random", "const", "none"])
-def test_the_first_steps_are_finite_even_for_one_latent(noise: str) -> None:
+def test_first_steps_are_finite_with_batch_one(noise: str) -> None:
     config = settings(steps=20, batch=1, noise=noise, terms={"direction": 1.0, "angle": 1.0, "global": 0.3})
     result = adapt(generator(), guide(), SHIFT, config)
     assert all(math.isfinite(record["loss"]) for record in result.history)
@@ -263,13 +261,13 @@ def test_the_first_steps_are_finite_even_for_one_latent(noise: str) -> None:
 
 
 @pytest.mark.parametrize("train", ENDS)
-def test_the_loss_goes_down(train: str) -> None:
+def test_loss_decreases(train: str) -> None:
     config = settings(steps=60, layers=LayerChoice(train=train), lr=0.1 if train == "offsets" else 0.02)
     losses = [record["loss"] for record in adapt(generator(), guide(), SHIFT, config).history]
     assert sum(losses[-10:]) / 10 < (0.7 if train in ("affines", "offsets") else 0.6) * losses[0]
 
 
-def test_steps_and_history_tell_the_same() -> None:
+def test_steps_match_the_history() -> None:
     steps: list[Step] = []
     config = settings(batch=3, views=2, layers=ADAPTIVE, terms={"direction": 1.0, "angle": 0.5})
     result = adapt(generator(), guide(), SHIFT, config, steps.append)
@@ -315,7 +313,7 @@ def test_gradients_are_clipped_to_a_norm(tmp_path: Path) -> None:
     assert norm(free / 2) == pytest.approx(free / 2, rel=1e-4)
 
 
-def test_the_average_is_returned_and_remembers_little_at_first(tmp_path: Path) -> None:
+def test_average_is_returned_with_a_short_memory_at_first(tmp_path: Path) -> None:
     made, config = generator(), settings(steps=8, ema=0.4)
     states = saved_each_step(tmp_path / "run.safetensors", config, made)
     mean = {name: made.state_dict()[name] for name in of(states[0], "weights")}
@@ -346,18 +344,18 @@ def test_the_average_is_returned_and_remembers_little_at_first(tmp_path: Path) -
         {"pool": 2},
     ],
 )
-def test_every_setting_reaches_the_weights(change: dict[str, Any]) -> None:
+def test_every_setting_changes_the_weights(change: dict[str, Any]) -> None:
     plain, other = (adapt(generator(), guide(), SHIFT, settings(**given)).generator for given in ({}, change))
     assert changed(plain.state_dict(), other.state_dict())
     assert all(value.isfinite().all() for value in other.state_dict().values())
 
 
-def test_views_are_mirrored_if_asked_for() -> None:
+def test_mirror_changes_the_views() -> None:
     plain, other = (adapt(generator(), guide(), SHIFT, settings(views=2, mirror=m)).generator for m in (False, True))
     assert changed(plain.state_dict(), other.state_dict())
 
 
-def test_guides_weigh_what_they_are_given() -> None:
+def test_guide_weights_are_relative() -> None:
     def run(*guides: Any) -> dict[str, Tensor]:
         return adapt(generator(), list(guides), SHIFT, settings()).generator.state_dict()
 
@@ -366,7 +364,7 @@ def test_guides_weigh_what_they_are_given() -> None:
     assert changed(both, run((guide(0), 3.0), guide(5))) and changed(both, run(guide(0)))
 
 
-def test_style_images_are_approached() -> None:
+def test_style_images_attract_the_embedding() -> None:
     made, eye = generator(), guide()
     with torch.no_grad():
         style = generator(rng=rng(9)).synthesize(made.map(torch.randn(3, 6, generator=rng(4)))).clamp(-1, 1)
@@ -398,7 +396,7 @@ def recognise(images: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("chunk", [0, 1])
 @pytest.mark.parametrize("kept", [{"lpips": 5.0}, {"id": 5.0}, {"lpips": 1.0, "id": 5.0}])
-def test_pictures_stay_near_what_they_were(kept: dict[str, float], chunk: int) -> None:
+def test_similarity_terms_reduce_the_change(kept: dict[str, float], chunk: int) -> None:
     config, made = settings(steps=20, batch=3, chunk=chunk), generator()
     networks: dict[str, Any] = {"perceptual": Small(), "identity": recognise}
     free, held = adapt(made, guide(), SHIFT, config), adapt(made, guide(), SHIFT, replace(config, **kept), **networks)
@@ -414,7 +412,7 @@ def test_pictures_stay_near_what_they_were(kept: dict[str, float], chunk: int) -
     )
 
 
-def test_what_keeps_pictures_needs_its_network() -> None:
+def test_similarity_term_without_network_is_refused() -> None:
     with pytest.raises(ValueError, match=r"id term weighs 1, .*load_identity"):
         adapt(generator(), guide(), SHIFT, settings(id=1.0), perceptual=Small())
 
@@ -422,7 +420,7 @@ def test_what_keeps_pictures_needs_its_network() -> None:
 # ---- the domain ---------------------------------------------------------------------------------------------------
 
 
-def test_the_domain_is_what_the_run_changed() -> None:
+def test_domain_is_the_change_of_the_run() -> None:
     made = generator()
     made.source = "0" * 64
     config = settings(ema=0.5, layers=LayerChoice(mode="named", names=("b8.conv1",)))
@@ -444,12 +442,12 @@ def test_the_domain_is_what_the_run_changed() -> None:
         torch.testing.assert_close(again[name], value)
 
 
-def test_a_domain_of_style_images_tells_how_many() -> None:
+def test_domain_provenance_counts_style_images() -> None:
     style = torch.rand(2, 3, 16, 16, generator=rng())
     assert adapt(generator(), guide(), ImageShift(style), settings()).domain.provenance["images"] == 2
 
 
-def test_words_and_images_are_mixed(tmp_path: Path) -> None:
+def test_mixed_shift_lies_between_text_and_images(tmp_path: Path) -> None:
     style = torch.rand(2, 3, 16, 16, generator=rng())
     mixed, path = MixedShift((SHIFT, ImageShift(style)), (3.0, 1.0)), tmp_path / "run.safetensors"
     result = adapt(generator(), guide(), mixed, settings(), autosave=path)
@@ -464,7 +462,7 @@ def test_words_and_images_are_mixed(tmp_path: Path) -> None:
     assert adapt(generator(), guide(), replace(mixed, weights=(6.0, 2.0)), settings(), autosave=path, resume=True)
 
 
-def test_a_domain_tells_templates_that_are_not_the_usual_ones() -> None:
+def test_domain_provenance_lists_custom_templates() -> None:
     for templates, told in ((TEMPLATES, None), (("a {}",), ("a {}",))):
         found = adapt(generator(), guide(), TextShift("photo", "sketch", templates), settings(steps=1)).domain
         assert found.provenance["prompts"].get("templates") == told
@@ -494,7 +492,7 @@ def assert_alike(one: Adaptation, other: Adaptation) -> None:
         {"chunk": 3, "layers": ADAPTIVE},
     ],
 )
-def test_chunks_do_not_change_the_run(change: dict[str, Any]) -> None:
+def test_chunks_give_the_same_run(change: dict[str, Any]) -> None:
     config, guides = settings(**(WHOLE | change)), [guide(0), (guide(5), 2.0)]
     whole = adapt(generator(), guides, SHIFT, replace(config, chunk=0))
     images: list[Tensor] = []
@@ -504,12 +502,12 @@ def test_chunks_do_not_change_the_run(change: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("chunk", [5, 256])
-def test_a_chunk_as_large_as_the_batch_is_the_batch(chunk: int) -> None:
+def test_chunk_of_the_batch_size_is_bit_exact(chunk: int) -> None:
     whole, same = (adapt(generator(), guide(), SHIFT, settings(**WHOLE, chunk=size)) for size in (0, chunk))
     assert not changed(whole.generator.state_dict(), same.generator.state_dict()) and whole.history == same.history
 
 
-def test_the_images_of_all_chunks_meet_in_one_loss() -> None:
+def test_loss_sees_the_images_of_all_chunks() -> None:
     """The angle between two images is nothing that either chunk could know."""
     result = adapt(generator(), guide(), SHIFT, settings(**WHOLE, chunk=1))
     assert result.history[-1]["terms"]["angle"] > 0
@@ -529,7 +527,7 @@ class Watch(Encoder):
         return super().encode_image(x)
 
 
-def test_activations_of_one_chunk_live_at_a_time() -> None:
+def test_chunks_bound_the_live_activations() -> None:
     watch = Watch(0)
     adapt(generator(), guide(model=watch), SHIFT, settings(**(WHOLE | {"steps": 2}), chunk=1))
     assert len(watch.kept) == 2 * 3 * 5 and max(watch.kept) == 0  # each latent before, after, and once more going back
@@ -560,7 +558,7 @@ class Narrow(Encoder):
 
 @pytest.mark.parametrize("back", [False, True])
 @pytest.mark.parametrize("views", [0, 2])
-def test_a_step_that_does_not_fit_is_done_again_in_smaller_chunks(back: bool, views: int) -> None:
+def test_out_of_memory_step_is_retried_in_smaller_chunks(back: bool, views: int) -> None:
     config = settings(**(WHOLE | {"views": views, "beta1": 0.5}))
     narrow = Narrow(0, 2 * max(views, 1), back)  # two latents fit, of five
     squeezed = adapt(generator(), [guide(model=narrow), guide(5)], SHIFT, config)
@@ -573,7 +571,7 @@ def test_a_step_that_does_not_fit_is_done_again_in_smaller_chunks(back: bool, vi
         assert narrow.alive[counts.index(size)] == 0
 
 
-def test_the_choice_of_layers_is_made_in_smaller_chunks_too() -> None:
+def test_out_of_memory_selection_is_retried_in_smaller_chunks() -> None:
     config = settings(layers=replace(ADAPTIVE, batch=8, chunk=8, every=1), steps=3)
     narrow = Narrow(0, 2)
     squeezed = adapt(generator(), guide(model=narrow), SHIFT, config)
@@ -582,7 +580,7 @@ def test_the_choice_of_layers_is_made_in_smaller_chunks_too() -> None:
 
 
 @pytest.mark.parametrize("layers", [LayerChoice(), ADAPTIVE])
-def test_no_memory_for_one_latent_says_what_to_do(layers: LayerChoice) -> None:
+def test_out_of_memory_for_one_latent_is_reported(layers: LayerChoice) -> None:
     made = generator()
     before = weights(made)
     with pytest.raises(torch.cuda.OutOfMemoryError, match=r"one latent at a time \(no room\)\. Take a smaller guide"):
@@ -594,14 +592,14 @@ def test_no_memory_for_one_latent_says_what_to_do(layers: LayerChoice) -> None:
 
 
 @pytest.mark.parametrize("noise", ["random", "const"])
-def test_the_source_of_a_pool_is_looked_at_once(monkeypatch: pytest.MonkeyPatch, noise: str) -> None:
+def test_pool_embeds_each_source_batch_once(monkeypatch: pytest.MonkeyPatch, noise: str) -> None:
     made, ran = generator(), []
     monkeypatch.setattr(Block, "forward", counted(ran, Block.forward))
     adapt(made, guide(), SHIFT, settings(steps=8, pool=3, noise=noise))
     assert ran.count(16) == 3 + 8
 
 
-def test_what_is_remembered_of_a_pool_is_what_would_be_seen() -> None:
+def test_pool_cache_equals_recomputation() -> None:
     """A term that wants the pictures themselves has the source drawn every time. Here it finds all faces alike."""
     config = settings(steps=7, pool=2, views=2, patches=1, mirror=True, noise="random")
     known = adapt(generator(), guide(), SHIFT, config)
@@ -609,14 +607,14 @@ def test_what_is_remembered_of_a_pool_is_what_would_be_seen() -> None:
     assert not changed(known.generator.state_dict(), again.generator.state_dict())
 
 
-def test_the_batches_of_a_pool_differ_and_come_again() -> None:
+def test_pool_batches_differ_and_repeat() -> None:
     shown: list[Tensor] = []
     adapt(generator(), guide(), SHIFT, settings(steps=6, pool=3, lr=1e-7), lambda step: shown.append(step.images()))
     assert all(float((shown[i] - shown[i + 3]).abs().max()) < 1e-3 for i in range(3))
     assert all(float((shown[i] - shown[i + 1]).abs().max()) > 0.1 for i in range(5))
 
 
-def test_a_pool_survives_smaller_chunks() -> None:
+def test_pool_works_with_smaller_chunks() -> None:
     config = settings(**WHOLE, pool=2)
     assert_alike(*(adapt(generator(), guide(), SHIFT, replace(config, chunk=size)) for size in (0, 2)))
 
@@ -624,14 +622,14 @@ def test_a_pool_survives_smaller_chunks() -> None:
 @pytest.mark.parametrize(
     "change", [{}, {"checkpointing": 8}, {"checkpointing": 4, "chunk": 2}, {"checkpointing": 16, "layers": ADAPTIVE}]
 )
-def test_what_is_computed_again_does_not_change_the_run(change: dict[str, Any]) -> None:
+def test_recomputation_does_not_change_the_run(change: dict[str, Any]) -> None:
     config = settings(**(WHOLE | change))
     again, whole = (adapt(generator(), guide(), SHIFT, one) for one in (config, replace(config, checkpointing=0)))
     assert_alike(whole, again)
     assert again.generator.recompute == 0
 
 
-def test_blocks_that_are_computed_again_keep_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recomputed_blocks_store_no_activations(monkeypatch: pytest.MonkeyPatch) -> None:
     made, ran = generator(), []
     monkeypatch.setattr(Block, "forward", counted(ran, Block.forward))
     adapt(made, guide(), SHIFT, settings(steps=1, checkpointing=8))
@@ -651,7 +649,7 @@ def counted(ran: list[int], forward: Any) -> Any:
 
 @pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
 @pytest.mark.parametrize("layers", [LayerChoice(), ADAPTIVE])
-def test_fewer_bits_go_the_same_way(precision: str, layers: LayerChoice) -> None:
+def test_low_precision_follows_fp32(precision: str, layers: LayerChoice) -> None:
     config = settings(steps=3, layers=layers, beta2=0.9)
     exact, rough = (adapt(generator(), guide(), SHIFT, replace(config, precision=one)) for one in ("fp32", precision))
     for one, other in zip(exact.history, rough.history, strict=True):
@@ -664,7 +662,7 @@ def test_fewer_bits_go_the_same_way(precision: str, layers: LayerChoice) -> None
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_fewer_bits_reach_the_gradients_in_proportion(tmp_path: Path, precision: str) -> None:
+def test_low_precision_gradients_are_proportional(tmp_path: Path, precision: str) -> None:
     def slope(given: str) -> Tensor:
         config = settings(steps=1, beta1=0.0, grad_clip=1e6, precision=given)
         (state,) = saved_each_step(tmp_path / f"{given}.safetensors", config)
@@ -675,7 +673,7 @@ def test_fewer_bits_reach_the_gradients_in_proportion(tmp_path: Path, precision:
     assert rough.norm() == pytest.approx(exact.norm().item(), rel=0.1)
 
 
-def test_the_last_block_and_the_picture_are_float32() -> None:
+def test_last_block_and_image_are_float32() -> None:
     made, seen = generator(), []
     for name in ("b4", "b8", "b16"):
         made.synthesis.get_submodule(name).register_forward_hook(lambda _, __, out: seen.append([x.dtype for x in out]))
@@ -688,7 +686,7 @@ def test_the_last_block_and_the_picture_are_float32() -> None:
 
 
 @pytest.mark.parametrize("layers", [LayerChoice(), ADAPTIVE])
-def test_a_class_is_adapted(layers: LayerChoice) -> None:
+def test_class_of_a_conditional_generator_is_adapted(layers: LayerChoice) -> None:
     made = generator(c_dim=3)
     first, second = (adapt(made, guide(), SHIFT, settings(label=label, layers=layers)) for label in (0, 2))
     assert changed(made.state_dict(), first.generator.state_dict())
@@ -701,7 +699,7 @@ def test_a_class_is_adapted(layers: LayerChoice) -> None:
     ("c_dim", "label", "words"),
     [(3, None, "needs a class from 0 to 2"), (3, 3, "needs a class from 0 to 2"), (0, 0, "has no classes")],
 )
-def test_labels_that_do_not_fit_are_refused(c_dim: int, label: int | None, words: str) -> None:
+def test_unfit_labels_are_refused(c_dim: int, label: int | None, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         adapt(generator(c_dim=c_dim), guide(), SHIFT, settings(label=label))
 
@@ -744,7 +742,7 @@ class Steep(Encoder):
         return super().encode_image(x) + (x * 0).sum().sqrt()
 
 
-def test_a_step_that_is_not_a_number_stops_the_run(tmp_path: Path) -> None:
+def test_non_finite_step_stops_the_run(tmp_path: Path) -> None:
     path = tmp_path / "run.safetensors"
     with pytest.raises(FloatingPointError, match="Step 0 has loss"):
         adapt(generator(), guide(model=Steep(0)), SHIFT, settings(autosave_every=1), autosave=path)
@@ -752,7 +750,7 @@ def test_a_step_that_is_not_a_number_stops_the_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_broken_weights_are_named_before_the_first_step(value: float) -> None:
+def test_non_finite_weights_are_refused_before_the_first_step(value: float) -> None:
     made = generator()
     with torch.no_grad():
         made.get_parameter("synthesis.b16.torgb.bias").fill_(value)
@@ -760,14 +758,14 @@ def test_broken_weights_are_named_before_the_first_step(value: float) -> None:
         adapt(made, guide(), SHIFT, settings())
 
 
-def test_what_lies_elsewhere_is_refused_before_the_work() -> None:
+def test_other_devices_are_refused_before_the_first_step() -> None:
     with pytest.raises(ValueError, match="generator is on cpu, the guide tiny-0 on meta"):
         adapt(generator(), [guide(1), guide().to("meta")], SHIFT, settings())
     with torch.inference_mode(), pytest.raises(ValueError, match="inference_mode"):
         adapt(generator(), guide(), SHIFT, settings())
 
 
-def test_an_autosave_without_a_place_is_refused_before_the_work(tmp_path: Path) -> None:
+def test_unwritable_autosave_is_refused_before_the_first_step(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for path, fault in ((tmp_path / "file" / "x", NotADirectoryError), (tmp_path, FileExistsError)):
         with pytest.raises(fault):
@@ -779,139 +777,3 @@ def test_an_autosave_without_a_place_is_refused_before_the_work(tmp_path: Path) 
     made = tmp_path / "new" / "folder" / "run.safetensors"
     adapt(generator(), guide(), SHIFT, settings(), autosave=made)
     assert made.exists()
-
-
-# ---- runs that are killed -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"noise": "random", "ema": 0.9, "schedule": "cosine"},
-        {"noise": "random", "ema": 0.9, "views": 2, "layers": ADAPTIVE},
-        {"noise": "const", "beta1": 0.5, "layers": replace(ADAPTIVE, every=1, rgb=True, noise=True)},
-        {"noise": "none", "layers": LayerChoice(mode="named", names=("b8.conv0", "b16.torgb"))},
-        {"layers": replace(ADAPTIVE, train="offsets"), "ema": 0.5},
-        {"layers": replace(ADAPTIVE, train="low-rank", rank=2), "ema": 0.5},
-        {"pool": 3, "views": 2, "layers": ADAPTIVE},
-    ],
-    ids=["all", "adaptive", "adaptive-rgb", "named", "offsets", "low-rank", "pool"],
-)
-def test_a_killed_run_goes_on_to_exactly_the_same_weights(tmp_path: Path, change: dict[str, Any]) -> None:
-    config, path = settings(steps=10, autosave_every=4, lr=0.1, **change), tmp_path / "run.safetensors"
-    whole = adapt(generator(), guide(), SHIFT, config)
-    with pytest.raises(KeyboardInterrupt):
-        adapt(generator(), guide(), SHIFT, config, kill_at(5), autosave=path)
-    seen: list[int] = []
-    resumed = adapt(generator(), guide(), SHIFT, config, lambda s: seen.append(s.index), autosave=path, resume=True)
-    assert seen == [4, 5, 6, 7, 8, 9]  # four steps were saved, the fifth and sixth are done again
-    assert not changed(whole.generator.state_dict(), resumed.generator.state_dict())
-    assert resumed.history == whole.history
-    finished = adapt(generator(), guide(), SHIFT, config, kill_at(0), autosave=path, resume=True)
-    assert not changed(whole.generator.state_dict(), finished.generator.state_dict())
-
-
-def test_resuming_without_a_file_starts_anew(tmp_path: Path) -> None:
-    path = tmp_path / "run.safetensors"
-    result = adapt(generator(), guide(), SHIFT, settings(), autosave=path, resume=True)
-    assert len(result.history) == 4 and path.exists()
-
-
-def test_an_autosave_does_not_change_the_run(tmp_path: Path) -> None:
-    config = settings(autosave_every=1, ema=0.5)
-    plain = adapt(generator(), guide(), SHIFT, config)
-    saved = adapt(generator(), guide(), SHIFT, config, autosave=tmp_path / "run.safetensors")
-    assert not changed(plain.generator.state_dict(), saved.generator.state_dict())
-
-
-def test_an_existing_file_is_not_overwritten_unasked(tmp_path: Path) -> None:
-    path = tmp_path / "run.safetensors"
-    path.write_bytes(b"somebody's work")
-    with pytest.raises(FileExistsError, match="already there"):
-        adapt(generator(), guide(), SHIFT, settings(), autosave=path)
-    assert path.read_bytes() == b"somebody's work"
-
-
-def test_another_runs_file_is_refused_and_left_alone(tmp_path: Path) -> None:
-    config, path = settings(), tmp_path / "run.safetensors"
-    adapt(generator(), guide(), SHIFT, config, autosave=path)
-    content = path.read_bytes()
-    other = generator()
-    with torch.no_grad():
-        other.get_parameter("mapping.fc0.bias")[0] += 1e-3
-    strangers: list[tuple[Any, ...]] = [
-        (generator(), guide(), SHIFT, replace(config, seed=1)),
-        (generator(), guide(), SHIFT, replace(config, steps=5)),
-        (generator(), guide(), SHIFT, replace(config, layers=LayerChoice(rgb=True))),
-        (generator(), guide(), replace(SHIFT, target="drawing"), config),
-        (generator(), guide(), replace(SHIFT, templates=("a {}",)), config),
-        (generator(), guide(1), SHIFT, config),
-        (generator(), [(guide(), 2.0)], SHIFT, config),
-        (other, guide(), SHIFT, config),
-    ]
-    for made, eye, shift, wanted in strangers:
-        with pytest.raises(CheckpointError, match="belongs to another run"):
-            adapt(made, eye, shift, wanted, autosave=path, resume=True)
-    assert path.read_bytes() == content
-    same = replace(config, autosave_every=7, chunk=1)  # how often a run is saved changes nothing else, nor do chunks
-    assert adapt(generator(), guide(), SHIFT, same, autosave=path, resume=True).history
-
-
-def test_style_images_are_told_apart_by_every_pixel(tmp_path: Path) -> None:
-    path, style = tmp_path / "run.safetensors", torch.rand(1, 3, 16, 16, generator=rng())
-    adapt(generator(), guide(), ImageShift(style), settings(), autosave=path)
-    with pytest.raises(CheckpointError, match="belongs to another run"):
-        adapt(generator(), guide(), ImageShift(style.flip(-1)), settings(), autosave=path, resume=True)
-    assert adapt(generator(), guide(), ImageShift(style), settings(), autosave=path, resume=True).history
-
-
-def test_an_interrupt_while_the_autosave_is_written_leaves_the_old_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config, path = settings(steps=6, autosave_every=2), tmp_path / "run.safetensors"
-    replaced, calls = os.replace, []
-
-    def interrupted(source: Any, target: Any) -> None:
-        calls.append(Path(source).stat().st_size)  # all of the new file is written, its name not yet given
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        replaced(source, target)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(os, "replace", interrupted)
-        adapt(generator(), guide(), SHIFT, config, autosave=path)
-    assert calls[1] > 0 and list(tmp_path.iterdir()) == [path]
-    seen: list[int] = []
-    resumed = adapt(generator(), guide(), SHIFT, config, lambda s: seen.append(s.index), path, resume=True)
-    assert seen == [2, 3, 4, 5]
-    whole = adapt(generator(), guide(), SHIFT, config)
-    assert not changed(whole.generator.state_dict(), resumed.generator.state_dict())
-
-
-@pytest.mark.parametrize("fault", ["run", "rng"])
-def test_a_tampered_autosave_is_refused(tmp_path: Path, fault: str) -> None:
-    path = tmp_path / "run.safetensors"
-    adapt(generator(), guide(), SHIFT, settings(), autosave=path)
-    tensors, told = load_file(path), read_metadata(path)
-    if fault == "run":
-        told["run"] = '{"index": 4}'
-    else:
-        tensors["rng"] = torch.zeros(3, dtype=torch.uint8)
-    save_file(tensors, path, told)
-    with pytest.raises(CheckpointError, match="tampered"):
-        adapt(generator(), guide(), SHIFT, settings(), autosave=path, resume=True)
-
-
-def test_the_clamp_is_part_of_what_a_run_is(tmp_path: Path) -> None:
-    """Two generators with equal weights may still be different functions."""
-    path = tmp_path / "run.safetensors"
-    adapt(generator(), guide(), SHIFT, settings(), autosave=path)
-    with pytest.raises(CheckpointError, match="belongs to another run"):
-        adapt(generator(clamp=1.0), guide(), SHIFT, settings(), autosave=path, resume=True)
-
-
-def test_files_that_are_no_run_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "weights.safetensors"
-    save_file({"x": torch.zeros(1)}, path)
-    with pytest.raises(CheckpointError, match="no autosave of a run"):
-        adapt(generator(), guide(), SHIFT, settings(), autosave=path, resume=True)

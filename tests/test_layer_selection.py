@@ -63,12 +63,12 @@ def names(layers: Sequence[object]) -> tuple[str, ...]:
         (LayerChoice(mode="named", names=("b16.torgb", "b4.const")), ("b16.torgb", "b4.const")),
     ],
 )
-def test_candidates(choice: LayerChoice, expected: tuple[str, ...]) -> None:
+def test_selectable_layers(choice: LayerChoice, expected: tuple[str, ...]) -> None:
     assert names(selectable_layers(choice, generator())) == expected
 
 
 @pytest.mark.parametrize("row", range(5))
-def test_the_layer_that_matters_wins(row: int) -> None:
+def test_selection_finds_the_layer_that_matters(row: int) -> None:
     """It is the convolution this row feeds."""
     made = steered_by(row)
     chosen = select_layers(adaptive(), made, targets(), rng())
@@ -76,7 +76,7 @@ def test_the_layer_that_matters_wins(row: int) -> None:
     assert [j for j, moved in enumerate(chosen.movement) if moved > 0] == [row]
 
 
-def test_the_last_row_steers_no_convolution_and_cannot_win() -> None:
+def test_last_row_is_never_selected() -> None:
     made = steered_by(5)
     chosen = select_layers(adaptive(), made, targets(), rng())
     assert chosen.movement[5] > 0 == sum(chosen.movement[:5])
@@ -84,19 +84,19 @@ def test_the_last_row_steers_no_convolution_and_cannot_win() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
-def test_the_rows_that_move_most_are_chosen(count: int) -> None:
+def test_selection_takes_the_rows_that_move_most(count: int) -> None:
     chosen = select_layers(adaptive(count=count), generator(), targets(), rng())
     ranked = sorted(range(5), key=lambda row: -chosen.movement[row])[:count]
     assert len(chosen.movement) == 6 and set(chosen.names) == {CONVS[row] for row in ranked}
     assert list(chosen.names) == [name for name in CONVS if name in chosen.names]  # in the order they run
 
 
-def test_rgb_layers_join_whatever_was_chosen() -> None:
+def test_rgb_layers_join_the_selection() -> None:
     chosen = select_layers(adaptive(rgb=True), generator(), targets(), rng())
     assert len(chosen.names) == 4 and set(RGBS) < set(chosen.names)
 
 
-def test_movement_is_the_mean_distance_latents_travel_uphill() -> None:
+def test_movement_is_the_mean_ascent_distance() -> None:
     made, choice, (target,) = generator(), adaptive(rate=0.01), targets()
     z = torch.randn(3, 6, generator=rng(1))
     ws = made.map(z).detach().requires_grad_()
@@ -105,7 +105,7 @@ def test_movement_is_the_mean_distance_latents_travel_uphill() -> None:
     torch.testing.assert_close(row_movement(choice, made, (target,), z), 0.01 * ws.grad.abs().mean(dim=(0, 2)))
 
 
-def test_more_steps_travel_further() -> None:
+def test_movement_grows_with_steps() -> None:
     z = torch.randn(3, 6, generator=rng(1))
     once, often = (row_movement(adaptive(steps=steps), generator(), targets(), z) for steps in (1, 5))
     assert (often.sum() / once.sum()).item() == pytest.approx(5, rel=0.2)
@@ -120,7 +120,7 @@ def test_chunks_do_not_change_the_movement(chunk: int) -> None:
     )
 
 
-def test_guides_vote_by_weight() -> None:
+def test_movement_uses_guide_weights() -> None:
     made, z = generator(), torch.randn(3, 6, generator=rng(1))
     (target,) = targets()
     shares = tuple(
@@ -132,7 +132,7 @@ def test_guides_vote_by_weight() -> None:
     assert ((both - one).abs() > 1e-7).any() and ((both - other).abs() > 1e-7).any()
 
 
-def test_the_generator_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_selection_leaves_the_generator_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     made, (target,) = generator(), targets()
     encode = target.guide.encode_images
     for number, parameter in enumerate(made.parameters()):
@@ -149,7 +149,7 @@ def test_the_generator_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(parameter.grad is None for parameter in made.parameters())
 
 
-def test_flags_come_back_when_the_guide_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_selection_restores_flags_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     made, (target,) = generator(), targets()
 
     def fail(images: Tensor) -> Tensor:
@@ -161,13 +161,13 @@ def test_flags_come_back_when_the_guide_fails(monkeypatch: pytest.MonkeyPatch) -
     assert all(parameter.requires_grad for parameter in made.parameters())
 
 
-def test_it_works_where_gradients_are_switched_off() -> None:
+def test_selection_works_under_no_grad() -> None:
     with torch.no_grad():
         inside = select_layers(adaptive(count=2), generator(), targets(), rng())
     assert inside == select_layers(adaptive(count=2), generator(), targets(), rng())
 
 
-def test_the_same_numbers_are_drawn_whether_or_not_anything_is_measured() -> None:
+def test_selection_draws_the_same_numbers_for_any_count() -> None:
     measured, not_measured, fresh = rng(), rng(), rng()
     assert select_layers(adaptive(count=4), generator(), targets(), measured).movement
     chosen = select_layers(adaptive(count=5), generator(), targets(), not_measured)
@@ -177,7 +177,7 @@ def test_the_same_numbers_are_drawn_whether_or_not_anything_is_measured() -> Non
 
 
 @pytest.mark.parametrize("choice", [LayerChoice(), LayerChoice(mode="named", names=("b8.conv0",))])
-def test_fixed_choices_draw_nothing(choice: LayerChoice) -> None:
+def test_fixed_modes_draw_no_numbers(choice: LayerChoice) -> None:
     numbers = rng()
     assert select_layers(choice, generator(), (), numbers).layers == selectable_layers(choice, generator())
     assert torch.equal(numbers.get_state(), rng().get_state())
@@ -202,7 +202,7 @@ def test_noise_strengths_are_trained_on_request_only() -> None:
     assert {"synthesis.b4.const", "synthesis.b8.conv0.affine.weight", "synthesis.b8.conv0.bias"} < without
 
 
-def test_a_conditional_generator_needs_its_class() -> None:
+def test_selection_needs_the_class_of_a_conditional_generator() -> None:
     made = generator(c_dim=3)
     first, second = (select_layers(adaptive(), made, targets(), rng(), label) for label in (0, 1))
     assert first.movement != second.movement
@@ -253,7 +253,7 @@ class Narrow(Encoder):
 
 
 @pytest.mark.parametrize(("size", "tried"), [(8, [8, 4, 2, 1]), (5, [5, 3, 2, 1]), (1, [1])])
-def test_a_portion_halves_down_to_one(size: int, tried: list[int]) -> None:
+def test_micro_batcher_halves_down_to_one(size: int, tried: list[int]) -> None:
     asked: list[tuple[str, int]] = []
 
     def act(word: str, count: int) -> None:
@@ -265,7 +265,7 @@ def test_a_portion_halves_down_to_one(size: int, tried: list[int]) -> None:
     assert asked == [("x", count) for count in tried]
 
 
-def test_a_portion_that_fits_is_remembered_and_other_errors_pass() -> None:
+def test_micro_batcher_remembers_its_size_and_passes_other_errors() -> None:
     batcher = MicroBatcher(8)
 
     def act(count: int) -> int:
@@ -279,7 +279,7 @@ def test_a_portion_that_fits_is_remembered_and_other_errors_pass() -> None:
     assert batcher.size == 2
 
 
-def test_a_measurement_that_does_not_fit_passes_in_smaller_chunks() -> None:
+def test_measurement_is_retried_in_smaller_chunks() -> None:
     z, narrow, choice, batcher = torch.randn(7, 6, generator=rng(1)), Narrow(0, 2), adaptive(chunk=7), MicroBatcher(7)
     squeezed = clip_targets(guide(model=narrow), TextShift("photo", "sketch"))
     moved = row_movement(choice, generator(), squeezed, z, None, batcher)
@@ -293,7 +293,7 @@ SHIFT = TextShift("photo", "sketch")
 
 
 @pytest.mark.parametrize("mode", ["all", "adaptive", "named"])
-def test_inspection_measures_what_could_be_chosen_whatever_the_mode(mode: str) -> None:
+def test_inspection_ignores_the_mode(mode: str) -> None:
     made, choice = generator(), adaptive(mode=mode, names=("b4.const",), count=1)
     found = inspect_layers(made, guide(), SHIFT, choice)
     z = torch.randn(4, 6, generator=rng(0))
@@ -301,7 +301,7 @@ def test_inspection_measures_what_could_be_chosen_whatever_the_mode(mode: str) -
     assert [moved for _, moved in found] == row_movement(choice, made, targets(), z).tolist()[: len(CONVS)]
 
 
-def test_inspection_finds_the_layer_that_matters_and_changes_nothing() -> None:
+def test_inspection_finds_the_layer_that_matters() -> None:
     made = steered_by(3)
     before, flags = copied(made.state_dict()), [parameter.requires_grad for parameter in made.parameters()]
     with torch.no_grad():
@@ -313,7 +313,7 @@ def test_inspection_finds_the_layer_that_matters_and_changes_nothing() -> None:
     assert inspect_layers(made, guide(), SHIFT, seed=1) != inspect_layers(made, guide(), SHIFT)
 
 
-def test_inspection_towards_images_starts_at_the_generators_own() -> None:
+def test_inspection_with_images_uses_source_images() -> None:
     made, style = generator(), ImageShift(torch.full((1, 3, 16, 16), 0.4))
     look = source_images(made, 7)
     assert look.shape == (16, 3, 16, 16) and torch.equal(look, source_images(made, 7))
@@ -335,7 +335,7 @@ def test_inspection_refuses_what_adapt_refuses() -> None:
     assert inspect_layers(generator(c_dim=3), guide(), SHIFT, label=2)
 
 
-def test_the_first_look_fits_into_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_source_images_are_rendered_in_small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     made = generator()
     whole, draw = source_images(made, 3), made.synthesize
 
@@ -362,7 +362,7 @@ def test_the_first_look_fits_into_little_memory(monkeypatch: pytest.MonkeyPatch)
         ("low-rank", False, 0),
     ],
 )
-def test_counts_at_1024_pixels_are_the_published_ones(train: str, rgb: bool, wanted: int) -> None:
+def test_count_trained_at_1024_pixels(train: str, rgb: bool, wanted: int) -> None:
     """StyleDomain (arXiv:2212.10229), table of section 3: 23.6M, 4.6M, 6.0K."""
     with torch.device("meta"):
         made = StyleGAN2(1024)

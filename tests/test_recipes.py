@@ -15,16 +15,16 @@ from nada_core.models.clip import ClipGuide, load_guide
 from nada_core.portraits import RECIPE, SOURCE, TARGETS
 
 
-def test_the_kinds_of_targets() -> None:
+def test_recipe_names() -> None:
     assert set(RECIPES) == {"style", "creature", "character", "animal", "few-images"}
 
 
 @pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("base", [AdaptConfig(), RECIPE])
-def test_a_recipe_changes_what_it_names_and_keeps_the_rest(name: str, base: AdaptConfig) -> None:
+def test_recipe_changes_only_what_it_names(name: str, base: AdaptConfig) -> None:
     recipe = RECIPES[name]
     config = recipe.config(base)
-    assert config.steps == round(base.steps * recipe.length) and config.lr == base.lr * recipe.pace
+    assert config.steps == round(base.steps * recipe.steps_factor) and config.lr == base.lr * recipe.lr_factor
     named = {"steps", "lr", "layers", *recipe.settings}
     kept = set(vars(base)) - named
     assert {key: getattr(config, key) for key in kept} == {key: getattr(base, key) for key in kept}
@@ -38,7 +38,7 @@ def test_a_recipe_changes_what_it_names_and_keeps_the_rest(name: str, base: Adap
 def test_every_recipe_runs(name: str) -> None:
     base = AdaptConfig(steps=3, lr=0.01)
     result = adapt(generator(), guide(), TextShift("photo", "sketch"), RECIPES[name].config(base))
-    assert len(result.history) == round(3 * RECIPES[name].length) and result.domain.changes
+    assert len(result.history) == round(3 * RECIPES[name].steps_factor) and result.domain.changes
 
 
 # ---- prompts ------------------------------------------------------------------------------------------------------
@@ -49,24 +49,24 @@ def eye(request: pytest.FixtureRequest) -> ClipGuide:
     return load_guide(request.param)
 
 
-def test_what_the_built_in_guides_know_is_not_doubted(eye: ClipGuide) -> None:
+def test_check_prompts_accepts_known_styles(eye: ClipGuide) -> None:
     for target in TARGETS:
         assert check_prompts(eye, TextShift(SOURCE, target)) == []
 
 
 @pytest.mark.parametrize("target", ["cartoon", "good photo", "the photo"])
-def test_words_a_guide_reads_alike_are_named(eye: ClipGuide, target: str) -> None:
+def test_check_prompts_names_equal_phrases(eye: ClipGuide, target: str) -> None:
     shift = TextShift(SOURCE, target)
     (told,) = check_prompts(eye, shift)
     assert eye.name in told and repr(target) in told and "use phrases further apart" in told
     assert check_prompts(eye, MixedShift((shift, TextShift(SOURCE, "zombie")))) == [told]
 
 
-def test_pictures_have_no_words_to_doubt(eye: ClipGuide) -> None:
+def test_check_prompts_ignores_images(eye: ClipGuide) -> None:
     assert check_prompts(eye, ImageShift(torch.zeros(1, 3, 16, 16))) == []
 
 
-def test_templates_that_disagree_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_prompts_names_disagreeing_templates(monkeypatch: pytest.MonkeyPatch) -> None:
     eye, shift = guide(), TextShift("photo", "sketch")
     there = torch.nn.functional.normalize(torch.randn(79, 8, generator=rng()), dim=-1)
 

@@ -1,10 +1,8 @@
-"""Settings and words that work, by kind of target, and a look at whether two phrases say anything to a guide.
+"""Settings and phrases by kind of target.
 
-What is published: the table of StyleGAN-NADA's notebook (arXiv:2108.00946), the domains of HyperDomainNet
-(arXiv:2210.08884), the shipped settings of StyleDomain (arXiv:2212.10229) and SVL's losses (arXiv:2308.10554). On
-published generators of faces none of the recipes was measured here.
-
-Letters: K templates, D embedding.
+Sources: the notebook of StyleGAN-NADA (arXiv:2108.00946), the domains of HyperDomainNet (arXiv:2210.08884), the
+settings of StyleDomain (arXiv:2212.10229) and the losses of SVL (arXiv:2308.10554). The recipes have not been measured
+on published generators.
 """
 
 from __future__ import annotations
@@ -15,34 +13,38 @@ from typing import Any
 
 from .config import AdaptConfig
 
-#: Both of the paper's encoders: two that are built differently are harder to fool than one.
+#: Both encoders of the paper. Two architectures share few adversarial patterns.
 GUIDES = ("ViT-B-32:openai", "ViT-B-16:openai")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Changes to the settings that suit a generator anyway, so that one recipe serves large and small ones.
+    """Changes to a generator's own settings, so that one recipe fits large and small generators.
 
-    about: which targets. source, targets: words that work. advice: what to know. length, pace: factors of steps and
-    learning rate. settings, layers: fields of AdaptConfig and LayerChoice. guides: for generators of real pictures.
+    Attributes:
+        about: the kind of target.
+        source, targets: phrases that work.
+        steps_factor, lr_factor: factors on steps and learning rate.
+        settings, layers: new values for fields of AdaptConfig and LayerChoice.
+        guides: CLIP models for generators of photos.
     """
 
     about: str
     source: str
     targets: tuple[str, ...]
     advice: str
-    length: float = 1.0
-    pace: float = 1.0
+    steps_factor: float = 1.0
+    lr_factor: float = 1.0
     settings: Mapping[str, Any] = field(default_factory=dict)
     layers: Mapping[str, Any] = field(default_factory=dict)
     guides: tuple[str, ...] = GUIDES
 
     def config(self, base: AdaptConfig) -> AdaptConfig:
-        """The settings for a generator whose own are `base`: AdaptConfig() for a published one."""
+        """Apply the recipe to the generator's own settings; AdaptConfig() for a published one."""
         return replace(
             base,
-            steps=round(base.steps * self.length),
-            lr=base.lr * self.pace,
+            steps=round(base.steps * self.steps_factor),
+            lr=base.lr * self.lr_factor,
             **self.settings,
             layers=replace(base.layers, **self.layers),
         )
@@ -50,36 +52,36 @@ class Recipe:
 
 RECIPES: dict[str, Recipe] = {
     "style": Recipe(
-        about="a way of painting, drawing or rendering, which leaves the person alone",
+        about="a painting, drawing or rendering style; the person stays the same",
         source="Photo",
         targets=("Sketch", "Anime Painting", "3D Render Pixar", "Watercolor Painting", "Ukiyo-e"),
-        advice="Name the thing that is made, as in Anime Painting; anime alone is a genre.",
+        advice="Name the medium, as in Anime Painting; anime alone is a genre.",
         settings={"batch": 4, "terms": {"direction": 1.0, "angle": 0.25}},
         layers={"mode": "all"},
     ),
     "creature": Recipe(
-        about="another kind of being, whose skin and shape differ",
+        about="another kind of being, with other skin and shape",
         source="Human",
         targets=("Werewolf", "Zombie", "Tolkien Elf", "White Walker"),
-        advice="Watch the diversity: a creature that looks the same in every picture has been trained too long.",
+        advice="Watch the diversity: when every picture shows the same creature, train fewer steps.",
         settings={"batch": 4, "terms": {"direction": 1.0, "angle": 0.25}},
     ),
     "character": Recipe(
-        about="one named person or figure; few degrees of freedom keep it from becoming one face",
+        about="one named person or figure; few trained parameters limit the collapse to one face",
         source="Human",
         targets=("The Joker", "Shrek", "Nicolas Cage", "Mona Lisa Painting"),
-        advice="Write names as names, with article and capital: a joker is a playing card, too.",
-        length=5 / 6,
-        pace=25.0,
+        advice="Write names with article and capital: The Joker; a joker is also a playing card.",
+        steps_factor=5 / 6,
+        lr_factor=25.0,
         settings={"batch": 4, "beta1": 0.9, "beta2": 0.999, "terms": {"direction": 1.0, "angle": 0.25}},
         layers={"mode": "all", "train": "offsets"},
     ),
     "animal": Recipe(
-        about="another species, which takes long and must not collapse on the way",
+        about="another species; needs many steps",
         source="Dog",
         targets=("Cat", "Fox", "Lion"),
-        advice="The source names what the generator makes: Dog for dogs. Let a held-out guide choose the step.",
-        length=5.0,
+        advice="The source names what the generator makes, such as Dog. Let a held-out CLIP model choose the step.",
+        steps_factor=5.0,
         settings={
             "batch": 4,
             "weight_reg": 1.0,
@@ -88,11 +90,11 @@ RECIPES: dict[str, Recipe] = {
         },
     ),
     "few-images": Recipe(
-        about="the look of one to ten pictures, alone or mixed with words",
+        about="the style of one to ten pictures, alone or mixed with text",
         source="Photo",
         targets=(),
-        advice="Three pictures are better than one; faces cut and turned like the generator's work best.",
-        length=5 / 3,
+        advice="Three pictures are better than one; align faces as the generator's are.",
+        steps_factor=5 / 3,
         settings={"batch": 4, "terms": {"direction": 1.0, "angle": 0.5}},
         layers={"mode": "all"},
     ),

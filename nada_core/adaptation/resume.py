@@ -1,6 +1,7 @@
-"""A run that can be killed: its whole state as tensors and JSON, written atomically, read back bit for bit.
+"""The autosave of a run: its whole state as tensors and JSON, written atomically and read back bit for bit.
 
-Nothing is pickled. Optimiser moments are stored under `optimizer.<parameter>.<moment>`, everything else under its role.
+Nothing is pickled. Optimizer moments are stored as `optimizer.<moment>.<parameter>`, other tensors as
+`<role>.<parameter>`.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from ..io.metadata import write_safetensors
 
 
 def check_autosave(autosave: str | Path | None, resume: bool) -> None:
-    """Find out before the work, not in it, that it cannot be kept."""
+    """Refuse an autosave file that could not be written, and `resume` without one."""
     if autosave is None:
         if resume:
-            raise ValueError("resume was asked for without an autosave file to go on from; name it.")
+            raise ValueError("Got resume without an autosave file; name the file to resume from.")
         return
     path = Path(autosave)
     if path.exists() and not resume:
@@ -36,8 +37,16 @@ def check_autosave(autosave: str | Path | None, resume: bool) -> None:
 
 @dataclass(frozen=True)
 class SavedRun:
-    """Everything the next step depends on. weights, average and best (the candidate to be returned so far): name ->
-    tensor; moments: name -> moment -> tensor."""
+    """Everything the next step depends on.
+
+    Attributes:
+        index: steps done.
+        weights, average, best: values of the trained parameters by name: the latest ones, their average, and those of
+            the best validated step.
+        moments: parameter -> moment -> tensor.
+        rng: state of the random generator.
+        layers: names of the selected layers.
+    """
 
     index: int
     weights: dict[str, Tensor]
@@ -49,31 +58,31 @@ class SavedRun:
     best: dict[str, Tensor] = field(default_factory=dict)
 
 
-def save_run(path: str | Path, state: SavedRun, identity: str) -> None:
-    """Write the state; a reader finds either the whole new one or the whole old one."""
+def save_run(path: str | Path, state: SavedRun, fingerprint: str) -> None:
+    """Write the state atomically. fingerprint: `RunInputs.fingerprint` of the run."""
     tensors = {"rng": state.rng}
     tensors |= {f"weights.{name}": tensor for name, tensor in state.weights.items()}
     tensors |= {f"average.{name}": tensor for name, tensor in state.average.items()}
     tensors |= {f"best.{name}": tensor for name, tensor in state.best.items()}
     for name, moments in state.moments.items():
         tensors |= {f"optimizer.{moment}.{name}": tensor for moment, tensor in moments.items()}
-    told = {"index": state.index, "chosen": state.layers, "history": state.history}
-    write_safetensors(path, tensors, {"kind": "nada_run", "identity": identity, "run": json.dumps(told)})
+    progress = {"index": state.index, "chosen": state.layers, "history": state.history}
+    write_safetensors(path, tensors, {"kind": "nada_run", "identity": fingerprint, "run": json.dumps(progress)})
 
 
-def load_run(path: str | Path, identity: str) -> SavedRun:
-    """Read a state that was written by a run with the same generator, guides, shift and settings.
+def load_run(path: str | Path, fingerprint: str) -> SavedRun:
+    """Read the state of the run with this fingerprint.
 
     Raises:
-        CheckpointError: for a file that is no autosave, is the autosave of another run, or is damaged.
+        CheckpointError: for a file that is no autosave, belongs to another run, or is damaged.
     """
     raw = read_checkpoint(path)
     if raw.container != "safetensors" or raw.hints.get("kind") != "nada_run":
-        raise CheckpointError(f"{path} is no autosave of a run; name another file, or start without resuming.")
-    if raw.hints.get("identity") != identity:
+        raise CheckpointError(f"{path} is no autosave of a run; name another file, or start without resume.")
+    if raw.hints.get("identity") != fingerprint:
         raise CheckpointError(
-            f"{path} belongs to another run: its generator, guides, texts or settings differ from these. Start it with "
-            "the ones it was made with, or choose another autosave file."
+            f"{path} belongs to another run: its generator, guides, texts, networks or settings differ. Resume with "
+            "the inputs it was started with, or choose another autosave file."
         )
     groups: dict[str, dict[str, Tensor]] = {"weights": {}, "average": {}, "best": {}}
     moments: dict[str, dict[str, Tensor]] = {}
@@ -85,11 +94,11 @@ def load_run(path: str | Path, identity: str) -> SavedRun:
         elif role in groups:
             groups[role][name] = tensor
     try:
-        told, rng = json.loads(raw.hints["run"]), raw.tensors["rng"]
+        progress, rng = json.loads(raw.hints["run"]), raw.tensors["rng"]
         torch.Generator().set_state(rng)
-        index, chosen, history = int(told["index"]), tuple(told["chosen"]), list(told["history"])
+        index, layers, history = int(progress["index"]), tuple(progress["chosen"]), list(progress["history"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(
-            f"{path} is an autosave that was tampered with ({type(error).__name__}: {error}). Remove it and start anew."
+            f"{path} is a damaged autosave ({type(error).__name__}: {error}). Remove it and start again."
         ) from error
-    return SavedRun(index, groups["weights"], groups["average"], moments, rng, chosen, history, groups["best"])
+    return SavedRun(index, groups["weights"], groups["average"], moments, rng, layers, history, groups["best"])
