@@ -49,7 +49,7 @@ def test_a_judge_chooses_the_step_and_says_why(world: World) -> None:
     (other,) = world.call("LoadGuide", guide="portraits-64")
     given = {"generator": world.generator, "guide": world.guide, "shift": world.shift, **QUICK}
     *_, because = world.call("AdaptGenerator", **given, judge=other, keep_every=1)
-    assert "the best of 2 candidates to the held-out guide portraits-64" in because
+    assert "the best of 2 checkpoints by portraits-64" in because
     assert world.call("AdaptGenerator", **given)[-1] == ""
     (both,) = world.call("CombineGuides", first=world.guide, second=other)
     with pytest.raises(ValueError, match="Got 2 guides combined as judge, expected one"):

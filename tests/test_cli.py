@@ -413,7 +413,7 @@ def test_a_judge_says_why(run: Run, shelf: Path, tmp_path: Path, monkeypatch: py
     save_file(state, tmp_path / "guide-x.safetensors")
     monkeypatch.setattr("nada_core.models.clip.BUILTIN", tmp_path)
     code, out, _ = run(*quick(shelf, "--judge", "portraits-x", "--keep-every", 2))
-    assert code == 0 and "the best of 2 candidates to the held-out guide portraits-x" in out.splitlines()[0]
+    assert code == 0 and "the best of 2 checkpoints by portraits-x" in out.splitlines()[0]
     assert read_provenance("out/zombie.safetensors")["chosen_because"] == out.splitlines()[0]
     code, _, err = run(*quick(shelf, "--judge", "portraits-x", "--force"))
     assert code == 2 and "would never look" in err
