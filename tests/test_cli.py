@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -141,18 +142,36 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, index: int) -> None:
 # ---- readme -------------------------------------------------------------------------------------------------------
 
 
+ROOT = Path(cli.__file__).parents[2]
+
+
 def test_the_readme_speaks_of_what_exists() -> None:
-    text = (Path(cli.__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
     programs = [part.partition("```")[0] for part in text.split("```python\n")[1:]]
-    assert len(programs) == 2
+    assert programs
     for node in ast.walk(ast.parse("\n".join(programs))):
         if isinstance(node, ast.ImportFrom):
             assert node.module == "nada_core" and {alias.name for alias in node.names} <= set(nada_core.__all__)
-    section = text.partition("## On the command line")[2].partition("\n## ")[0]
-    commands = [shlex.split(line.split("`")[1]) for line in section.splitlines() if line.startswith("| `")][1:]
-    assert {words[0] for words in commands} == set(cli._COMMANDS)
-    for words in commands:
+    lines = re.findall(r"python\S* -m nada_core (.+)", text)
+    assert lines
+    for line in lines:
+        assert line.startswith(tuple(cli._COMMANDS)) or line.startswith(("--help", "build-native")), line
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+        assert (ROOT / link).exists(), f"README.md links {link}"
+
+
+def test_the_cli_page_has_an_example_of_every_command() -> None:
+    text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    examples = [shlex.split(line)[3:] for line in text.splitlines() if line.startswith("python -m nada_core ")]
+    assert {words[0] for words in examples} == set(cli._COMMANDS) == set(re.findall(r"(?m)^## (\S+)$", text))
+    for words in examples:
         assert flags.parse(words).command == words[0]
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").rglob("*.md")), ids=lambda path: path.stem)
+def test_links_of_a_page_exist(page: Path) -> None:
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / link).exists(), f"{page.name} links {link}"
 
 
 # ---- help and usage -----------------------------------------------------------------------------------------------
