@@ -10,7 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fabricated_encoder import ROWS, W_DIM, content, decoder, encoder_state, face_state, write
-from test_identity import bent, by_hand, normed, pictures, trunk_by_hand
+from test_arcface import batch_norm as normed
+from test_arcface import by_hand, trunk_by_hand
+from test_arcface import images as pictures
+from test_arcface import prelu as bent
 from tiny import copied, rng
 from torch import Tensor
 
@@ -317,7 +320,7 @@ def test_other_and_damaged_encoders_say_what_is_wrong(tmp_path: Path, change: st
 
 def test_whole_files_of_other_kinds_are_refused(tmp_path: Path) -> None:
     save_generator(decoder(), tmp_path / "g.safetensors", {})
-    with pytest.raises(UnsupportedCheckpointError, match="a generator; load it with load_generator"):
+    with pytest.raises(UnsupportedCheckpointError, match="load it with load_generator"):
         load_encoder(tmp_path / "g.safetensors")
     write_torch(tmp_path / "face.pth", face_state())
     with pytest.raises(UnsupportedCheckpointError, match="a face recogniser; load it with load_identity"):

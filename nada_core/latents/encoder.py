@@ -24,6 +24,7 @@ from ..io.checkpoint_file import RawCheckpoint, read_checkpoint
 from ..io.errors import CheckpointError, UnsupportedCheckpointError
 from ..io.images import square
 from ..models.checkpoints import _fill
+from ..models.file_kinds import describe
 from ..models.generator import Generator
 from ..models.irse import Trunk, fill, shape, trunk_of
 from ..models.stylegan2 import Linear
@@ -220,7 +221,7 @@ def _read(raw: RawCheckpoint) -> Encoder:
     trained, drawing = _part(tensors, "encoder."), _part(tensors, "decoder.")
     if not any(name.startswith("body.") for name in trained):
         raise UnsupportedCheckpointError(
-            f"not an encoder; it looks like {_guess(raw)}. Expected a pSp, e4e or ReStyle "
+            f"not an encoder; it looks like {describe(raw, 'load_encoder')}. Expected a pSp, e4e or ReStyle "
             "checkpoint, a .pt with state_dict, opts and latent_avg."
         )
     if not drawing:
@@ -336,12 +337,3 @@ def _expect_same_mapping(decoder: Generator, generator: Generator) -> None:
             "that the encoder was trained for, or one adapted from it; leave it out to use "
             "encoder.decoder."
         )
-
-
-def _guess(raw: RawCheckpoint) -> str:
-    names = raw.tensors
-    if "spec" in raw.hints or any("conv1.conv.modulation." in name or "synthesis." in name for name in names):
-        return "a generator; load it with load_generator"
-    if "input_layer.0.weight" in names:
-        return "a face recogniser; load it with load_identity"
-    return f"none of the usual files; its {len(names)} tensors begin with {sorted(names)[:3]}"

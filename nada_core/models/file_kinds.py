@@ -1,0 +1,40 @@
+"""Guess what a file of weights holds, so that a loader that cannot read it says what to do instead."""
+
+from ..io.checkpoint_file import RawCheckpoint
+
+#: `kind` in the metadata of this package's own files.
+_KINDS = {
+    "nada_domain": "a domain; load the generator it was made from and apply it to that one",
+    "nada_run": "the autosave of a run; resume the run from it",
+    "nada_latents": "latents; load them with load_latents",
+    "nada_directions": "directions; load them with load_directions",
+    "nada_identity": "a face recogniser; load it with load_identity",
+}
+
+#: Parts of tensor names; the first match counts.
+_NAMES = (
+    ("synthesis.L0_", "a StyleGAN3 generator, which is not supported yet"),
+    ("g_mapping.", "a StyleGAN1 generator, which is not supported"),
+    ("encoder_q.", "MoCo, which is not trained on faces"),
+    ("state_dict.encoder.", "an encoder (pSp, e4e, ReStyle); load it with load_encoder"),
+    ("visual.", "a CLIP model; load it with load_guide"),
+    ("text_model.", "a CLIP model; load it with load_guide"),
+    ("conv1.conv.modulation.", "a generator; load it with load_generator"),
+    ("synthesis.", "a generator; load it with load_generator"),
+    ("final_conv.", "a discriminator; a generator is needed"),
+    ("b4.mbstd", "a discriminator; a generator is needed"),
+    ("b4.conv.", "a discriminator; a generator is needed"),
+    ("output_layer.3.", "a face recogniser; load it with load_identity"),
+    ("layer4.", "a ResNet for general images"),
+    ("body.", "a trunk without its output_layer, used to initialize encoders"),
+)
+
+
+def describe(raw: RawCheckpoint, reader: str) -> str:
+    """Return what the file seems to be and how to load it. reader: the loader that failed, which is not suggested."""
+    kinds = [_KINDS.get(str(raw.hints.get("kind")), "")]
+    if raw.container == "safetensors" and "spec" in raw.hints:
+        kinds.append("a generator saved by this package; load it with load_generator")
+    kinds += [kind for part, kind in _NAMES if any(part in name for name in raw.tensors)]
+    fallback = f"none of the usual files; its {len(raw.tensors)} tensors begin with {sorted(raw.tensors)[:3]}"
+    return next((kind for kind in kinds if kind and not kind.endswith(reader)), fallback)
