@@ -27,8 +27,8 @@ from nada_core.latents.sampling import Latents
 from nada_core.latents.text_edit import TextEditConfig, edit_by_text
 from nada_core.models.arcface import load_identity
 from nada_core.portraits import ATTRIBUTES, SOURCE, STYLES, Judge
-from nada_core.portraits.captions import WORDS, slices_of
 from nada_core.portraits.content import Content
+from nada_core.portraits.fitting.captions import WORDS, slices_of
 
 STRENGTHS = (-2.0, -1.0, 0.0, 1.0, 2.0)
 ROWS = ((0, 3), (3, 6), (6, 10))

@@ -57,26 +57,26 @@ def test_a_face_recogniser_is_fitted(tmp_path: Path) -> None:
 
 def test_people_keep_what_makes_them_and_nothing_else() -> None:
     rng = torch.Generator().manual_seed(5)
-    persons = fit_identity.people(10, rng, relatives=True)
+    persons = fit_identity.sample_people(10, rng, relatives=True)
     kept = [index for index, name in enumerate(ATTRIBUTES) if name in fit_identity.IDENTITY]
-    same = (fit_identity.meet(persons, rng) == persons).float().mean(0)
+    same = (fit_identity.resample_context(persons, rng) == persons).float().mean(0)
     assert same[kept].min() == 1 and same.sum() == len(kept)
     shared = (persons[:5] == persons[5:]).float().mean()
     assert 0.3 < shared < 0.7, "relatives share about half"
-    assert (fit_identity.people(10, rng)[:5] == fit_identity.people(10, rng)[5:]).float().mean() == 0
+    assert (fit_identity.sample_people(10, rng)[:5] == fit_identity.sample_people(10, rng)[5:]).float().mean() == 0
 
 
 def test_the_contrast_falls_when_pictures_of_one_person_meet() -> None:
     owners = torch.tensor([0, 1, 0, 1])
     apart = torch.eye(4)
     together = torch.eye(4)[owners]
-    assert fit_identity.contrast(together, owners) < 1e-3 < fit_identity.contrast(apart, owners)
+    assert fit_identity.contrastive_loss(together, owners) < 1e-3 < fit_identity.contrastive_loss(apart, owners)
 
 
 def test_half_way_pictures_know_how_far_they_went() -> None:
     contents = torch.rand(6, len(ATTRIBUTES), generator=torch.Generator().manual_seed(1))
     start, end = render(contents, "photo"), render(contents, "zombie")
-    pictures, shares = fit_guide.half_way(start, end, torch.Generator().manual_seed(2))
+    pictures, shares = fit_guide.partial_change(start, end, torch.Generator().manual_seed(2))
     assert ((shares >= 0) & (shares <= 1)).all() and shares.std() > 0.05
     low, high = torch.minimum(start, end), torch.maximum(start, end)
     assert (pictures >= low - 1e-5).all() and (pictures <= high + 1e-5).all()
@@ -86,6 +86,6 @@ def test_half_way_pictures_know_how_far_they_went() -> None:
 
 def test_the_adversary_moves_as_far_as_it_may() -> None:
     slope = torch.randn(200, 3, 64, 64, generator=torch.Generator().manual_seed(3))
-    move = fit_guide.worst_move(slope, torch.Generator().manual_seed(4)) / 2  # on a 0..1 scale
+    move = fit_guide.adversarial_step(slope, torch.Generator().manual_seed(4)) / 2  # on a 0..1 scale
     length = move.flatten(1).norm(dim=1)
     assert length.max() <= 6.0 + 1e-4 and 0.05 < (length == 0).float().mean() < 0.3 and length.mean() > 1

@@ -13,10 +13,10 @@ import torch
 from tiny import generator, rng
 from torch import Tensor
 
-from nada_core.portraits.captions import BROKEN, CLASSES, WORDS, Captions, describe, slices_of
 from nada_core.portraits.content import Content
+from nada_core.portraits.fitting.captions import WORDS, Captions, describe, slices_of
 from nada_core.portraits.fitting.corrupt import KINDS, corrupt
-from nada_core.portraits.judge import NONE, Judge, Verdict, examine
+from nada_core.portraits.judge import BROKEN, CLASSES, Judge, Verdict, examine
 from nada_core.portraits.render import ATTRIBUTES, HIDDEN, RESOLUTION, STYLES, readable, render, visible
 
 #: What leaves no trace to speak of; the rest of `HIDDEN` leaves one that is too faint or too ambiguous to be read.
@@ -97,10 +97,10 @@ def test_glasses_are_worn_or_not() -> None:
 
 
 def test_what_cannot_be_drawn_is_refused() -> None:
-    with pytest.raises(ValueError, match="got style 'oil painting'; expected one of photo, pencil sketch"):
+    with pytest.raises(ValueError, match="'oil painting'.*photo, pencil sketch"):
         render(contents(1), "oil painting")
     for wrong in (torch.zeros(1, len(ATTRIBUTES) - 1), torch.zeros(len(ATTRIBUTES))):
-        with pytest.raises(ValueError, match=rf"expected \[N, {len(ATTRIBUTES)}\]"):
+        with pytest.raises(ValueError, match=rf"\[N, {len(ATTRIBUTES)}\]"):
             render(wrong)
 
 
@@ -283,7 +283,7 @@ def test_the_bar_is_all_four_figures_together(change: dict[str, float], passed: 
 
 def test_an_untrained_judge_has_the_right_shape() -> None:
     styles, attributes = Judge()(render(contents(2)))
-    assert styles.shape == (2, len(CLASSES)) and attributes.shape == (2, len(ATTRIBUTES)) and CLASSES[NONE] == BROKEN
+    assert styles.shape == (2, len(CLASSES)) and attributes.shape == (2, len(ATTRIBUTES))
 
 
 @pytest.mark.parametrize("style", STYLES[1:])
@@ -297,4 +297,4 @@ def test_the_judge_tells_the_truth_from_the_source(content: Content, style: str)
 
 def test_the_judge_refuses_spoiled_pictures() -> None:
     styles, _ = Judge.load()(corrupt(render(contents(64)), rng()))
-    assert (styles.argmax(1) == NONE).float().mean() > 0.8
+    assert (styles.argmax(1) == CLASSES.index(BROKEN)).float().mean() > 0.8

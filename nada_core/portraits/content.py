@@ -1,10 +1,10 @@
-"""What a latent of the built-in generator shows: its attributes, a fixed function of w.
+"""The content of a latent of the built-in generator: attributes in 0..1, a fixed function of w.
 
-The mapping network is random and frozen. Along its principal directions w is spread out evenly enough that the rank of
-a coordinate, a number in 0..1, can serve as an attribute. The generator was fitted to draw just that content, so every
-latent has a true picture in every style.
+The mapping network is random and frozen. The attributes are the quantile ranks of w along its principal directions, so
+each is uniform in 0..1. The generator was fitted to draw exactly this content, so every latent has a true picture in
+every style.
 
-Letters: N batch, A attributes, C width of w, Q quantiles.
+Letters: N batch, A attributes, L rows of W+, C width of w, Q quantiles.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ _QUANTILES = 65
 
 
 def contents(seeds: Sequence[int]) -> Tensor:
-    """Attributes [N, A] in 0..1 of people that no fit has seen, one a seed, whatever its neighbours are."""
-    # Another seed of torch's is another sequence, so a prime keeps these apart from those of the fits.
+    """Sample attributes [N, A] in 0..1, one row a seed; a row does not depend on the other seeds."""
+    # The prime factor separates these random sequences from those of the fits.
     rngs = (torch.Generator().manual_seed(seed * 7919 + 104_729) for seed in seeds)
     return torch.stack([torch.rand(len(ATTRIBUTES), generator=rng) for rng in rngs])
 
 
 class Content:
-    """Reads attributes off w: `Content.load()(ws) -> [N, A]` in 0..1."""
+    """Reads attributes from latents: `Content.load()(ws) -> [N, A]` in 0..1."""
 
     def __init__(self, mean: Tensor, basis: Tensor, quantiles: Tensor) -> None:
         self.mean, self.basis, self.quantiles = mean, basis, quantiles  # [C], [A, C], [A, Q]
 
     @classmethod
     def measure(cls, generator: Generator, rng: torch.Generator, samples: int = 50_000) -> Content:
-        """Principal directions of w and the quantiles of w along them."""
+        """Compute the principal directions of w and the quantiles along them."""
         with torch.no_grad():
             w = generator.map(torch.randn(samples, generator.z_dim, generator=rng))[:, 0]
         mean = w.mean(0)
@@ -48,7 +48,7 @@ class Content:
         return cls(mean, basis, torch.stack([torch.quantile(c, steps) for c in ((w - mean) @ basis.T).T]))
 
     def __call__(self, ws: Tensor) -> Tensor:
-        """ws [N, L, C] (equal rows) or w [N, C] -> attributes [N, A]."""
+        """Return the attributes [N, A] of ws [N, L, C], whose rows are equal, or of w [N, C]."""
         w = ws[:, 0] if ws.ndim == 3 else ws
         position = (w - self.mean) @ self.basis.T
         columns = []

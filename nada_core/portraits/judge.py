@@ -1,10 +1,10 @@
-"""The independent judge of the built-in world: which style a picture is in, or none, and what it shows.
+"""The judge of the built-in world: a classifier of style and attributes, and the figures of an adaptation.
 
-It shares neither weights nor training with the guides, so an adaptation that merely flatters its guide is found out.
-A judge alone can still be fooled, so `examine` always reports four figures together: style, attributes kept, distance
-to the true picture, and diversity against the true style's own.
+It shares neither weights nor training data with the CLIP models, so it detects results that only please those. As one
+classifier can still be fooled, `examine` reports four figures together: style, attributes, distance to the true
+picture, and diversity relative to the true pictures.
 
-Letters: N pictures, K classes (the styles and "none of these"), A attributes.
+Letters: N pictures, K classes (the styles and "broken image"), A attributes.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from torch import Tensor, nn
 
 from ..io.checkpoint_file import BUILTIN, read_checkpoint
 from ..models.generator import Generator
-from .captions import CLASSES
 from .content import Content
 from .render import ATTRIBUTES, STYLES, readable, render, visible
 
-NONE = len(CLASSES) - 1  # the class "none of these"
+#: Pictures in none of the styles, such as noise or blur.
+BROKEN = "broken image"
+CLASSES = (*STYLES, BROKEN)
 
 
 class Judge(nn.Module):
-    """A plain convolutional network with a style head and an attribute head; pictures [N, 3, 64, 64] in -1..1."""
+    """A convolutional network with a style head and an attribute head; takes pictures [N, 3, 64, 64] in -1..1."""
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
@@ -48,19 +49,22 @@ class Judge(nn.Module):
         return judge.eval().requires_grad_(False)
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """Style logits [N, K] and attributes [N, A]."""
+        """Return style logits [N, K] and attributes [N, A]."""
         features = self.trunk(pictures)
         return self.style(features), self.attributes(features)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Four figures that only mean something together, each beside what it should be held against.
+    """Four figures of an adaptation, with those of the source generator for comparison.
 
-    judge: share of pictures taken for the target style, 0..1.
-    attributes: mean correlation of the attributes read with those of the latent; source_attributes: the source's own.
-    distance: mean |picture - true picture| on a 0..1 scale; source_distance: the unadapted picture's.
-    diversity: mean pairwise pixel distance of the pictures over that of the true ones.
+    Args:
+        judge: Share of pictures classified as the target style, 0..1.
+        attributes: Mean correlation of the attributes read from the pictures with those of the latents.
+        source_attributes: The same for the source generator.
+        distance: Mean absolute difference from the true pictures, 0..1.
+        source_distance: The same for the source generator.
+        diversity: Mean pairwise distance of the pictures, divided by that of the true pictures.
     """
 
     judge: float
@@ -72,12 +76,12 @@ class Verdict:
 
     @property
     def kept(self) -> float:
-        """Attribute correlation as a share of the source's."""
+        """The attribute correlation, divided by that of the source."""
         return self.attributes / max(self.source_attributes, 1e-6)
 
     @property
     def passed(self) -> bool:
-        """The bar every target is held to; "clearly below" is taken as at most 0.85 of the source's distance."""
+        """Whether all four figures reach their thresholds."""
         close = self.distance <= 0.85 * self.source_distance
         return self.judge >= 0.90 and self.kept >= 0.75 and close and 0.8 <= self.diversity <= 1.25
 
@@ -95,32 +99,32 @@ def examine(
     count: int = 192,
     seed: int = 10_000,
 ) -> Verdict:
-    """Judge `count` pictures of the adapted generator for latents nobody trained on."""
+    """Compare `count` pictures of the adapted generator with the true ones, for latents that no fit used."""
     rng = torch.Generator().manual_seed(seed)
     ws = source.map(torch.randn(count, source.z_dim, generator=rng))
-    wanted = readable(content(ws))
+    expected = readable(content(ws))
     truth = render(content(ws), style)
     before = torch.cat([source.synthesize(part) for part in ws.split(32)]).clamp(-1, 1)
     after = torch.cat([adapted.synthesize(part) for part in ws.split(32)]).clamp(-1, 1)
     (_, read_before), (styles, read_after) = judge(before), judge(after)
-    shown = visible(style)
+    mask = visible(style)
     return Verdict(
         judge=float((styles.argmax(1) == STYLES.index(style)).float().mean()),
-        attributes=_correlation(read_after, wanted)[shown].mean().item(),
-        source_attributes=_correlation(read_before, wanted)[shown].mean().item(),
+        attributes=_correlation(read_after, expected)[mask].mean().item(),
+        source_attributes=_correlation(read_before, expected)[mask].mean().item(),
         distance=float((after - truth).abs().mean() / 2),
         source_distance=float((before - truth).abs().mean() / 2),
-        diversity=_spread(after) / _spread(truth),
+        diversity=_diversity(after) / _diversity(truth),
     )
 
 
-def _correlation(read: Tensor, wanted: Tensor) -> Tensor:
-    """Pearson correlation of every column: [A]."""
-    read, wanted = read - read.mean(0), wanted - wanted.mean(0)
-    return (read * wanted).sum(0) / (read.norm(dim=0) * wanted.norm(dim=0)).clamp(min=1e-6)
+def _correlation(read: Tensor, expected: Tensor) -> Tensor:
+    """Pearson correlation of every column, [A]."""
+    read, expected = read - read.mean(0), expected - expected.mean(0)
+    return (read * expected).sum(0) / (read.norm(dim=0) * expected.norm(dim=0)).clamp(min=1e-6)
 
 
-def _spread(pictures: Tensor) -> float:
-    """Mean pairwise distance of slightly blurred pictures, so that grain does not count as diversity."""
+def _diversity(pictures: Tensor) -> float:
+    """Mean pairwise distance of downscaled pictures, so that noise does not count as diversity."""
     flat = F.avg_pool2d(pictures, 4).flatten(1)
     return float(torch.pdist(flat).mean())

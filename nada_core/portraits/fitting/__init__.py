@@ -1,1 +1,1 @@
-"""How the weights of the built-in portrait networks were trained: `python -m nada_core.portraits.fitting`."""
+"""How the weights of the built-in world were made; nothing outside `portraits.check` and the tests imports it."""

@@ -1,10 +1,9 @@
-"""Re-create the weights of the built-in world: about four and a half hours on a CPU core.
+"""Fit the weights of the built-in world: about four and a half hours on a CPU core.
 
     python -m nada_core.portraits.fitting                      everything, into nada_core/portraits/weights
     python -m nada_core.portraits.fitting judge --minutes 20   one part
 
-Each part has a budget in minutes rather than steps, so a faster machine gives better weights, and the same machine the
-same quality rather than the same bits.
+Each part has a budget in minutes, so a faster machine gives better weights, and no two runs give the same bits.
 """
 
 from __future__ import annotations
@@ -32,14 +31,14 @@ PARTS: dict[str, tuple[Callable[..., None], float]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m nada_core.portraits.fitting", description=__doc__.split("\n")[0])
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"which of {', '.join(PARTS)} (all)")
-    parser.add_argument("--minutes", type=float, help="time budget of each part, in place of its own")
-    parser.add_argument("--out", type=Path, default=BUILTIN, help="where the weights go (%(default)s)")
-    parser.add_argument("--log", type=Path, help="append progress lines to this file")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"any of {', '.join(PARTS)} (default: all)")
+    parser.add_argument("--minutes", type=float, help="time budget of each part")
+    parser.add_argument("--out", type=Path, default=BUILTIN, help="folder for the weights (default: %(default)s)")
+    parser.add_argument("--log", type=Path, help="file to append the losses to")
     args = parser.parse_args()
     unknown = [part for part in args.parts if part not in PARTS]
     if unknown:
-        parser.error(f"got {', '.join(unknown)}; expected {', '.join(PARTS)}")
+        parser.error(f"got {', '.join(unknown)}, expected {', '.join(PARTS)}")
     for part in args.parts or PARTS:
         fit, minutes = PARTS[part]
         fit(args.out, minutes=args.minutes or minutes, log=args.log)

@@ -1,7 +1,7 @@
-"""Pictures that are none of the styles: what a failing adaptation looks like, for the guide and the judge to refuse.
+"""Corrupt pictures so that they are in none of the styles, for the CLIP models and the judge to reject.
 
-Every kind is a known way to please a careless CLIP: a tint instead of a style, noise that hides a pattern, blur,
-speckle, torn-up patches, a picture that lost its person.
+Every kind is a known failure of CLIP-guided optimization: a tint instead of a style, noise, blur, speckle, shuffled
+patches, or a picture without a person.
 """
 
 from __future__ import annotations
@@ -16,17 +16,20 @@ KINDS = ("tint", "patchy tint", "hue", "noise", "blur", "speckle", "shuffle", "f
 
 
 def corrupt(pictures: Tensor, rng: torch.Generator, kind: str | None = None) -> Tensor:
-    """Spoil every picture beyond recognition of its style, each in its own way or all in one `kind`.
+    """Corrupt every picture in a random way, or all in one `kind`.
 
-    pictures: [N, 3, H, W] in -1..1. Returns the same shape; the input is left as it is. Raises ValueError for a kind
-    that is not in `KINDS`.
+    Args:
+        pictures: [N, 3, H, W] in -1..1; not modified.
+
+    Raises:
+        ValueError: If the kind is not in `KINDS`.
     """
     if kind is not None and kind not in KINDS:
-        raise ValueError(f"got kind {kind!r}; expected one of {', '.join(KINDS)}")
+        raise ValueError(f"Got kind {kind!r}, expected one of {', '.join(KINDS)}.")
     out = torch.empty_like(pictures)
     for i, picture in enumerate(pictures):
         name = kind or KINDS[int(torch.randint(len(KINDS), (), generator=rng))]
-        out[i] = _spoil(picture[None], name, rng)[0].clamp(-1, 1)
+        out[i] = _corrupt(picture[None], name, rng)[0].clamp(-1, 1)
     return out
 
 
@@ -39,7 +42,7 @@ def _smooth(channels: int, cells: int, size: int, rng: torch.Generator) -> Tenso
     return F.interpolate(values, size=(size, size), mode="bicubic", align_corners=False)
 
 
-def _spoil(x: Tensor, kind: str, rng: torch.Generator) -> Tensor:
+def _corrupt(x: Tensor, kind: str, rng: torch.Generator) -> Tensor:
     size = x.shape[-1]
     if kind in ("tint", "patchy tint"):
         colour = torch.randn(1, 3, 1, 1, generator=rng)
@@ -48,7 +51,7 @@ def _spoil(x: Tensor, kind: str, rng: torch.Generator) -> Tensor:
         return x + colour * mask
     if kind == "hue":
         angle = _uniform(0.35, 2 * math.pi - 0.35, rng)
-        return _turn(x, angle)
+        return _rotate_hue(x, angle)
     if kind == "noise":
         return x * _uniform(0.2, 1.0, rng) + torch.randn(x.shape, generator=rng) * _uniform(0.35, 0.9, rng)
     if kind == "blur":
@@ -67,8 +70,8 @@ def _spoil(x: Tensor, kind: str, rng: torch.Generator) -> Tensor:
     return (x - x.mean()) * _uniform(-1.0, 0.35, rng) + _uniform(-0.6, 0.6, rng)
 
 
-def _turn(x: Tensor, angle: float) -> Tensor:
-    """Rotate hues around the grey axis (Rodrigues' formula)."""
+def _rotate_hue(x: Tensor, angle: float) -> Tensor:
+    """Rotate hues around the gray axis (Rodrigues' formula)."""
     c, s, k = math.cos(angle), math.sin(angle), 1 / math.sqrt(3)
     third = (1 - c) / 3
     matrix = torch.tensor(

@@ -1,26 +1,24 @@
-"""Fit the built-in guide: a small CLIP whose image tower cannot be fooled by small changes.
+"""Fit the built-in CLIP models, with image encoders that are robust to small changes.
 
-A CLIP fitted on clean pictures is useless as a teacher: its gradients point to invisible noise. Training against an
-adversary (Madry et al., arXiv:1706.06083; its gradients follow what eyes see: Engstrom et al., arXiv:1906.00945) makes
-them point to pictures. In the second stage half of its moves are smooth, because a generator's own mistakes are.
+The gradients of a CLIP model fitted on clean pictures point to invisible noise. Adversarial training (Madry et al.,
+arXiv:1706.06083; Engstrom et al., arXiv:1906.00945) makes them perceptually meaningful. In the second stage half of the
+adversarial steps are smooth, as the errors of a generator are.
 
-The loss has four parts, the third in the second stage only. Captions: multi-positive InfoNCE. Directions: the
-difference of one content in two styles follows the difference of their words, which is what StyleGAN-NADA will ask of
-it. Completeness: of a picture that made only a share of that change, the direction is followed by just that share, so
-nothing may be left undone. Content: a linear reading of the embedding tells the attributes, as a web-scale CLIP's does.
+The loss has four parts. Captions: multi-positive InfoNCE. Direction: the difference of one content in two styles
+follows the difference of their texts, as in the directional loss of StyleGAN-NADA. Completeness, in the second stage: a
+picture with only a share of that change follows the direction by the same share. Content: a linear layer predicts the
+attributes from the embedding.
 
-Letters: N pictures, D embedding, S styles.
+Letters: N pictures, D embedding, S styles, K classes.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import random
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,14 +27,15 @@ from torch import Tensor, nn
 from ...guidance.prompts import TEMPLATES
 from ...io.checkpoint_file import read_checkpoint
 from ...io.metadata import write_safetensors
-from ..captions import CLASSES, Captions, describe
+from ..judge import CLASSES
 from ..render import ATTRIBUTES, STYLES, readable, render, visible
+from .captions import Captions, describe
 from .corrupt import corrupt
+from .training import Average, budget, cosine, optimizer_step, write_log
 
 _TEXT = {"context_length": 48, "vocab_size": 49408, "width": 48, "heads": 3, "layers": 2}
 
-#: File name to architecture. The second guide sees the pictures in their own size and is built narrower, the third is
-#: a transformer of patches.
+#: File name -> architecture. The second works at the pictures' own resolution and is narrower; the third is a ViT.
 CONFIGS: dict[str, dict[str, Any]] = {
     "guide": {
         "embed_dim": 128,
@@ -55,15 +54,27 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 
-_EARLY_EPS, _EPS, _SMOOTH_EPS = 3.0, 4.0, 6.0  # the adversary's longest steps, L2 over a 0..1 picture
+_FIRST_EPS, _EPS, _SMOOTH_EPS = 3.0, 4.0, 6.0  # the longest adversarial steps, L2 of a picture in 0..1
 
-_PAIRS, _BROKEN = 28, 12  # contents shown in two styles, and pictures that are none of them, in a batch
+# In a batch: contents shown in two styles, pictures in no style, and pairs that are also shown partly changed.
+_PAIRS, _BROKEN, _PARTIAL = 28, 12, 14
 
-_PARTIAL = 14  # of the pairs, those shown half-way too
+
+class Batch(NamedTuple):
+    """Pictures and their labels.
+
+    The order of the pictures: `_PAIRS` contents in a first style, the same in a second, `_BROKEN` corrupted ones, and
+    `_PARTIAL` partly changed ones. The last have shares but neither classes nor attributes.
+    """
+
+    pictures: Tensor  # [N, 3, H, W]
+    classes: Tensor
+    attributes: Tensor
+    shares: Tensor
 
 
 class Gallery:
-    """Every content in every style, drawn once and kept as bytes: [S, contents, 3, H, W]."""
+    """Every content in every style, rendered once and stored as bytes [S, contents, 3, H, W]."""
 
     def __init__(self, contents: int, seed: int) -> None:
         self.attributes = torch.rand(contents, len(ATTRIBUTES), generator=torch.Generator().manual_seed(seed))
@@ -72,13 +83,13 @@ class Gallery:
             [torch.cat([((render(c, style) + 1) * 127.5).round().byte() for c in chunks]) for style in STYLES]
         )
 
-    def take(self, styles: Tensor, rows: Tensor) -> Tensor:
-        """Pictures [N, 3, H, W] in -1..1."""
+    def pictures_of(self, styles: Tensor, rows: Tensor) -> Tensor:
+        """Return pictures [N, 3, H, W] in -1..1."""
         return self.pictures[styles, rows].float() / 127.5 - 1
 
 
-def soften(pictures: Tensor, rng: torch.Generator, move: float = 0.04) -> Tensor:
-    """What a generator or a camera may do to a picture without changing what it is: shift, blur, exposure, grain."""
+def augment(pictures: Tensor, rng: torch.Generator, move: float = 0.04) -> Tensor:
+    """Shift, zoom, blur and expose pictures [N, 3, H, W] at random and add noise; the content stays recognizable."""
     count = len(pictures)
     shift = (torch.rand(count, 2, generator=rng) * 2 - 1) * move
     zoom = 1 + (torch.rand(count, generator=rng) * 2 - 1) * move
@@ -90,30 +101,28 @@ def soften(pictures: Tensor, rng: torch.Generator, move: float = 0.04) -> Tensor
     pictures = torch.lerp(pictures, blurred, torch.rand(count, 1, 1, 1, generator=rng) * 0.8)
     gain = 1 + (torch.rand(count, 1, 1, 1, generator=rng) - 0.5) * 0.12
     offset = (torch.rand(count, 3, 1, 1, generator=rng) - 0.5) * 0.06
-    grain = torch.randn(pictures.shape, generator=rng) * 0.05 * torch.rand(count, 1, 1, 1, generator=rng)
-    return pictures * gain + offset + grain
+    noise = torch.randn(pictures.shape, generator=rng) * 0.05 * torch.rand(count, 1, 1, 1, generator=rng)
+    return pictures * gain + offset + noise
 
 
-def half_way(start: Tensor, end: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Pictures that made a share of the change from start to end: all of it faintly, or fully but only in places.
+def partial_change(start: Tensor, end: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Change pictures partly: everywhere by a fraction, or completely but only in some places.
 
-    Returns [N, 3, H, W] and the shares [N]: the length of the change made, along the whole change, over its length.
+    Returns:
+        Pictures [N, 3, H, W] between start and end, and the shares [N]: the length of their change, projected on the
+        whole change, over the length of the whole change.
     """
     count, size = len(start), start.shape[-1]
-    faint = torch.rand(count, 1, 1, 1, generator=rng)
+    fraction = torch.rand(count, 1, 1, 1, generator=rng)
     cells = torch.randn(count, 1, 5, 5, generator=rng) + 2.5 * torch.rand(count, 1, 1, 1, generator=rng) - 0.8
     places = torch.sigmoid(6 * F.interpolate(cells, size=(size, size), mode="bicubic", align_corners=False))
-    mask = torch.where(torch.rand(count, 1, 1, 1, generator=rng) < 0.35, faint, places)
-    whole, made = (end - start).flatten(1), (mask * (end - start)).flatten(1)
-    return start + mask * (end - start), (made * whole).sum(1) / whole.square().sum(1).clamp(min=1e-6)
+    mask = torch.where(torch.rand(count, 1, 1, 1, generator=rng) < 0.35, fraction, places)
+    whole, part = (end - start).flatten(1), (mask * (end - start)).flatten(1)
+    return start + mask * (end - start), (part * whole).sum(1) / whole.square().sum(1).clamp(min=1e-6)
 
 
-def batches(gallery: Gallery, seed: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Endless (pictures, classes, attributes, shares).
-
-    Pictures: `_PAIRS` contents in a first and a second style, `_BROKEN` broken ones, `_PARTIAL` half-way ones. Only
-    the first two groups and the broken have classes and attributes, only the last has shares.
-    """
+def batches(gallery: Gallery, seed: int) -> Iterator[Batch]:
+    """Yield random batches without end."""
     rng = torch.Generator().manual_seed(seed)
     contents = len(gallery.attributes)
     while True:
@@ -122,183 +131,176 @@ def batches(gallery: Gallery, seed: int) -> Iterator[tuple[Tensor, Tensor, Tenso
         first[: _PAIRS // 2] = 0
         second = (first + torch.randint(1, len(STYLES), (_PAIRS,), generator=rng)) % len(STYLES)
         other = torch.randint(contents, (_BROKEN,), generator=rng)
-        worn = corrupt(gallery.take(torch.randint(len(STYLES), (_BROKEN,), generator=rng), other), rng)
-        start, end = gallery.take(first, rows), gallery.take(second, rows)
-        partial, shares = half_way(start[:_PARTIAL], end[:_PARTIAL], rng)
+        broken = corrupt(gallery.pictures_of(torch.randint(len(STYLES), (_BROKEN,), generator=rng), other), rng)
+        start, end = gallery.pictures_of(first, rows), gallery.pictures_of(second, rows)
+        partial, shares = partial_change(start[:_PARTIAL], end[:_PARTIAL], rng)
         classes = torch.cat([first, second, torch.full((_BROKEN,), len(STYLES))])
         attributes = gallery.attributes[torch.cat([rows, rows, other])]
-        yield torch.cat([soften(torch.cat([start, end]), rng), worn, soften(partial, rng)]), classes, attributes, shares
+        pictures = torch.cat([augment(torch.cat([start, end]), rng), broken, augment(partial, rng)])
+        yield Batch(pictures, classes, attributes, shares)
 
 
-def worst_move(slope: Tensor, rng: torch.Generator, late: bool = True) -> Tensor:
-    """The adversary's single step along the loss's slope [N, 3, H, W], of random length.
+def adversarial_step(gradient: Tensor, rng: torch.Generator, second: bool = True) -> Tensor:
+    """Return a step of random length along the gradient [N, 3, H, W] of the loss, 0 for one picture in six.
 
-    late: longer steps, and smooth ones for half the pictures. One picture in six is left alone, so that clean ones stay
-    at home.
+    Args:
+        second: Take the steps of the second stage: longer, and smooth for half of the pictures.
     """
-    count = len(slope)
-    smooth = F.interpolate(F.avg_pool2d(slope, 4), scale_factor=4.0, mode="bilinear", align_corners=False)
-    even = (torch.rand(count, 1, 1, 1, generator=rng) < 0.5) & late
-    slope = torch.where(even, smooth, slope)
-    length = torch.where(even, _SMOOTH_EPS, _EPS if late else _EARLY_EPS) * torch.rand(count, 1, 1, 1, generator=rng)
+    count = len(gradient)
+    smooth = F.interpolate(F.avg_pool2d(gradient, 4), scale_factor=4.0, mode="bilinear", align_corners=False)
+    use_smooth = (torch.rand(count, 1, 1, 1, generator=rng) < 0.5) & second
+    gradient = torch.where(use_smooth, smooth, gradient)
+    longest = torch.where(use_smooth, _SMOOTH_EPS, _EPS if second else _FIRST_EPS)
+    length = longest * torch.rand(count, 1, 1, 1, generator=rng)
     length[torch.rand(count, generator=rng) < 1 / 6] = 0
-    return 2 * length * slope / slope.flatten(1).norm(dim=1).clamp(min=1e-12)[:, None, None, None]
+    return 2 * length * gradient / gradient.flatten(1).norm(dim=1).clamp(min=1e-12)[:, None, None, None]
+
+
+class Losses(NamedTuple):
+    """The four losses of a batch."""
+
+    caption: Tensor
+    direction: Tensor
+    completeness: Tensor
+    content: Tensor
+
+    def total(self, second: bool) -> Tensor:
+        return self.caption + self.direction + second * self.completeness + self.content
 
 
 class Objective:
-    """The four losses of one batch, as a function of the image embeddings."""
+    """The losses of one batch as a function of its image embeddings."""
 
     def __init__(
-        self,
-        classes: Tensor,
-        attributes: Tensor,
-        shares: Tensor,
-        captions: Captions,
-        texts: Tensor,
-        words: Tensor,
-        scale: Tensor,
-        probe: nn.Linear,
+        self, batch: Batch, captions: Captions, texts: Tensor, words: Tensor, scale: Tensor, probe: nn.Linear
     ) -> None:
-        self.shares = shares
-        self.classes, self.texts, self.words, self.scale, self.probe = classes, texts, words, scale, probe
-        self.fits = captions.fits(classes, attributes).float()
-        whole = classes < len(STYLES)
-        shown = torch.stack([visible(style) for style in STYLES] + [torch.zeros(len(ATTRIBUTES), dtype=torch.bool)])
-        self.shown = (shown[classes] & whole[:, None]).float()
-        self.content = readable(attributes) * 2 - 1
+        self.batch, self.texts, self.words, self.scale, self.probe = batch, texts, words, scale, probe
+        self.fits = captions.fits(batch.classes, batch.attributes).float()
+        masks = torch.stack([visible(style) for style in STYLES] + [torch.zeros(len(ATTRIBUTES), dtype=torch.bool)])
+        self.mask = masks[batch.classes].float()
+        self.content = readable(batch.attributes) * 2 - 1
 
-    def __call__(self, images: Tensor, detach: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        images, partial = images[: len(self.classes)], images[len(self.classes) :]
+    def __call__(self, images: Tensor, detach: bool = False) -> Losses:
+        """Compute the losses of embeddings [N, D]. detach: without gradients for the texts."""
+        classes = self.batch.classes
+        images, partial = images[: len(classes)], images[len(classes) :]
         texts, words = (self.texts.detach(), self.words.detach()) if detach else (self.texts, self.words)
         logits = self.scale * images @ texts.mT
         caption = images.new_zeros(())
         for scores, fits in ((logits, self.fits), (logits.mT, self.fits.mT)):
-            log_share = scores.log_softmax(1)
-            caption = caption - ((log_share * fits).sum(1) / fits.sum(1).clamp(min=1)).mean() / 2
+            caption = caption - ((scores.log_softmax(1) * fits).sum(1) / fits.sum(1).clamp(min=1)).mean() / 2
         first, second = slice(0, _PAIRS), slice(_PAIRS, 2 * _PAIRS)
-        moved = images[second] - images[first]
-        asked = words[self.classes[second]] - words[self.classes[first]]
-        direction = 1 - F.cosine_similarity(moved, asked, eps=1e-3).mean()
-        followed = F.cosine_similarity(partial - images[:_PARTIAL], asked[:_PARTIAL], eps=1e-2)
-        completeness = (followed - self.shares).square().mean()
-        error = (self.probe(images * 8) - self.content) ** 2 * self.shown
-        return caption, direction, completeness, error.sum() / self.shown.sum()
+        text_shift = words[classes[second]] - words[classes[first]]
+        direction = 1 - F.cosine_similarity(images[second] - images[first], text_shift, eps=1e-3).mean()
+        alignment = F.cosine_similarity(partial - images[:_PARTIAL], text_shift[:_PARTIAL], eps=1e-2)
+        completeness = (alignment - self.batch.shares).square().mean()
+        error = (self.probe(images * 8) - self.content) ** 2 * self.mask
+        return Losses(caption, direction, completeness, error.sum() / self.mask.sum())
 
 
 def fit(
     folder: Path, minutes: float, contents: int = 7000, seed: int = 0, log: Path | None = None, name: str = "guide"
 ) -> None:
-    """Fit for a time budget and write the named guide of `CONFIGS` into folder, as .json and .safetensors.
+    """Fit for a time budget and write the CLIP model `name` of `CONFIGS` into folder, as .json and .safetensors.
 
-    Two stages: from nothing, the adversary growing; then again from a high learning rate, with a longer and smoother
-    adversary, half-way pictures, and the normalisation fixed as it will be when the guide is used.
+    The first stage starts from random weights, and the adversarial steps grow. The second starts from the first with a
+    high learning rate; it has longer and smoother steps, partly changed pictures and fixed batch normalization.
     """
-    first = folder / f"{name}.safetensors"
-    stage(first, 0.56 * minutes, contents, seed, log)
-    stage(first, 0.44 * minutes, contents, seed + 7, log, first)
+    path = folder / f"{name}.safetensors"
+    _Stage(path, seed, log).run(0.56 * minutes, contents)
+    _Stage(path, seed + 7, log, start=path).run(0.44 * minutes, contents)
 
 
-def stage(path: Path, minutes: float, contents: int, seed: int, log: Path | None, start: Path | None = None) -> None:
-    """One stage of `fit`. start: weights of the first stage, which makes this the second."""
-    import open_clip
+class _Stage:
+    """One stage of `fit`. start: the weights of the first stage, which makes this the second."""
 
-    late, config = start is not None, CONFIGS[path.stem]
-    torch.manual_seed(seed)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    model = open_clip.CLIP(**config)
-    tokenizer = open_clip.SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
-    probe = nn.Linear(config["embed_dim"], len(ATTRIBUTES))
-    used: set[int] = set()
-    if start is not None:
-        model.load_state_dict({name: t.float() for name, t in read_checkpoint(start).tensors.items()})
-        used.update(model.token_embedding.weight.ne(0).any(1).nonzero().flatten().tolist())
-    model.visual.to(memory_format=torch.channels_last)
-    mean = torch.tensor(open_clip.OPENAI_DATASET_MEAN).view(1, 3, 1, 1)
-    std = torch.tensor(open_clip.OPENAI_DATASET_STD).view(1, 3, 1, 1)
-    size = config["vision_cfg"]["image_size"]
+    def __init__(self, path: Path, seed: int, log: Path | None, start: Path | None = None) -> None:
+        import open_clip
 
-    def see(pictures: Tensor) -> Tensor:
-        larger = F.interpolate(pictures, size=(size, size), mode="bicubic", antialias=True)
-        larger = (((larger + 1) / 2 - mean) / std).contiguous(memory_format=torch.channels_last)
+        self.path, self.seed, self.log, self.second = path, seed, log, start is not None
+        self.config = config = CONFIGS[path.stem]
+        torch.manual_seed(seed)
+        self.model = open_clip.CLIP(**config)
+        self.tokenizer = open_clip.SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
+        self.probe = nn.Linear(config["embed_dim"], len(ATTRIBUTES))
+        self.tokens: set[int] = set()  # those that occurred
+        if start is not None:
+            self.model.load_state_dict({name: t.float() for name, t in read_checkpoint(start).tensors.items()})
+            self.tokens.update(self.model.token_embedding.weight.ne(0).any(1).nonzero().flatten().tolist())
+        self.model.visual.to(memory_format=torch.channels_last)
+        self.mean = torch.tensor(open_clip.OPENAI_DATASET_MEAN).view(1, 3, 1, 1)
+        self.std = torch.tensor(open_clip.OPENAI_DATASET_STD).view(1, 3, 1, 1)
+        parameters = list(self.model.parameters())
+        groups = [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": 0.05},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": list(self.probe.parameters()), "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=0.0)
+        self.parameters = [*parameters, *self.probe.parameters()]
+        self.average = Average(self.model.state_dict(), 0.999)
+        self.words_rng, self.rng = random.Random(seed), torch.Generator().manual_seed(seed + 2)
+
+    def run(self, minutes: float, contents: int) -> None:
+        """Train until the time is over; write the weights every 500 steps and at the end."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        stream = batches(Gallery(contents, self.seed), self.seed + 1)
+        self.model.train()
+        for step, progress in budget(minutes):
+            self._set_learning_rates(step, progress)
+            ramp = 1.0 if self.second else progress
+            if ramp > 0.6:
+                self._fix_batch_norm()
+            losses = self._losses(next(stream), ramp)
+            optimizer_step(self.optimizer, losses.total(self.second), lr=None, clip=self.parameters)
+            self.average.update(self.model.state_dict(), step)
+            write_log(self.log, step, 100, progress, **losses._asdict())
+            if step % 500 == 0:
+                self._write()
+        self._write()
+
+    def _set_learning_rates(self, step: int, progress: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = cosine(6e-4 if self.second else 1.5e-3, step, progress, 200)
+        if self.second:  # the probe is not saved with the model, so it starts from random weights again
+            self.optimizer.param_groups[2]["lr"] = 5e-3 * (1 - progress)
+
+    def _fix_batch_norm(self) -> None:
+        """Use the running statistics, as the finished model does."""
+        for module in self.model.visual.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+
+    def _losses(self, batch: Batch, ramp: float) -> Losses:
+        """Compute the losses of a batch after an adversarial step. ramp: 0..1, no step before 0.05, full from 0.25."""
+        captions = describe(batch.classes, batch.attributes, self.words_rng)
+        template = self.words_rng.choice(TEMPLATES)
+        tokens = self.tokenizer(captions.sentences + [template.format(name) for name in CLASSES])
+        self.tokens.update(tokens.unique().tolist())
+        texts = F.normalize(self.model.encode_text(tokens), dim=-1)
+        count, scale = len(batch.classes), self.model.logit_scale.exp().clamp(max=60)
+        objective = Objective(batch, captions, texts[:count], texts[count:], scale, self.probe)
+        pictures = batch.pictures
+        if ramp > 0.05:
+            inputs = pictures.clone().requires_grad_()
+            loss = objective(self._embed(inputs), detach=True).total(self.second)
+            (gradient,) = torch.autograd.grad(loss, inputs)
+            pictures = pictures + min(1, ramp / 0.25) * adversarial_step(gradient, self.rng, self.second)
+        return objective(self._embed(pictures))
+
+    def _embed(self, pictures: Tensor) -> Tensor:
+        """Return unit image embeddings [N, D]."""
+        size = self.config["vision_cfg"]["image_size"]
+        resized = F.interpolate(pictures, size=(size, size), mode="bicubic", antialias=True)
+        resized = (((resized + 1) / 2 - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
-            return F.normalize(model.visual(larger).float(), dim=-1)
+            return F.normalize(self.model.visual(resized).float(), dim=-1)
 
-    parameters = [*model.parameters(), *probe.parameters()]
-    decay = [p for p in model.parameters() if p.ndim > 1]
-    plain = [p for p in model.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": decay, "weight_decay": 0.05},
-            {"params": plain, "weight_decay": 0.0},
-            {"params": list(probe.parameters()), "weight_decay": 0.0},
-        ],
-        lr=0.0,
-    )
-    average = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    stream = batches(Gallery(contents, seed), seed + 1)
-    words_rng, rng = random.Random(seed), torch.Generator().manual_seed(seed + 2)
-    started, step = time.monotonic(), 0
-    model.train()
-    while (progress := (time.monotonic() - started) / (60 * minutes)) < 1:
-        rate = (6e-4 if late else 1.5e-3) * min(1, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * progress))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        if late:  # the reading of the attributes is not kept in the file, so it learns anew, and fast
-            optimizer.param_groups[2]["lr"] = 5e-3 * (1 - progress)
-        ripe = 1.0 if late else progress
-        if ripe > 0.6:  # settle on the statistics the shipped network will use
-            for module in model.visual.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.eval()
-        pictures, classes, attributes, shares = next(stream)
-        captions = describe(classes, attributes, words_rng)
-        template = words_rng.choice(TEMPLATES)
-        tokens = tokenizer(captions.sentences + [template.format(name) for name in CLASSES])
-        used.update(tokens.unique().tolist())
-        texts = F.normalize(model.encode_text(tokens), dim=-1)
-        objective = Objective(
-            classes,
-            attributes,
-            shares,
-            captions,
-            texts[: len(classes)],
-            texts[len(classes) :],
-            model.logit_scale.exp().clamp(max=60),
-            probe,
-        )
-        if ripe > 0.05:
-            probing = pictures.clone().requires_grad_()
-            (slope,) = torch.autograd.grad(_total(objective(see(probing), detach=True), late), probing)
-            pictures = pictures + min(1, ripe / 0.25) * worst_move(slope, rng, late)
-        losses = objective(see(pictures))
-        optimizer.zero_grad(set_to_none=True)
-        _total(losses, late).backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        step += 1
-        keep = min(0.999, 1 - 1 / (step + 1))
-        for name, tensor in model.state_dict().items():
-            if tensor.is_floating_point():
-                average[name].lerp_(tensor, 1 - keep)
-        if log and step % 100 == 0:
-            with log.open("a") as file:
-                told = zip(("caption", "direction", "completeness", "content"), losses, strict=True)
-                file.write(f"{step} {progress:.3f} " + " ".join(f"{name} {loss:.3f}" for name, loss in told) + "\n")
-        if step % 500 == 0:  # so that a stopped fit leaves something
-            _write(path, average, used)
-    _write(path, average, used)
-
-
-def _total(losses: tuple[Tensor, Tensor, Tensor, Tensor], late: bool) -> Tensor:
-    caption, direction, completeness, content = losses
-    return caption + direction + late * completeness + content
-
-
-def _write(path: Path, average: dict[str, Tensor], used: set[int]) -> None:
-    """Half precision; rows of words that were never heard are zero, which is how a guide knows what it knows."""
-    tensors = {name: t.half() if t.is_floating_point() else t for name, t in average.items()}
-    heard = torch.zeros(len(tensors["token_embedding.weight"]), 1, dtype=torch.half)
-    heard[sorted(used)] = 1
-    tensors["token_embedding.weight"] = tensors["token_embedding.weight"] * heard
-    write_safetensors(path, tensors, {"format": "pt"})
-    path.with_suffix(".json").write_text(json.dumps(CONFIGS[path.stem], indent=2) + "\n")
+    def _write(self) -> None:
+        """Write the average. Embeddings of tokens that did not occur are zero, which marks them as unknown."""
+        tensors = self.average.half()
+        known = torch.zeros(len(tensors["token_embedding.weight"]), 1, dtype=torch.half)
+        known[sorted(self.tokens)] = 1
+        tensors["token_embedding.weight"] = tensors["token_embedding.weight"] * known
+        write_safetensors(self.path, tensors, {"format": "pt"})
+        self.path.with_suffix(".json").write_text(json.dumps(self.config, indent=2) + "\n")

@@ -1,7 +1,9 @@
-"""What is said of the pictures: style words, attribute words, and which sentence is true of which picture.
+"""Captions for fitting the CLIP models: style words, attribute words, and which captions are true of which pictures.
 
-A caption claims a style and some attributes. A picture fits every caption whose claims are all true of it, so a batch
-has many positives per picture (multi-positive InfoNCE), as web captions do: "a photo" fits many photos.
+A caption names a style and some attributes. It fits every picture for which all of that is true, so a picture has
+many positives in a batch (multi-positive InfoNCE), as in web captions, where "a photo" fits many photos.
+
+Letters: N captions or pictures, A attributes.
 """
 
 from __future__ import annotations
@@ -12,14 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..guidance.prompts import TEMPLATES
-from .render import ATTRIBUTES, STYLES, visible
+from ...guidance.prompts import TEMPLATES
+from ..judge import BROKEN, CLASSES
+from ..render import ATTRIBUTES, STYLES, visible
 
-#: The eleventh class: pictures that are none of the ten styles (tinted, torn, blurred, noisy).
-BROKEN = "broken image"
-CLASSES = (*STYLES, BROKEN)
-
-#: Words for equal slices of 0..1; an empty word is never said.
+#: Words for equal slices of 0..1. Captions do not mention a slice whose word is empty.
 WORDS: dict[str, tuple[str, ...]] = {
     "face_width": ("a narrow face", "", "a wide face"),
     "face_height": ("a short face", "", "a tall face"),
@@ -45,38 +44,37 @@ _SLICES = torch.tensor([len(WORDS[name]) for name in ATTRIBUTES])
 
 @dataclass(frozen=True)
 class Captions:
-    """Sentences and what they claim: classes [N], slices [N, A] with -1 where nothing is said."""
+    """Sentences and their claims: classes [N] and slices [N, A], -1 for an attribute that is not mentioned."""
 
     sentences: list[str]
     classes: Tensor
     slices: Tensor
 
     def fits(self, classes: Tensor, attributes: Tensor) -> Tensor:
-        """Which pictures every caption is true of: bool [pictures, captions]."""
-        seen = slices_of(attributes)[:, None]
-        claims = self.slices[None]
-        return (classes[:, None] == self.classes[None]) & ((claims < 0) | (claims == seen)).all(-1)
+        """Return a mask [pictures, captions] of the captions that are true of each picture."""
+        actual, claims = slices_of(attributes)[:, None], self.slices[None]
+        return (classes[:, None] == self.classes[None]) & ((claims < 0) | (claims == actual)).all(-1)
 
 
 def slices_of(attributes: Tensor) -> Tensor:
-    """Which word's slice every attribute falls into: long [N, A]."""
+    """Return the index [N, A] of each attribute's word in `WORDS`."""
     return (attributes * _SLICES).long().minimum(_SLICES - 1)
 
 
 def describe(classes: Tensor, attributes: Tensor, rng: random.Random) -> Captions:
-    """One true caption a picture; half of them name the style only, the rest up to seven attributes as well."""
+    """Write a true caption for each picture: half name only the style, the rest also one to seven attributes."""
     sentences, claims = [], torch.full(attributes.shape, -1, dtype=torch.long)
     slices = slices_of(attributes)
     for i, label in enumerate(classes.tolist()):
         phrase = CLASSES[label]
         if CLASSES[label] != BROKEN and rng.random() < 0.5:
-            shown = visible(STYLES[label]).nonzero().flatten().tolist()
-            spoken = []
-            for column in rng.sample(shown, min(len(shown), rng.randint(1, 7))):
+            columns = visible(STYLES[label]).nonzero().flatten().tolist()
+            words = []
+            for column in rng.sample(columns, min(len(columns), rng.randint(1, 7))):
                 word = WORDS[ATTRIBUTES[column]][int(slices[i, column])]
                 if word:
-                    spoken.append(word)
+                    words.append(word)
                     claims[i, column] = slices[i, column]
-            phrase = " with ".join([phrase, " and ".join(spoken)]) if spoken else phrase
+            phrase = " with ".join([phrase, " and ".join(words)]) if words else phrase
         sentences.append(rng.choice(TEMPLATES).format(phrase))
     return Captions(sentences, classes, claims)
