@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..io.checkpoint_file import RawCheckpoint, read_checkpoint
 from ..io.errors import CheckpointError, UnsupportedCheckpointError
 from ..io.images import square
-from ..models.checkpoints import _fill
+from ..models.checkpoints import assemble
 from ..models.file_kinds import describe
 from ..models.generator import Generator
 from ..models.irse import Trunk, fill, shape, trunk_of
@@ -266,7 +266,7 @@ def _decoder(raw: RawCheckpoint, tensors: Mapping[str, Tensor]) -> Generator:
             "Encoders of StyleGAN3 are not supported."
         )
     try:
-        decoder = _fill(layout.read(inner, ""))
+        decoder = assemble(layout.read(inner, ""))
     except ValueError as error:
         raise CheckpointError(f"its decoder, read as {layout.name}: {error}") from error
     decoder.source = raw.sha256

@@ -1,7 +1,7 @@
-"""Generators in and out of files.
+"""Load and save generators.
 
-Our own file is safetensors: the generator's state by its own names, and as metadata, each in JSON, its `family`, its
-`spec`, the `version` of this format and a free `provenance`: where the weights come from.
+Our own format is safetensors: the state dict, and as JSON metadata `family`, `spec`, the `version` of the format,
+`provenance`, and optionally `recommended` settings.
 """
 
 import json
@@ -15,6 +15,7 @@ from torch import Tensor
 from ..io.checkpoint_file import BUILTIN, RawCheckpoint, read_checkpoint
 from ..io.errors import CheckpointError, UnsupportedCheckpointError
 from ..io.metadata import read_metadata, write_safetensors, write_torch
+from .file_kinds import describe
 from .generator import Generator
 from .layout import Layout, Reading, find_network
 from .stylegan2 import StyleGAN2
@@ -25,37 +26,22 @@ BUILTINS = {"portraits": BUILTIN / "generator.safetensors"}
 
 VERSION = 1
 
-# What other files can be told by, so that the refusal can say what the file is.
-_SIGNATURES = (
-    ("synthesis.L0_", "a StyleGAN3 generator, which is not supported yet"),
-    ("encoder.body.", "an encoder (pSp, e4e, ReStyle); load it with load_encoder"),
-    ("state_dict.encoder.", "an encoder (pSp, e4e, ReStyle); load it with load_encoder"),
-    ("visual.", "a CLIP model; load it as a guide instead"),
-    ("text_model.", "a CLIP model; load it as a guide instead"),
-    ("final_conv.", "a discriminator; a generator is needed"),
-    ("b4.mbstd", "a discriminator; a generator is needed"),
-    ("b4.conv.", "a discriminator; a generator is needed"),
-    ("/FromRGB", "a discriminator of TensorFlow; a generator is needed"),
-    ("/StyleMod/", "a StyleGAN1 generator of TensorFlow, which is not supported"),
-    ("4x4/Dense/", "a Progressive GAN of TensorFlow, which is not supported"),
-    ("g_mapping.", "a StyleGAN1 generator, which is not supported"),
-    ("progression.", "a StyleGAN1 generator of rosinality, which is not supported"),
-    ("to_style1.", "a generator of lucidrains/stylegan2-pytorch, which has another architecture"),
-    ("modulated_conv.", "a StyleGAN2 of BasicSR or GFPGAN, which is not supported"),
-)
-
 
 def load_generator(path_or_builtin: str | Path) -> Generator:
-    """A generator from a file, or by the name of a built-in one: float32, on the CPU, frozen, in evaluation mode.
+    """Load a generator: float32, on the CPU, frozen, in evaluation mode.
 
-    Reads our safetensors, and StyleGAN2 as NVIDIA (.pkl) and rosinality (.pt) save it, the averaged copy before the
-    other. Raises CheckpointError.
+    Args:
+        path_or_builtin: "portraits", or a file: our safetensors, or StyleGAN2 as NVIDIA (.pkl), rosinality (.pt) or
+            TensorFlow (.pkl) store it. If the file has several copies, the moving average is used.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, ambiguous, or of another kind.
     """
     path = Path(BUILTINS.get(str(path_or_builtin), path_or_builtin))
     raw = read_checkpoint(path)
     layout, prefix = _find_layout(path, raw)
     try:
-        generator = _fill(layout.read(raw, prefix))
+        generator = assemble(layout.read(raw, prefix))
     except CheckpointError as error:
         raise type(error)(f"{path}, read as {layout.name}: {error}") from error
     except ValueError as error:
@@ -75,7 +61,9 @@ def _find_layout(path: Path, raw: RawCheckpoint) -> tuple[Layout, str]:
     except UnsupportedCheckpointError as error:
         raise UnsupportedCheckpointError(f"{path}: {error} Tried: {tried}.") from error
     if found is None or any("encoder.body." in name for name in raw.tensors):  # its decoder is not what it is for
-        raise UnsupportedCheckpointError(f"{path}: no generator; it looks like {_guess(raw)}. Tried: {tried}.")
+        raise UnsupportedCheckpointError(
+            f"{path}: no generator; it looks like {describe(raw, 'load_generator')}. Tried: {tried}."
+        )
     return found
 
 
@@ -149,9 +137,13 @@ def read_provenance(path: str | Path) -> dict[str, Any]:
 
 
 def export_rosinality(generator: Generator, path: str | Path) -> None:
-    """Write a .pt for the many tools that read rosinality's format: {"g_ema", "latent_avg"}."""
+    """Write a .pt in the format of rosinality/stylegan2-pytorch, {"g_ema", "latent_avg"}, which many tools read.
+
+    Raises:
+        ValueError: for settings that the format cannot express.
+    """
     if not isinstance(generator, StyleGAN2):
-        raise ValueError(f"rosinality's format holds StyleGAN2 only; this is a {generator.family}. Use save_generator.")
+        raise ValueError(f"Got a {generator.family}, expected a StyleGAN2; use save_generator.")
     write_torch(path, {"g_ema": to_rosinality(generator), "latent_avg": generator.w_avg.detach().cpu().clone()})
 
 
@@ -170,82 +162,82 @@ def _read_ours(raw: RawCheckpoint, _: str) -> Reading:
 OURS = Layout("a generator saved by this package", "", _read_ours)
 
 
-def _fill(reading: Reading) -> Generator:
-    """Build what the spec says and give it the state, which must fit exactly."""
+def assemble(reading: Reading) -> Generator:
+    """Build the generator of a reading and load its weights: float32, frozen, in evaluation mode.
+
+    Noise maps and w_avg, which some files lack, are drawn with a fixed seed and estimated.
+
+    Raises:
+        CheckpointError: tensors are missing, unexpected, or have another shape.
+        ValueError: the spec describes no generator.
+    """
     with torch.device("meta"):
         generator = build(reading.spec)
     expected = generator.state_dict()
-    # Float32 copies of our own: a file's tensors may be half precision, share storage, or lie in the mapped file.
+
+    # Check names and shapes before allocating anything of the size that the file claims.
+    noise = {name: value for name, value in expected.items() if name.endswith(".noise_const")}
+    if noise.keys() & reading.state.keys():
+        noise = {}
+    estimate_w_avg = "mapping.w_avg" not in reading.state and not generator.c_dim
+    w_avg = {"mapping.w_avg": expected["mapping.w_avg"]} if estimate_w_avg else {}
+    _check_fit(expected, {**reading.state, **noise, **w_avg}, reading.names)
+
+    # Copies: the tensors of a file may be half precision, share storage, or be memory-mapped.
     state = {
         name: value.detach().to(torch.float32, memory_format=torch.contiguous_format, copy=True)
         for name, value in reading.state.items()
     }
-    estimate = "mapping.w_avg" not in state and not generator.c_dim
-    maps = {name: value for name, value in expected.items() if name.endswith(".noise_const")}
-    if maps.keys() & state.keys():
-        maps = {}
-    absent = maps | ({"mapping.w_avg": expected["mapping.w_avg"]} if estimate else {})
-    _compare(expected, state | absent, reading.names)  # before anything of the size the file claims is made
-    rng = torch.Generator().manual_seed(0)  # early files have no noise maps; any will do that stay the same
-    state |= {name: torch.randn(value.shape, generator=rng) for name, value in maps.items()}
-    if estimate:
-        state["mapping.w_avg"] = torch.zeros(generator.w_dim)
+    rng = torch.Generator().manual_seed(0)
+    state |= {name: torch.randn(value.shape, generator=rng) for name, value in noise.items()}
+    state |= {name: torch.zeros(value.shape) for name, value in w_avg.items()}
     generator.load_state_dict(state, assign=True)
     generator.eval().requires_grad_(False)
-    if estimate:
-        rng = torch.Generator().manual_seed(0)
-        z = torch.randn(10_000, generator.z_dim, generator=rng)
+    if estimate_w_avg:
+        z = torch.randn(10_000, generator.z_dim, generator=torch.Generator().manual_seed(0))
         generator.w_avg.copy_(generator.mapping(z).mean(dim=0))
     return generator
 
 
-def _compare(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
-    def some(found: list[str]) -> str:
-        return ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
-
-    missing = [names.get(name, name) for name in expected if name not in state]
-    extra = [names.get(name, name) for name in state if name not in expected]
-    wrong = [
-        f"{names.get(name, name)} {list(state[name].shape)} where {list(value.shape)} was expected"
-        for name, value in expected.items()
-        if name in state and state[name].shape != value.shape
+def _check_fit(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
+    """Compare names and shapes. names: our name -> the name in the file."""
+    problems = {
+        "missing are": [names.get(name, name) for name in expected if name not in state],
+        "unexpected are": [names.get(name, name) for name in state if name not in expected],
+        "ill-shaped are": [
+            f"{names.get(name, name)} {list(state[name].shape)} where {list(value.shape)} was expected"
+            for name, value in expected.items()
+            if name in state and state[name].shape != value.shape
+        ],
+    }
+    listed = [
+        f"{problem} {', '.join(tensors[:4])}" + (f" and {len(tensors) - 4} more" if len(tensors) > 4 else "")
+        for problem, tensors in problems.items()
+        if tensors
     ]
-    complaints = [
-        f"{word} {some(found)}"
-        for word, found in (("missing are", missing), ("unexpected are", extra), ("ill-shaped are", wrong))
-        if found
-    ]
-    if complaints:
+    if listed:
         raise CheckpointError(
-            f"the tensors do not make up one generator: {'; '.join(complaints)}. "
-            "The file is incomplete, or a variant of the architecture that is not supported."
+            f"the tensors do not form one generator: {'; '.join(listed)}. "
+            "The file is incomplete, or an unsupported variant of the architecture."
         )
-
-
-def _guess(raw: RawCheckpoint) -> str:
-    if raw.hints.get("kind") == "nada_domain":
-        return "a domain; load the generator it was made from and apply it to that one"
-    for mark, meaning in _SIGNATURES:
-        if any(mark in name for name in raw.tensors):
-            return meaning
-    return f"none of the usual files; its {len(raw.tensors)} tensors begin with {sorted(raw.tensors)[:3]}"
 
 
 FAMILIES: dict[str, Callable[..., Generator]] = {StyleGAN2.family: StyleGAN2}
 
 
 def build(spec: Mapping[str, Any]) -> Generator:
-    """The architecture a spec describes, freshly initialised."""
+    """Build a generator from `Generator.spec()`, with new weights.
+
+    Raises:
+        ValueError: for an unknown family or settings that do not fit it.
+    """
     if not isinstance(spec, Mapping):
-        raise ValueError(f"got the spec {spec!r:.80}, expected what Generator.spec() gives: names and values.")
+        raise ValueError(f"got the spec {spec!r:.80}, expected the result of Generator.spec().")
     settings = dict(spec)
     family = settings.pop("family", None)
     if not isinstance(family, str) or family not in FAMILIES:
-        raise ValueError(
-            f"spec names the generator family {family!r}; known are {sorted(FAMILIES)}. "
-            "A newer version of this package may have written it."
-        )
+        raise ValueError(f"Got the generator family {family!r}, known are {sorted(FAMILIES)}. Update this package.")
     try:
         return FAMILIES[family](**settings)
-    except (TypeError, RuntimeError) as error:  # a wrong kind of value; a size beyond any memory
-        raise ValueError(f"spec does not fit the family {family!r}: {error}. Got {sorted(settings)}.") from error
+    except (TypeError, RuntimeError) as error:  # a value of a wrong type, or a size beyond any memory
+        raise ValueError(f"The spec does not fit the family {family!r}: {error}. Got {sorted(settings)}.") from error
