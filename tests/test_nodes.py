@@ -820,7 +820,7 @@ def test_comparing(either: World) -> None:
     )
     assert two.shape[2] < gap.shape[2] < four.shape[2], "a place in between may stay empty"
     for labels in ("before", "a\nb\nc", "same\nsame", ""):
-        with pytest.raises(ValueError, match="for 2 generators; expected one line a generator, each different"):
+        with pytest.raises(ValueError, match="for 2 generators"):
             either.call("Compare", latents=latents, before=either.generator, after=adapted, labels=labels)
 
 
@@ -879,13 +879,13 @@ def test_saved_files_are_numbered_and_found_again(either: World, what: str) -> N
 def test_files_stay_in_the_output_folder(either: World, what: str, prefix: str) -> None:
     prefix = str(either.host.root / "elsewhere" / "x") if prefix == "ABSOLUTE" else prefix
     before = tree(either.host.root)
-    with pytest.raises(ValueError, match="filename_prefix is .*; give a name"):
+    with pytest.raises(ValueError, match="Got filename_prefix"):
         save(either, what, filename_prefix=prefix)
     assert tree(either.host.root) == before
 
 
 def test_a_generator_is_not_saved_where_nobody_looks_for_it(world: World) -> None:
-    with pytest.raises(ValueError, match="begins with domains, where generators are not looked for"):
+    with pytest.raises(ValueError, match="subfolder domains"):
         save(world, "Generator", filename_prefix="domains/x")
     assert save(world, "Domain", filename_prefix="domains/x").is_file()
 
@@ -973,7 +973,7 @@ def test_files_that_are_no_domain_of_this_generator(either: World) -> None:
 
 def test_before_the_first_domain_was_saved(either: World) -> None:
     (placeholder,) = either.widgets("LoadDomain")["file"][1]["options"]
-    assert placeholder == "(no domain saved yet)"
+    assert placeholder == "(no domain found)"
     with pytest.raises(Refused, match="Put the file into .*domains.* press R"):
         either.call("LoadDomain", generator=either.generator)
 

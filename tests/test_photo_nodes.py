@@ -250,6 +250,6 @@ def test_latents_and_directions_come_back_from_their_files(world: World) -> None
 def test_empty_shelves_are_chosen_from_without_breaking_the_page(world: World) -> None:
     for name, kind in (("LoadLatents", "latents"), ("LoadDirections", "directions"), ("LoadEncoder", "encoder")):
         (only,) = world.widgets(name)["file"][1]["options"]
-        assert only == f"(no {kind} there yet)"
+        assert only == f"(no {kind} found)"
         with pytest.raises(Refused, match="was not found"):
             world.call(name, **({} if name == "LoadEncoder" else {"generator": world.generator}))
