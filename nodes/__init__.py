@@ -1,4 +1,4 @@
-"""The list of nodes and the ComfyUI extension entry point."""
+"""The nodes, and the extension that hands them to ComfyUI."""
 
 from ._host import ComfyExtension, io
 from .adapt import AdaptGenerator, ChooseRecipe, PlotTraining

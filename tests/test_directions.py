@@ -223,7 +223,9 @@ def test_a_file_gives_the_directions_back_bit_for_bit(tmp_path: Path) -> None:
     save_directions(Directions(torch.ones(1, 3, 5), torch.ones(1), ("x",)), path)
     with pytest.raises(CheckpointError, match=r"\[3, 5\] rows and columns, expected \[1, 5\] or \[6, 5\]"):
         load_directions(path, made)
-    write_safetensors(path, {"vectors": torch.ones(1, 1, 5)}, {"kind": "nada_directions", "version": "1", "space": ""})
+    write_safetensors(
+        path, {"vectors": torch.ones(1, 1, 5)}, {"kind": "nada_directions", "version": "1", "space": "", "names": ["a"]}
+    )
     with pytest.raises(CheckpointError, match="not whole"):
         load_directions(path)
 

@@ -16,7 +16,7 @@ def noise(n: int = 1, height: int = 16, width: int = 16) -> torch.Tensor:
     return torch.rand(n, 3, height, width, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
-def test_every_byte_survives_the_round_trip() -> None:
+def test_bytes_round_trip() -> None:
     pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).repeat(1, 1, 1, 3)
     images = from_uint8(pixels)
     assert images.shape == (1, 3, 16, 16) and images.dtype == torch.float32
@@ -24,7 +24,7 @@ def test_every_byte_survives_the_round_trip() -> None:
     assert torch.equal(to_uint8(images), pixels)
 
 
-def test_values_beyond_the_range_are_clamped_not_wrapped() -> None:
+def test_values_beyond_the_range_are_clamped() -> None:
     assert to_uint8(torch.full((1, 3, 1, 1), 1.7)).unique().tolist() == [255]
     assert to_uint8(torch.full((1, 3, 1, 1), -1.7)).unique().tolist() == [0]
 
@@ -40,14 +40,14 @@ def test_wrong_shapes_are_refused(shape: tuple[int, ...]) -> None:
         from_uint8(torch.zeros(1, 4, 4, 3))
 
 
-def test_files_round_trip_and_leave_nothing_behind(tmp_path: Path) -> None:
+def test_saved_images_round_trip_and_leave_nothing_else(tmp_path: Path) -> None:
     image = noise(1, 9, 7)
     path = save_image(image, tmp_path / "new" / "x.png")
     assert torch.equal(to_uint8(load_image(path)), to_uint8(image))
     assert [p.name for p in path.parent.iterdir()] == ["x.png"]
 
 
-def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_writes_leave_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save_image(noise(), tmp_path / "x.png")
     before = path.read_bytes()
 
@@ -60,7 +60,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.M
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
-def test_unreadable_files_are_a_persons_error(tmp_path: Path) -> None:
+def test_unreadable_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no image file"):
         load_image(tmp_path / "none.png")
     (tmp_path / "x.png").write_bytes(b"not an image")
@@ -70,12 +70,12 @@ def test_unreadable_files_are_a_persons_error(tmp_path: Path) -> None:
         save_image(noise(), tmp_path / "x.jpg")
 
 
-def test_grey_and_transparent_pictures_become_rgb() -> None:
+def test_gray_and_transparent_pil_images_become_rgb() -> None:
     assert from_pil(Image.new("L", (2, 3), 0)).shape == (1, 3, 3, 2)
-    assert from_pil(Image.new("RGBA", (2, 2), (0, 0, 0, 0))).eq(1).all()  # white paper shows through
+    assert from_pil(Image.new("RGBA", (2, 2), (0, 0, 0, 0))).eq(1).all()  # composed over white
 
 
-def test_resize_is_antialiased_differentiable_and_leaves_equal_sizes_alone() -> None:
+def test_resize_is_antialiased_differentiable_and_returns_equal_sizes() -> None:
     image = noise(1, 64, 64).requires_grad_()
     small = resize(image, (8, 16))
     assert small.shape == (1, 3, 8, 16) and small.std() < 0.5 * image.std()
@@ -86,7 +86,7 @@ def test_resize_is_antialiased_differentiable_and_leaves_equal_sizes_alone() -> 
         resize(image, 0)
 
 
-def test_grid_shows_tiny_pixels_as_squares() -> None:
+def test_grid_enlarges_small_images_by_an_integer_factor() -> None:
     images = noise(5, 64, 64)
     sheet = grid(images, columns=2)
     assert sheet.shape == (1, 3, 8 + 3 * 200, 8 + 2 * 200)
@@ -99,7 +99,7 @@ def test_grid_shows_tiny_pixels_as_squares() -> None:
         grid(images, labels=["a"])
 
 
-def test_compare_grid_puts_the_same_latent_in_one_row() -> None:
+def test_compare_grid_has_one_row_per_latent() -> None:
     before, after = noise(3, 64, 64), -noise(3, 32, 32)
     sheet = compare_grid({"before": before, "after": after})
     assert sheet.shape == (1, 3, 34 + 3 * 200, 8 + 2 * 200)
@@ -114,10 +114,7 @@ def test_compare_grid_puts_the_same_latent_in_one_row() -> None:
             compare_grid(wrong)
 
 
-# ---- pictures from outside ----------------------------------------------------------------------------------------
-
-
-def test_the_middle_square_reduced_by_area() -> None:
+def test_square_reduces_the_center_by_area() -> None:
     given = torch.zeros(1, 3, 32, 64)
     given[..., 16:48] = torch.arange(32) / 32
     assert torch.allclose(square(given, 16)[0, 0, 3], (torch.arange(16) * 2 + 0.5) / 32)
@@ -126,7 +123,7 @@ def test_the_middle_square_reduced_by_area() -> None:
     assert larger.shape == (1, 3, 64, 64) and larger.abs().max() <= 1
 
 
-def test_grey_and_transparent_pictures_become_colour() -> None:
+def test_square_converts_gray_and_transparent_images_to_rgb() -> None:
     grey = noise()[:, :1]
     assert torch.equal(square(grey, 16), grey.expand(-1, 3, -1, -1))
     clear = torch.cat([noise(), torch.full((1, 1, 16, 16), -1.0)], 1)
@@ -135,10 +132,10 @@ def test_grey_and_transparent_pictures_become_colour() -> None:
     assert torch.allclose(square(solid, 16), noise(), atol=1e-6)
 
 
-def test_rotation_tags_and_modes_are_obeyed_on_the_way_in(tmp_path: Path) -> None:
+def test_rotation_tags_and_modes_are_applied_on_loading(tmp_path: Path) -> None:
     pixels = Image.new("RGB", (40, 20), (255, 0, 0))
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn clockwise by a quarter to see it upright
+    exif[0x0112] = 6  # rotated by 90 degrees
     pixels.save(tmp_path / "turned.jpg", exif=exif)
     Image.new("L", (20, 30), 128).save(tmp_path / "grey.png")
     Image.new("RGBA", (20, 30), (0, 0, 0, 0)).save(tmp_path / "clear.png")
@@ -150,19 +147,19 @@ def test_rotation_tags_and_modes_are_obeyed_on_the_way_in(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (torch.zeros(1, 5, 64, 64), r"\[1, 5, 64, 64\], expected .* 1 \(grey\) or 3 \(RGB\) or 4 \(RGBA\)"),
+        (torch.zeros(1, 5, 64, 64), r"\[1, 5, 64, 64\], expected .* 1 \(gray\) or 3 \(RGB\) or 4 \(RGBA\)"),
         (torch.zeros(3, 64, 64), r"\[3, 64, 64\], expected"),
-        (torch.zeros(0, 3, 64, 64), "at least one picture"),
+        (torch.zeros(0, 3, 64, 64), "N > 0"),
         (torch.zeros(1, 3, 1, 1), "1 x 1 pixels, expected at least 16"),
         (torch.full((1, 3, 64, 64), float("nan")), "NaN or infinity"),
-        (torch.full((1, 3, 64, 64), 255.0), "reach 255, expected -1..1"),
+        (torch.full((1, 3, 64, 64), 255.0), "255, expected -1..1"),
     ],
 )
-def test_what_is_no_picture_is_refused(images: torch.Tensor, message: str) -> None:
+def test_unusable_images_are_refused(images: torch.Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         square(images, 64)
 
 
-def test_a_square_too_small_is_refused() -> None:
+def test_squares_under_16_pixels_are_refused() -> None:
     with pytest.raises(ValueError, match="size 8, expected at least 16"):
         square(noise(), 8)

@@ -6,7 +6,6 @@ Nothing is pickled. Optimizer moments are stored as `optimizer.<moment>.<paramet
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from ..io.checkpoint_file import read_checkpoint
 from ..io.errors import CheckpointError
-from ..io.metadata import write_safetensors
+from ..io.metadata import read_object, write_safetensors
 
 
 def check_autosave(autosave: str | Path | None, resume: bool) -> None:
@@ -67,7 +66,7 @@ def save_run(path: str | Path, state: SavedRun, fingerprint: str) -> None:
     for name, moments in state.moments.items():
         tensors |= {f"optimizer.{moment}.{name}": tensor for moment, tensor in moments.items()}
     progress = {"index": state.index, "chosen": state.layers, "history": state.history}
-    write_safetensors(path, tensors, {"kind": "nada_run", "identity": fingerprint, "run": json.dumps(progress)})
+    write_safetensors(path, tensors, {"kind": "nada_run", "identity": fingerprint, "run": progress})
 
 
 def load_run(path: str | Path, fingerprint: str) -> SavedRun:
@@ -94,7 +93,7 @@ def load_run(path: str | Path, fingerprint: str) -> SavedRun:
         elif role in groups:
             groups[role][name] = tensor
     try:
-        progress, rng = json.loads(raw.hints["run"]), raw.tensors["rng"]
+        progress, rng = read_object(path, raw.hints, "run"), raw.tensors["rng"]
         torch.Generator().set_state(rng)
         index, layers, history = int(progress["index"]), tuple(progress["chosen"]), list(progress["history"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:

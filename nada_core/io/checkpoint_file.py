@@ -1,13 +1,12 @@
-"""The only opener of model files. A file is recognised by its content; nothing a file holds is ever run.
+"""The only reader of model files: any supported container becomes tensors and plain values.
 
-Containers: safetensors; PyTorch archives, new (zip) and old, read with `weights_only=True`; pickles of
-NVlabs/stylegan2-ada-pytorch and NVlabs/stylegan3, read by an unpickler that knows a short list of harmless globals;
-numpy's .npy and .npz, of numbers only. Those pickles carry the source text of their own classes for their loader to
-execute: here it stays text.
+The content, not the name, decides on the container: safetensors, PyTorch archives (`torch_archive`), other pickles
+(`pickled_objects`), numpy's .npy and .npz. Nothing in a file is executed.
 """
 
+from __future__ import annotations
+
 import hashlib
-import os
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -26,47 +25,56 @@ from .torch_archive import read_torch
 
 BUILTIN = Path(__file__).parents[1] / "portraits" / "weights"
 
-_OLD_TORCH_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+_ZIP = b"PK\x03\x04"
+_LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+_MAX_UNPACKED = 4 << 30  # bytes of an .npz; a small archive may expand to any size
 
-_LARGEST_ARRAYS = 4 << 30  # bytes of a packed .npz; a small file may promise any number of them
+Content = tuple[dict[str, Tensor], dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class RawCheckpoint:
-    """What a file holds, before anybody asked which network it is."""
+    """The content of a model file, before a network claims it."""
 
-    tensors: dict[str, Tensor]  # nested names process_group by dots: "g_ema.conv1.conv.weight"; on the CPU, as stored
-    hints: dict[str, Any]  # everything else: metadata, training arguments, constructor arguments
-    container: str  # "safetensors" | "torch" | "nvidia-pickle" | "numpy"
+    tensors: dict[str, Tensor]  # by dotted names, for example "g_ema.conv1.conv.weight"; on the CPU, as stored
+    hints: dict[str, Any]  # everything else: metadata, training and constructor arguments
+    container: str  # "safetensors", "torch", "nvidia-pickle" or "numpy"
     sha256: str
 
 
 def read_checkpoint(path: str | Path) -> RawCheckpoint:
-    """Read a file of weights. Raises CheckpointError, one of its three kinds where the file exists."""
+    """Read a model file of any supported container.
+
+    Raises:
+        CheckpointError: for a missing file.
+        DamagedCheckpointError: for truncated files, other content than weights, NaN and infinity.
+        UnsafeCheckpointError: for pickles that refer to globals which are not on the allow list.
+        UnsupportedCheckpointError: for other formats, and tensors that are not dense.
+    """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file. Check the path.")
     with path.open("rb") as file:
-        container = _recognise(file, path)
+        container = _container(file, path)
     try:
         tensors, hints = _READERS[container](path)
-        broken = _broken(path, tensors, container != "numpy")
+        broken = _check_tensors(path, tensors, compressed=container == "numpy")
     except CheckpointError:
         raise
-    except Exception as error:  # a parser raises whatever the bytes lead it to; none of it is lost
+    except Exception as error:  # parsers raise any exception on invalid bytes
         raise DamagedCheckpointError(
             f"{path}: damaged or cut short ({type(error).__name__}: {error}). Download or copy it again."
         ) from error
     if broken:
         raise DamagedCheckpointError(
-            f"{path}: {len(broken)} of {len(tensors)} tensors hold NaN or infinity, the first "
-            f"is {broken[0]}. The training that wrote it diverged; take an earlier snapshot."
+            f"{path}: {len(broken)} of {len(tensors)} tensors hold NaN or infinity, the first is {broken[0]}. The "
+            "training that wrote it diverged; use an earlier snapshot."
         )
     return RawCheckpoint(tensors, hints, container, sha256(path))
 
 
 def sha256(path: str | Path) -> str:
-    """Hexadecimal digest of a file."""
+    """Return the hexadecimal digest of a file."""
     digest = hashlib.sha256()
     with Path(path).open("rb") as file:
         while chunk := file.read(1 << 20):
@@ -74,36 +82,34 @@ def sha256(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def _recognise(file: BinaryIO, path: Path) -> str:
+def _container(file: BinaryIO, path: Path) -> str:
+    """Which reader takes the file, from its first bytes."""
     head = file.read(512)
-    size = os.fstat(file.fileno()).st_size
-    if not size:
+    if not head:
         raise DamagedCheckpointError(f"{path}: the file is empty. Download or copy it again.")
-    # First, because safetensors opens with the length of its header, whose low byte may look like any other mark.
+    # Checked first: the length at the start of a safetensors file may look like the mark of another container.
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32:
         return "safetensors"
     if head.startswith(b"version https://git-lfs"):
         raise DamagedCheckpointError(f"{path}: a git-lfs pointer, not the weights. Run `git lfs pull` in that folder.")
     if head.lstrip().startswith(b"<"):
         raise DamagedCheckpointError(
-            f"{path}: a web page, not a model. The download answered with an error or a "
-            "confirmation page; open the address in a browser and download again."
+            f"{path}: a web page, not a model: the download ended at an error or a confirmation page. Open the address "
+            "in a browser and download again."
         )
-    if head.startswith(b"\x93NUMPY") or (head.startswith(b"PK\x03\x04") and _is_npz(path)):
+    if head.startswith(b"\x93NUMPY") or (head.startswith(_ZIP) and _is_npz(path)):
         return "numpy"
-    if head.startswith((b"PK\x03\x04", _OLD_TORCH_MAGIC)):
+    if head.startswith((_ZIP, _LEGACY_TORCH)):
         return "torch"
     if head.startswith(b"\x80"):
         return "nvidia-pickle"
     raise UnsupportedCheckpointError(
-        f"{path}: neither safetensors, nor a PyTorch archive, nor a pickle, nor arrays "
-        f"of numpy; it begins with {head[:8]!r}. Expected a .safetensors, .pt, .pkl, "
-        ".npy or .npz file."
+        f"{path}: got a file that begins with {head[:8]!r}, expected safetensors, a PyTorch archive, a pickle or numpy "
+        "arrays (.safetensors, .pt, .pkl, .npy, .npz)."
     )
 
 
 def _is_npz(path: Path) -> bool:
-    """Whether a zip archive holds arrays of numpy and nothing else."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -111,46 +117,44 @@ def _is_npz(path: Path) -> bool:
     return bool(names) and all(name.endswith(".npy") for name in names)
 
 
-def _broken(path: Path, tensors: Mapping[str, Tensor], whole: bool) -> list[str]:
-    """Names of tensors that hold NaN or infinity. Refuses those that are no plain numbers of this file: sparse,
-    quantised, without content, or one number spread over more memory than there is. whole: whether the file holds
-    every number as it is; in a packed one they may be fewer."""
+def _check_tensors(path: Path, tensors: Mapping[str, Tensor], compressed: bool) -> list[str]:
+    """Names of tensors with NaN or infinity; refuses tensors that are not dense or larger than an uncompressed file."""
     size = path.stat().st_size
     broken = []
     for name, value in tensors.items():
         if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_nested:
             raise UnsupportedCheckpointError(
-                f"{path}: {name} is not a plain tensor (it is sparse, nested, quantised "
-                "or without content). Save dense weights in float32 or float16."
+                f"{path}: {name} is not a plain tensor (it is sparse, nested, quantized or without content). Save "
+                "dense weights in float32 or float16."
             )
-        if whole and value.numel() * value.itemsize > size:
+        if not compressed and value.numel() * value.itemsize > size:  # a stride of 0 repeats one number
             raise DamagedCheckpointError(
-                f"{path}: {name} claims {list(value.shape)} numbers, more than the whole file "
-                "holds; it was not read. Take the file from another place."
+                f"{path}: {name} claims {list(value.shape)} numbers, more than the whole file holds; it was not read. "
+                "Take the file from another place."
             )
         if value.is_floating_point():
-            numbers = value.float() if value.itemsize == 1 else value  # float8 has few operations of its own
+            numbers = value.float() if value.itemsize == 1 else value  # float8 has no isfinite
             broken += [] if numbers.isfinite().all() else [name]
     return broken
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read_safetensors(path: Path) -> Content:
     try:
-        # load_file maps the file; the copies let go of it, so that it can be replaced on Windows.
+        # load_file maps the file; the copies release it, so that it can be replaced on Windows.
         mapped = safetensors.torch.load_file(path)
         return {name: value.clone() for name, value in mapped.items()}, read_metadata(path)
     except safetensors.SafetensorError as error:
         raise DamagedCheckpointError(f"{path}: not a sound safetensors file ({error}). Copy it again.") from error
 
 
-def _read_numpy(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read_numpy(path: Path) -> Content:
     import numpy
 
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            if sum(item.file_size for item in archive.infolist()) > _LARGEST_ARRAYS:
+            if sum(item.file_size for item in archive.infolist()) > _MAX_UNPACKED:
                 raise UnsupportedCheckpointError(
-                    f"{path}: packed arrays of more than {_LARGEST_ARRAYS >> 30} GiB. Save only those that are needed."
+                    f"{path}: packed arrays of more than {_MAX_UNPACKED >> 30} GiB. Save only those that are needed."
                 )
     try:
         with path.open("rb") as file:
@@ -160,15 +164,15 @@ def _read_numpy(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if "allow_pickle" not in str(error):
             raise
         raise UnsafeCheckpointError(
-            f"{path}: holds pickled objects beside numbers, and those were not opened. Save "
-            "plain arrays: one a file (.npy), or several by name (.npz)."
+            f"{path}: holds pickled objects, which were not opened. Save plain arrays: one per file (.npy), or several "
+            "by name (.npz)."
         ) from error
-    plain = {name: value for name, value in arrays.items() if value.dtype.kind in "fiub"}
-    tensors = {name: torch.from_numpy(value.astype(value.dtype.newbyteorder("="))) for name, value in plain.items()}
-    return tensors, {name: value.tolist() for name, value in arrays.items() if name not in plain}
+    numeric = {name: value for name, value in arrays.items() if value.dtype.kind in "fiub"}
+    tensors = {name: torch.from_numpy(value.astype(value.dtype.newbyteorder("="))) for name, value in numeric.items()}
+    return tensors, {name: value.tolist() for name, value in arrays.items() if name not in numeric}
 
 
-_READERS: dict[str, Callable[[Path], tuple[dict[str, Tensor], dict[str, Any]]]] = {
+_READERS: dict[str, Callable[[Path], Content]] = {
     "safetensors": _read_safetensors,
     "torch": read_torch,
     "nvidia-pickle": read_pickle,

@@ -1,16 +1,11 @@
-"""The one place where images change range, size or kind, and where they are arranged for people to look at.
+"""Conversions of images between tensors, Pillow images, bytes and files, and resampling.
 
-Inside the core an image is float32 [N, 3, H, W] in -1..1; files and user interfaces want bytes. Grids come back in the
-core's own convention, so `save_image` takes them like any other image. `blank_sheet`, `measure` and `write` are what
-every drawing begins with, here and in plots.py.
-
-Shapes: N images, H height, W width.
+Inside the core an image is float32 [N, 3, H, W] in -1..1 (N images, H height, W width); only this module converts it.
 """
 
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,31 +14,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .metadata import replace_atomically
+
 if TYPE_CHECKING:
     from PIL import Image
 
-SMALLEST = 16  # pixels a side of a picture from outside: there is nothing to recognise in fewer
-
-_KINDS = {1: "grey", 3: "RGB", 4: "RGBA"}
-
-_FARTHEST = 4.0  # a generator overshoots -1..1 a little; bytes taken for -1..1 are far beyond
+SMALLEST = 16  # pixels per side of an image from outside; nothing is recognizable in fewer
+_CHANNELS = {1: "gray", 3: "RGB", 4: "RGBA"}
+_LARGEST_VALUE = 4.0  # generators exceed -1..1 slightly; bytes passed as -1..1 exceed it by far
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """[N, 3, H, W] in -1..1 (values beyond are clamped) -> uint8 [N, H, W, 3]."""
-    _expect_images(images)
+    """Convert [N, 3, H, W] in -1..1 to uint8 [N, H, W, 3]; values beyond the range are clamped."""
+    check_rgb(images)
     return ((images.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 def from_uint8(pixels: Tensor) -> Tensor:
-    """uint8 [N, H, W, 3] -> float32 [N, 3, H, W] in -1..1; the exact inverse of to_uint8."""
+    """Convert uint8 [N, H, W, 3] to float32 [N, 3, H, W] in -1..1, the exact inverse of `to_uint8`."""
     if pixels.ndim != 4 or pixels.shape[-1] != 3 or pixels.dtype != torch.uint8:
         raise ValueError(f"Got {pixels.dtype} of shape {list(pixels.shape)}, expected uint8 [N, H, W, 3].")
     return (pixels.permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous()
 
 
 def to_pil(image: Tensor) -> Image.Image:
-    """One image, [3, H, W] or [1, 3, H, W], as a Pillow image."""
+    """Convert one image, [3, H, W] or [1, 3, H, W], to a Pillow image."""
     from PIL import Image
 
     batch = image[None] if image.ndim == 3 else image
@@ -53,7 +48,7 @@ def to_pil(image: Tensor) -> Image.Image:
 
 
 def from_pil(image: Image.Image) -> Tensor:
-    """A Pillow image of any mode as [1, 3, H, W]; transparency is laid on white, rotation tags are obeyed."""
+    """Convert a Pillow image of any mode to [1, 3, H, W]: EXIF rotation applied, transparency composed over white."""
     import numpy
     from PIL import Image, ImageOps
 
@@ -68,7 +63,7 @@ def load_image(path: str | os.PathLike[str]) -> Tensor:
     """Read an image file as [1, 3, H, W] in -1..1.
 
     Raises:
-        ValueError: when there is no such file or it is not an image Pillow can read.
+        ValueError: for a missing file, and one that Pillow cannot read.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -76,13 +71,13 @@ def load_image(path: str | os.PathLike[str]) -> Tensor:
         with Image.open(path) as image:
             return from_pil(image)
     except FileNotFoundError:
-        raise ValueError(f"There is no image file at {path}. Check the path.") from None
+        raise ValueError(f"{path}: there is no image file. Check the path.") from None
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} could not be read as an image ({error}). Expected PNG, JPEG or WebP.") from error
 
 
 def save_image(image: Tensor, path: str | os.PathLike[str]) -> Path:
-    """Write one image, [3, H, W] or [1, 3, H, W], as PNG. The file appears whole or not at all.
+    """Write one image, [3, H, W] or [1, 3, H, W], as PNG, atomically.
 
     Raises:
         ValueError: for more than one image, and for a name that does not end in .png.
@@ -90,25 +85,19 @@ def save_image(image: Tensor, path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise ValueError(f"Got the file name {path.name}, expected one that ends in .png.")
-    picture = to_pil(image)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            picture.save(file, format="PNG")
-        os.chmod(partial, 0o644)  # mkstemp makes private files; a picture is meant to be looked at
-        os.replace(partial, path)
-    finally:
-        Path(partial).unlink(missing_ok=True)
+    pil = to_pil(image)
+    with replace_atomically(path) as temporary:
+        pil.save(temporary, format="PNG")
     return path
 
 
 def resize(images: Tensor, size: int | tuple[int, int]) -> Tensor:
-    """Resample [N, 3, H, W] to size (a side, or height and width), antialiased bicubic, differentiable.
+    """Resample [N, 3, H, W] by antialiased bicubic interpolation, differentiably; equal sizes return the input itself.
 
-    Returns the images untouched when they already have that size. Bicubic may overshoot -1..1 slightly at edges.
+    Args:
+        size: side length, or height and width. Values may exceed -1..1 slightly at edges.
     """
-    _expect_images(images)
+    check_rgb(images)
     height, width = (size, size) if isinstance(size, int) else size
     if height < 1 or width < 1:
         raise ValueError(f"Got the size {height} x {width}, expected at least 1 x 1.")
@@ -118,52 +107,46 @@ def resize(images: Tensor, size: int | tuple[int, int]) -> Tensor:
 
 
 def square(images: Tensor, size: int) -> Tensor:
-    """Pictures of any size and kind as a generator of `size` pixels makes them: [N, C, H, W] -> [N, 3, size, size].
+    """Crop the central square of images [N, C, H, W] and resample it to [N, 3, size, size].
 
-    The middle square is cut out; larger ones are reduced by area, as projectors do (StyleGAN2, arXiv:1912.04958,
-    appendix D), smaller ones enlarged. C is 1 for grey, 3 for colour, 4 with transparency, which is laid on white; all
-    channels lie in -1..1. Raises ValueError for what `check_images` refuses, and for a size under 16.
+    Larger images are reduced by area averaging, as in StyleGAN2's projector (arXiv:1912.04958, appendix D), smaller
+    ones enlarged. C is 1 for gray, 3 for color and 4 with transparency, composed over white; all lie in -1..1.
+
+    Raises:
+        ValueError: for images that `check_images` refuses, and a size under 16.
     """
     check_images(images)
     if size < SMALLEST:
-        raise ValueError(f"Got size {size}, expected at least {SMALLEST} pixels, as a rule the generator's.")
+        raise ValueError(f"Got size {size}, expected at least {SMALLEST} pixels, usually the generator's resolution.")
     if images.shape[1] == 4:
-        cover = ((images[:, 3:] + 1) / 2).clamp(0, 1)
-        images = images[:, :3] * cover + (1 - cover)
+        alpha = ((images[:, 3:] + 1) / 2).clamp(0, 1)
+        images = images[:, :3] * alpha + (1 - alpha)
     height, width = images.shape[-2:]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
-    cut = images.float()[:, :, top : top + side, left : left + side].expand(-1, 3, -1, -1)
-    return F.interpolate(cut, size=(size, size), mode="area") if side > size else resize(cut, size).clamp(-1, 1)
+    crop = images.float()[:, :, top : top + side, left : left + side].expand(-1, 3, -1, -1)
+    return F.interpolate(crop, size=(size, size), mode="area") if side > size else resize(crop, size).clamp(-1, 1)
 
 
 def check_images(images: Tensor, channels: Sequence[int] = (1, 3, 4)) -> None:
-    """Refuse what is no picture from outside: [N, C, H, W] in -1..1.
+    """Check images from outside, [N, C, H, W] in -1..1.
 
     Raises:
-        ValueError: for other channels, sides under 16 pixels, NaN and infinity, and values that are far from -1..1.
+        ValueError: for other channels, sides under 16 pixels, NaN, infinity and values far from -1..1.
     """
     if images.ndim != 4 or not len(images) or images.shape[1] not in channels:
-        kinds = " or ".join(f"{one} ({_KINDS[one]})" for one in channels)
-        raise ValueError(
-            f"Got pictures of shape {list(images.shape)}, expected [N, C, H, W] with at least one picture "
-            f"of {kinds} channels."
-        )
+        kinds = " or ".join(f"{count} ({_CHANNELS[count]})" for count in channels)
+        raise ValueError(f"Got images of shape {list(images.shape)}, expected [N, C, H, W] with N > 0 and C {kinds}.")
     height, width = images.shape[-2:]
     if min(height, width) < SMALLEST:
-        raise ValueError(
-            f"Got pictures of {width} x {height} pixels, expected at least {SMALLEST} on each side; "
-            "there is nothing to recognise in fewer."
-        )
+        raise ValueError(f"Got images of {width} x {height} pixels, expected at least {SMALLEST} on each side.")
     if not images.isfinite().all():
-        raise ValueError("Got pictures with NaN or infinity in them, expected -1..1; load them from a sound file.")
-    if (farthest := images.abs().max().item()) > _FARTHEST:
-        raise ValueError(
-            f"Got pictures that reach {farthest:.4g}, expected -1..1; divide bytes by 127.5 and take 1 "
-            "away, or use load_image."
-        )
+        raise ValueError("Got images with NaN or infinity, expected values in -1..1.")
+    if (largest := images.abs().max().item()) > _LARGEST_VALUE:
+        raise ValueError(f"Got images with values up to {largest:.4g}, expected -1..1; divide bytes by 127.5, minus 1.")
 
 
-def _expect_images(images: Tensor) -> None:
+def check_rgb(images: Tensor) -> None:
+    """Raise ValueError unless images are [N, 3, H, W] with N > 0."""
     if images.ndim != 4 or images.shape[1] != 3 or not len(images):
         raise ValueError(f"Got images of shape {list(images.shape)}, expected [N, 3, H, W] with at least one image.")

@@ -1,10 +1,10 @@
-"""The only opener of model files. A file is recognised by its content; nothing a file holds is ever run.
+"""Files written by this package: safetensors with a description in the metadata, replaced atomically.
 
-Containers: safetensors; PyTorch archives, new (zip) and old, read with `weights_only=True`; pickles of
-NVlabs/stylegan2-ada-pytorch and NVlabs/stylegan3, read by an unpickler that knows a short list of harmless globals;
-numpy's .npy and .npz, of numbers only. Those pickles carry the source text of their own classes for their loader to
-execute: here it stays text.
+The description consists of a `kind`, the format's `version`, a free `provenance` and fields of the kind. Strings are
+stored as they are, other values as JSON. Generators are recognized by their `spec` and have no `kind`.
 """
+
+from __future__ import annotations
 
 import json
 import os
@@ -23,7 +23,11 @@ from .errors import CheckpointError, DamagedCheckpointError, UnsupportedCheckpoi
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """The metadata of a safetensors file, without reading its weights."""
+    """Read the metadata of a safetensors file without its tensors.
+
+    Raises:
+        CheckpointError: for a missing file and one that is not safetensors.
+    """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file. Check the path.")
@@ -34,47 +38,74 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         raise DamagedCheckpointError(f"{path}: not a sound safetensors file ({error}).") from error
 
 
-def read_description(path: str | Path, hints: Mapping[str, Any], newest: int) -> dict[str, Any]:
-    """What a file of ours says about itself, its `provenance` as a dict. newest: the latest version that is known.
+def read_description(path: str | Path, hints: Mapping[str, Any], newest: int, *json_fields: str) -> dict[str, Any]:
+    """Check the version of a file of ours and parse its description.
 
-    Raises CheckpointError for a description that cannot be read and for a newer version.
+    Args:
+        path: named in errors.
+        hints: metadata of the file.
+        newest: latest known format version.
+        json_fields: further required fields in JSON.
+
+    Returns:
+        The hints, with `version` and `json_fields` as values.
+
+    Raises:
+        DamagedCheckpointError: for a missing field and invalid JSON.
+        UnsupportedCheckpointError: for a newer version.
     """
     try:
-        version, told = json.loads(hints["version"]), dict(json.loads(hints.get("provenance", "{}")))
+        values = {name: json.loads(hints[name]) for name in ("version", *json_fields)}
     except (KeyError, TypeError, ValueError) as error:
-        raise DamagedCheckpointError(
-            f"{path}: its description cannot be read ({type(error).__name__}: {error}). The "
-            "file was changed; copy it again."
-        ) from error
-    if not isinstance(version, int) or version > newest:
+        raise _damaged(path, "description", error) from error
+    if not isinstance(values["version"], int) or values["version"] > newest:
         raise UnsupportedCheckpointError(
-            f"{path}: the file has format version {version}, known is {newest}. Update this package."
+            f"{path}: got format version {values['version']}, known is {newest}. Update this package."
         )
-    return {**hints, "provenance": told}
+    return {**hints, **values}
 
 
-def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write atomically: `path` holds either what it held before or all of the new file."""
+def read_object(path: str | Path, hints: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Parse an optional field that holds a JSON object; {} where it is absent.
+
+    Raises:
+        DamagedCheckpointError: for anything else than a JSON object.
+    """
+    try:
+        return dict(json.loads(hints.get(name, "{}")))
+    except (TypeError, ValueError) as error:
+        raise _damaged(path, name, error) from error
+
+
+def _damaged(path: str | Path, field: str, error: Exception) -> DamagedCheckpointError:
+    return DamagedCheckpointError(
+        f"{path}: its {field} cannot be read ({type(error).__name__}: {error}). The file was changed; copy it again."
+    )
+
+
+def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
+    """Write tensors and their description atomically: a failed write leaves the previous file."""
     content = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    with _replacing(Path(path)) as temporary:  # save_file would keep the file from all users but one
-        temporary.write_bytes(safetensors.torch.save(content, metadata=dict(metadata)))
+    metadata = {name: value if isinstance(value, str) else json.dumps(value) for name, value in description.items()}
+    with replace_atomically(Path(path)) as temporary:  # save_file would make it readable by its owner only
+        temporary.write_bytes(safetensors.torch.save(content, metadata=metadata))
 
 
 def write_torch(path: str | Path, content: Mapping[str, Any]) -> None:
     """Write a PyTorch archive of tensors and plain values atomically, for programs that read nothing else."""
-    with _replacing(Path(path)) as temporary:
+    with replace_atomically(Path(path)) as temporary:
         torch.save(dict(content), temporary)
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Hands out a temporary path in the same folder; on success it becomes `path`, on failure it is gone."""
+def replace_atomically(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the folder of `path`; it replaces `path` on success and is removed on failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         yield temporary
         with temporary.open("rb+") as file:
-            os.fsync(file.fileno())  # else a power cut may leave the new name on an empty file
+            os.fsync(file.fileno())  # without it a power cut may leave an empty file under the new name
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import DamagedCheckpointError, UnsafeCheckpointError, UnsupportedCheckpointError, _blocked
+from .errors import DamagedCheckpointError, UnsafeCheckpointError, UnsupportedCheckpointError
 
 _STORAGES = {
     "HalfStorage": torch.float16,
@@ -129,7 +129,7 @@ class _Foreign(type):
     path: Path
 
     def __call__(cls, *_: object, **__: object) -> Any:
-        raise UnsafeCheckpointError(_blocked(cls.path, cls.__qualname__))
+        raise UnsafeCheckpointError.for_global(cls.path, cls.__qualname__)
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ def _allow_list(path: Path, charge: Callable[[int], None]) -> dict[tuple[str, st
 
     def old_style(cls: type, *_: object) -> Any:  # how protocols 0 and 1 create an object
         if not isinstance(cls, _Foreign):
-            raise UnsafeCheckpointError(_blocked(path, f"copyreg._reconstructor({cls!r:.60})"))
+            raise UnsafeCheckpointError.for_global(path, f"copyreg._reconstructor({cls!r:.60})")
         return Record.__new__(cls)  # type: ignore[arg-type]
 
     def storage(content: bytes) -> Storage:
@@ -241,7 +241,7 @@ def _allow_list(path: Path, charge: Callable[[int], None]) -> dict[tuple[str, st
 
     def typed(function: Callable[..., Any], _: object, arguments: tuple[Any, ...], *__: object) -> Any:
         if function not in (tensor, parameter):
-            raise UnsafeCheckpointError(_blocked(path, f"{function!r:.60}"))
+            raise UnsafeCheckpointError.for_global(path, f"{function!r:.60}")
         return function(*arguments)
 
     def special(*_: object) -> Tensor:  # sparse, quantised, nested: refused with its name once that is known

@@ -12,7 +12,6 @@ Letters: N latents, L rows of W+, C width of a row, K directions, S styles (chan
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -200,10 +199,10 @@ def save_directions(directions: Directions, path: str | Path, provenance: Mappin
         {"vectors": directions.vectors, "scale": directions.scale},
         {
             "kind": KIND,
-            "version": json.dumps(VERSION),
+            "version": VERSION,
             "space": directions.space,
-            "names": json.dumps(directions.names),
-            "provenance": json.dumps(dict(provenance or {})),
+            "names": directions.names,
+            "provenance": dict(provenance or {}),
         },
     )
 
@@ -225,10 +224,10 @@ def load_directions(path: str | Path, generator: Generator | None = None) -> Dir
     if raw.container != "safetensors" or raw.hints.get("kind") != KIND:
         found = _foreign(path, raw, generator)
     else:
-        told = read_description(path, raw.hints, VERSION)
+        description = read_description(path, raw.hints, VERSION, "names")
         try:
-            names = tuple(map(str, json.loads(told["names"])))
-            found = Directions(raw.tensors["vectors"], raw.tensors["scale"], names, told["space"])
+            names = tuple(map(str, description["names"]))
+            found = Directions(raw.tensors["vectors"], raw.tensors["scale"], names, description["space"])
         except (KeyError, TypeError, ValueError) as error:
             raise DamagedCheckpointError(
                 f"{path}: directions that are not whole ({type(error).__name__}: {error}). "

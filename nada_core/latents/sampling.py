@@ -8,7 +8,6 @@ Letters: N latents, L rows, C width of a row, T frames, R a layer's resolution, 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -200,8 +199,9 @@ def save_latents(latents: Latents, path: str | Path, provenance: Mapping[str, An
     tensors = {"ws": latents.ws, **maps}
     if broken := [name for name, value in tensors.items() if not value.isfinite().all()]:
         raise ValueError(f"{broken[0]} of the latents holds NaN or infinity; nothing was written. Make them anew.")
-    told = {"noise": noise if isinstance(noise, str) else "maps", "provenance": json.dumps(dict(provenance or {}))}
-    write_safetensors(path, tensors, {"kind": KIND, "version": json.dumps(VERSION), "space": latents.space, **told})
+    description = {"kind": KIND, "version": VERSION, "space": latents.space}
+    description |= {"noise": noise if isinstance(noise, str) else "maps", "provenance": dict(provenance or {})}
+    write_safetensors(path, tensors, description)
 
 
 def load_latents(path: str | Path, generator: Generator | None = None) -> Latents:
@@ -219,11 +219,11 @@ def load_latents(path: str | Path, generator: Generator | None = None) -> Latent
     raw = read_checkpoint(path)
     if raw.container != "safetensors" or raw.hints.get("kind") != KIND:
         return _foreign(path, raw, generator)
-    told = read_description(path, raw.hints, VERSION)
+    description = read_description(path, raw.hints, VERSION)
     maps = [raw.tensors[name] for name in (f"noise.{i}" for i in range(len(raw.tensors))) if name in raw.tensors]
     try:
-        noise = maps if told["noise"] == "maps" else told["noise"]
-        found = Latents(raw.tensors["ws"], noise, told["space"])
+        noise = maps if description["noise"] == "maps" else description["noise"]
+        found = Latents(raw.tensors["ws"], noise, description["space"])
     except (KeyError, ValueError) as error:
         raise DamagedCheckpointError(
             f"{path}: latents that are not whole ({type(error).__name__}: {error}). The file "

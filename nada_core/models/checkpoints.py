@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..io.checkpoint_file import BUILTIN, RawCheckpoint, read_checkpoint
 from ..io.errors import CheckpointError, UnsupportedCheckpointError
-from ..io.metadata import read_metadata, write_safetensors, write_torch
+from ..io.metadata import read_description, read_metadata, read_object, write_safetensors, write_torch
 from .file_kinds import describe
 from .generator import Generator
 from .layout import Layout, Reading, find_network
@@ -47,7 +47,7 @@ def load_generator(path_or_builtin: str | Path) -> Generator:
     except ValueError as error:
         raise CheckpointError(f"{path}, read as {layout.name}: {error}") from error
     generator.source = raw.sha256
-    generator.recommended = _recommended(path, raw.hints) if raw.container == "safetensors" else {}
+    generator.recommended = read_object(path, raw.hints, "recommended") if raw.container == "safetensors" else {}
     return generator
 
 
@@ -74,16 +74,7 @@ def read_recommended(path_or_builtin: str | Path) -> dict[str, Any]:
         CheckpointError: when the file does not exist or its metadata is damaged.
     """
     path = Path(BUILTINS.get(str(path_or_builtin), path_or_builtin))
-    return _recommended(path, read_metadata(path)) if path.suffix == ".safetensors" else {}
-
-
-def _recommended(path: Path, hints: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        return dict(json.loads(hints.get("recommended", "{}")))
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(
-            f"{path}: its recommended settings are not a JSON object ({error}); the file was changed. Copy it again."
-        ) from error
+    return read_object(path, read_metadata(path), "recommended") if path.suffix == ".safetensors" else {}
 
 
 def save_generator(
@@ -113,27 +104,14 @@ def save_generator(
         )
     spec = generator.spec()
     recommended = generator.recommended if recommended is None else recommended
-    metadata = {
-        "family": json.dumps(spec["family"]),
-        "spec": json.dumps(spec),
-        "version": json.dumps(VERSION),
-        "provenance": json.dumps(dict(provenance)),
-    }
-    if recommended:
-        metadata["recommended"] = json.dumps(dict(recommended))
-    write_safetensors(path, state, metadata)
+    description = {"family": json.dumps(spec["family"]), "spec": spec, "version": VERSION}
+    optional = {"recommended": dict(recommended)} if recommended else {}
+    write_safetensors(path, state, {**description, "provenance": dict(provenance), **optional})
 
 
 def read_provenance(path: str | Path) -> dict[str, Any]:
     """What `save_generator` was told about the weights' origin; empty where the file says nothing."""
-    told = read_metadata(path).get("provenance", "{}")
-    try:
-        return dict(json.loads(told))
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(
-            f"{path}: its provenance is not a JSON object ({error}); the weights may be sound. Load "
-            "the generator and save it again."
-        ) from error
+    return read_object(path, read_metadata(path), "provenance")
 
 
 def export_rosinality(generator: Generator, path: str | Path) -> None:
@@ -148,14 +126,7 @@ def export_rosinality(generator: Generator, path: str | Path) -> None:
 
 
 def _read_ours(raw: RawCheckpoint, _: str) -> Reading:
-    try:
-        version, spec = json.loads(raw.hints.get("version", "0")), json.loads(raw.hints["spec"])
-    except ValueError as error:
-        raise CheckpointError(f"its description is not JSON ({error}). The file was changed; copy it again.") from error
-    if not isinstance(version, int) or version > VERSION:
-        raise UnsupportedCheckpointError(
-            f"the file has format version {version}, known is {VERSION}. Update this package."
-        )
+    spec = read_description("metadata", {"version": "0", **raw.hints}, VERSION, "spec")["spec"]
     return Reading(spec, dict(raw.tensors), {})
 
 

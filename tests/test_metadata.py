@@ -1,0 +1,81 @@
+"""Descriptions of files of ours, and atomic writing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nada_core.io import metadata
+from nada_core.io.errors import CheckpointError, DamagedCheckpointError, UnsupportedCheckpointError
+from nada_core.io.metadata import read_description, read_metadata, read_object, write_safetensors, write_torch
+
+TENSORS = {"a": torch.zeros(2)}
+
+
+def test_description_round_trip(tmp_path: Path) -> None:
+    """Strings are stored as they are, other values as JSON."""
+    path = tmp_path / "x.safetensors"
+    written = {"kind": "nada_test", "version": 2, "names": ("a", "b"), "provenance": {"seed": 3}}
+    write_safetensors(path, TENSORS, written)
+    hints = read_metadata(path)
+    assert hints == {"kind": "nada_test", "version": "2", "names": '["a", "b"]', "provenance": '{"seed": 3}'}
+    assert read_description(path, hints, 2, "names") == hints | {"version": 2, "names": ["a", "b"]}
+    assert read_object(path, hints, "provenance") == {"seed": 3} and read_object(path, hints, "shapes") == {}
+
+
+@pytest.mark.parametrize(
+    ("hints", "error", "value"),
+    [
+        ({"version": "3", "names": "[]"}, UnsupportedCheckpointError, "x: got format version 3"),
+        ({"version": '"new"', "names": "[]"}, UnsupportedCheckpointError, "version new"),
+        ({"version": "{", "names": "[]"}, DamagedCheckpointError, "JSONDecodeError"),
+        ({"version": "1", "names": "["}, DamagedCheckpointError, "JSONDecodeError"),
+        ({"version": 1, "names": "[]"}, DamagedCheckpointError, "TypeError"),
+        ({"version": "1"}, DamagedCheckpointError, "'names'"),
+        ({}, DamagedCheckpointError, "'version'"),
+    ],
+)
+def test_unreadable_descriptions_are_refused(
+    hints: Mapping[str, Any], error: type[CheckpointError], value: str
+) -> None:
+    with pytest.raises(error, match=value):
+        read_description("x", hints, 2, "names")
+
+
+@pytest.mark.parametrize("value", ["[1]", "{", "5", 5])
+def test_objects_that_are_no_json_objects_are_refused(value: object) -> None:
+    with pytest.raises(DamagedCheckpointError, match="x: its provenance"):
+        read_object("x", {"provenance": value}, "provenance")
+
+
+def test_metadata_of_other_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"not safetensors")
+    with pytest.raises(DamagedCheckpointError, match=str(tmp_path / "x")):
+        read_metadata(tmp_path / "x")
+    with pytest.raises(CheckpointError, match="none: there is no such file"):
+        read_metadata(tmp_path / "none")
+
+
+def test_failed_writes_leave_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.safetensors"
+    write_safetensors(path, TENSORS, {})
+    before = path.read_bytes()
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(metadata.os, "fsync", fail)  # the temporary file is complete by then
+    for write in (lambda: write_safetensors(path, {"a": torch.ones(2)}, {}), lambda: write_torch(path, {"a": 1})):
+        with pytest.raises(OSError, match="disk full"):
+            write()
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_writing_creates_the_folder_and_honors_the_umask(tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "new" / "x.safetensors", {"a": torch.zeros(2, 3).t()}, {})
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "new" / "x.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
