@@ -1,4 +1,4 @@
-"""The nodes, and the extension that hands them to ComfyUI."""
+"""The list of nodes and the ComfyUI extension entry point."""
 
 from ._host import ComfyExtension, io
 from .adapt import AdaptGenerator, ChooseRecipe, PlotTraining

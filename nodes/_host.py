@@ -1,8 +1,10 @@
-"""The one room that knows ComfyUI: folders, devices, progress, and the way pictures travel there.
+"""The only module that imports ComfyUI: model folders, devices, progress bars and image conversion.
 
-ComfyUI runs every node inside `torch.inference_mode()` and hands cached outputs out again, hence three rules. Whatever
-makes or moves weights runs in `normal_mode()`. What leaves a node lies on the CPU. What comes in is never changed:
-`on_device` lends copies.
+ComfyUI runs nodes inside `torch.inference_mode()` and caches their outputs, hence three rules:
+
+- Code that creates or moves weights runs in `normal_mode()`.
+- Node outputs are on the CPU.
+- Node inputs are never modified: `on_device` yields copies.
 """
 
 from __future__ import annotations
@@ -54,20 +56,20 @@ __all__ = [
     "watch",
 ]
 
-Weighed = tuple[tuple[Any, float], ...]  # guides with their weights
+WeightedGuides = tuple[tuple[Any, float], ...]  # (guide, weight) pairs
 
 GENERATORS, GUIDES, DOMAINS = "stylegan_nada", "stylegan_nada_guides", "stylegan_nada_domains"
 ENCODERS, IDENTITIES = "stylegan_nada_encoders", "stylegan_nada_identity"
 LATENTS, DIRECTIONS = "stylegan_nada_latents", "stylegan_nada_directions"
-# Folders in the generators' folder that hold no generators.
-_APART = ("guides", "domains", "encoders", "identity", "latents", "directions")
+# Subfolders of the generator folders that hold other kinds of files.
+_OTHER_KINDS = ("guides", "domains", "encoders", "identity", "latents", "directions")
 
 
 # ---- files --------------------------------------------------------------------------------------------------------
 
 
 def _register(kind: str, extensions: set[str], folders: Iterable[Path]) -> None:
-    """Add to what a user's extra_model_paths.yaml or another pack may have registered already."""
+    """Register folders and extensions, keeping those of extra_model_paths.yaml and of other packs."""
     known, endings = folder_paths.folder_names_and_paths.get(kind, ([], set()))
     paths = list(known)
     paths += [str(folder) for folder in folders if str(folder) not in paths]
@@ -87,61 +89,74 @@ def _register_all() -> None:
     _register(DIRECTIONS, arrays, [models / "stylegan_nada" / "directions", own / "directions"])
 
 
-_register_all()  # at import, because define_schema asks for the lists
+_register_all()  # at import, because define_schema lists the files
 
 
 def files(kind: str) -> list[str]:
-    """The files of a kind that a user can choose, relative to its folders."""
+    """List the files of a kind, relative to its folders."""
     names = folder_paths.get_filename_list(kind)
-    return [name for name in names if kind != GENERATORS or Path(name).parts[0] not in _APART]
+    return [name for name in names if kind != GENERATORS or Path(name).parts[0] not in _OTHER_KINDS]
 
 
 def find(kind: str, name: str) -> Path:
-    """Where a listed file lies. Raises ValueError for one that is not, or no longer, there."""
-    if told := missing(kind, name):
-        raise ValueError(told)
+    """Return the path of a listed file.
+
+    Raises:
+        ValueError: If the file does not exist.
+    """
+    if problem := missing(kind, name):
+        raise ValueError(problem)
     return Path(folder_paths.get_full_path_or_raise(kind, _local(name)))
 
 
 def _local(name: str) -> str:
-    """A name as this machine writes it: workflows travel between those that say a/b and those that say a\\b."""
+    """Convert path separators: a workflow may have been saved on another operating system."""
     return name.replace("\\", "/").replace("/", os.sep)
 
 
-def missing(kind: str, name: str | None, others: Iterable[str] = ()) -> str | None:
-    """What to tell the user about a name that is neither listed nor one of `others`; None when all is well."""
-    if name is None or name in others or _local(name) in files(kind):
+def missing(kind: str, name: str | None, builtins: Iterable[str] = ()) -> str | None:
+    """Return an error message if `name` is neither a listed file nor a built-in name, else None."""
+    if name is None or name in builtins or _local(name) in files(kind):
         return None
     folders = " or ".join(folder_paths.get_folder_paths(kind))
-    return f"{name!r} was not found. Put the file into {folders} and press R, or choose another one."
+    return f"{name!r} was not found. Put the file into {folders} and press R, or choose another file."
 
 
 def file_stamp(kind: str, name: str) -> str:
-    """What changes when the file, or a .json beside it, does. The name itself for what is built in.
+    """Return a cache key that changes with the file and its .json; for a built-in name, return the name.
 
-    A digest of path, time and size: ComfyUI writes it into every file it saves, and a path is nobody's business.
+    It is a digest because ComfyUI saves it in workflow files, which should not contain local paths.
     """
     if missing(kind, name):
         return name
     path = find(kind, name)
-    beside = [one for one in (path, path.with_suffix(".json")) if one.is_file()]
-    told = [(str(one), one.stat().st_mtime_ns, one.stat().st_size) for one in beside]
-    return hashlib.sha256(repr(told).encode()).hexdigest()
+    paths = [one for one in (path, path.with_suffix(".json")) if one.is_file()]
+    stamp = [(str(one), one.stat().st_mtime_ns, one.stat().st_size) for one in paths]
+    return hashlib.sha256(repr(stamp).encode()).hexdigest()
 
 
 def save_path(prefix: str, suffix: str, folder: str = "") -> Path:
-    """A new numbered file for `prefix` in this pack's output folder, which may name folders and tokens like %year%."""
+    """Return the path of a new numbered file in the output folder of this pack.
+
+    Args:
+        prefix: File name; it may contain subfolders and tokens such as %year%.
+        suffix: File extension.
+        folder: Subfolder of output/stylegan_nada.
+
+    Raises:
+        ValueError: If the prefix is empty, contains special characters or leaves the output folder.
+    """
     parts = Path(prefix).parts
-    odd = re.search(r'[\x00-\x1f<>:"|?*]', prefix) or Path(prefix).is_absolute() or ".." in parts
-    if odd or not prefix.strip() or not parts:
+    invalid = re.search(r'[\x00-\x1f<>:"|?*]', prefix) or Path(prefix).is_absolute() or ".." in parts
+    if invalid or not prefix.strip() or not parts:
         raise ValueError(
-            f"The filename_prefix is {prefix!r}; give a name, after folders of its own if you like, "
-            "without special characters."
+            f"Got filename_prefix {prefix!r}, expected a file name without special characters; "
+            "it may contain subfolders."
         )
-    if not folder and parts[0] in _APART:
+    if not folder and parts[0] in _OTHER_KINDS:
         raise ValueError(
-            f"The filename_prefix {prefix!r} begins with {parts[0]}, where generators are not looked for; "
-            "name another folder."
+            f"Got filename_prefix {prefix!r}, but Load Generator does not list the subfolder {parts[0]}; "
+            "use another folder."
         )
     own = Path(folder_paths.get_output_directory(), "stylegan_nada", folder)
     place, name, counter, _, _ = folder_paths.get_save_image_path(prefix, str(own))
@@ -151,26 +166,25 @@ def save_path(prefix: str, suffix: str, folder: str = "") -> Path:
 
 
 def metadata(hidden: Any) -> dict[str, Any]:
-    """The graph a file was made by, unless the user asked ComfyUI to keep such things out of files."""
+    """Return the workflow graph for the metadata of a file; empty with --disable-metadata."""
     if args.disable_metadata or hidden.prompt is None:
         return {}
-    kept = ("class_type", "inputs")  # not is_changed, in which other packs' nodes may name files of this machine
-    graph = {key: {name: node[name] for name in kept if name in node} for key, node in hidden.prompt.items()}
+    fields = ("class_type", "inputs")  # not is_changed, which may contain local paths
+    graph = {key: {name: node[name] for name in fields if name in node} for key, node in hidden.prompt.items()}
     return {"comfyui_prompt": graph}
 
 
-# ---- pictures -----------------------------------------------------------------------------------------------------
+# ---- images -------------------------------------------------------------------------------------------------------
 
 
 def to_image(images: Tensor) -> Tensor:
-    """[N, 3, H, W] in about -1..1 -> ComfyUI's IMAGE: [N, H, W, 3] in 0..1."""
+    """Convert [N, 3, H, W] in -1..1 to a ComfyUI IMAGE, [N, H, W, 3] in 0..1; values outside are clamped."""
     device = comfy.model_management.intermediate_device()
     return (images.detach().float() + 1).div_(2).clamp_(0, 1).permute(0, 2, 3, 1).contiguous().to(device)
 
 
 def from_image(image: Tensor, channels: int = 3) -> Tensor:
-    """ComfyUI's IMAGE -> [N, C, H, W] in -1..1 on the CPU, a tensor of our own, with at most so many channels: of the
-    usual 3, transparency is dropped."""
+    """Convert a ComfyUI IMAGE to a new [N, C, H, W] tensor in -1..1 on the CPU, keeping at most `channels` channels."""
     return image[..., :channels].detach().to("cpu", torch.float32, copy=True).permute(0, 3, 1, 2).contiguous() * 2 - 1
 
 
@@ -179,24 +193,27 @@ def from_image(image: Tensor, channels: int = 3) -> Tensor:
 
 @contextmanager
 def normal_mode() -> Iterator[None]:
-    """Outside of the inference mode that ComfyUI runs nodes in: tensors made there can never be trained again."""
+    """Disable ComfyUI's inference mode: tensors created inside it can never require gradients."""
     with torch.inference_mode(False), torch.enable_grad():
         yield
 
 
 @contextmanager
 def on_device(*modules: Any, need: int = 0) -> Iterator[tuple[Any, ...]]:
-    """Lend copies of modules on ComfyUI's compute device; on the CPU, where no copy is needed, the modules themselves.
+    """Yield copies of modules on ComfyUI's compute device; on the CPU, yield the modules themselves.
 
-    need: bytes beyond the weights that the work will take; ComfyUI makes room for them. Whatever happens inside, the
-    device gets its memory back. Inside, the user can stop the work between any two layers of a forward pass.
+    Inside, the user can cancel between any two layers of a forward pass. The device memory is always released.
+
+    Args:
+        modules: Modules to copy. A module that is passed twice is copied once.
+        need: Bytes to free on the device beyond the size of the weights.
     """
     device = comfy.model_management.get_torch_device()
     if device.type == "cpu":
         with _stoppable():
             yield modules
         return
-    originals = {id(module): module for module in modules}  # one that is given twice is copied once
+    originals = {id(module): module for module in modules}
     weights = sum(tensor.nbytes for module in originals.values() for tensor in _tensors(module))
     comfy.model_management.free_memory(weights + need, device)
     copies: dict[int, Any] = {}
@@ -206,19 +223,19 @@ def on_device(*modules: Any, need: int = 0) -> Iterator[tuple[Any, ...]]:
         with _stoppable():
             yield tuple(copies[id(module)] for module in modules)
     except BaseException as error:
-        traceback.clear_frames(error.__traceback__)  # they hold what the work had made on the device so far
+        traceback.clear_frames(error.__traceback__)  # their locals hold device tensors
         raise
     finally:
         for module in copies.values():
-            module.to_empty(device="meta")  # the caller still holds the module, so its memory is taken from under it
+            module.to_empty(device="meta")  # frees the memory even while the caller references the module
         comfy.model_management.soft_empty_cache()
 
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """Inside, every module asks before its forward pass whether the user wants to stop: a step may take long."""
-    ask = comfy.model_management.throw_exception_if_processing_interrupted
-    hook = register_module_forward_pre_hook(lambda *_: ask())
+    """Check for cancellation before every module's forward pass, because one step may take long."""
+    check = comfy.model_management.throw_exception_if_processing_interrupted
+    hook = register_module_forward_pre_hook(lambda *_: check())
     try:
         yield
     finally:
@@ -226,15 +243,14 @@ def _stoppable() -> Iterator[None]:
 
 
 @contextmanager
-def for_training(generator: Any, guides: Weighed = (), *others: Any) -> Iterator[tuple[Any, ...]]:
-    """Lend a generator, its weighed guides and whatever others look on, with all the memory ComfyUI can give: the
-    generator, the guides, and the others in their places. None stays None."""
-    nets = [*(guide for guide, _ in guides), *others]
-    with on_device(generator, *(net for net in nets if net is not None), need=1 << 60) as (lent, *rest):
-        found = iter(rest)
-        copies = [None if net is None else next(found) for net in nets]
-        weighed = tuple((encoder, weight) for encoder, (_, weight) in zip(copies, guides, strict=False))
-        yield lent, weighed, *copies[len(guides) :]
+def for_training(generator: Any, guides: WeightedGuides = (), *others: Any) -> Iterator[tuple[Any, ...]]:
+    """Yield a generator, its weighted guides and other optional networks on the device, freeing all memory there."""
+    networks = [*(guide for guide, _ in guides), *others]
+    with on_device(generator, *(net for net in networks if net is not None), need=1 << 60) as (source, *rest):
+        remaining = iter(rest)
+        copies = [None if net is None else next(remaining) for net in networks]
+        weighted = tuple((encoder, weight) for encoder, (_, weight) in zip(copies, guides, strict=False))
+        yield source, weighted, *copies[len(guides) :]
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:
@@ -243,7 +259,7 @@ def _tensors(module: nn.Module) -> Iterator[Tensor]:
 
 
 def _copy(module: nn.Module, device: torch.device) -> nn.Module:
-    """A deep copy whose weights never exist twice on the CPU: deepcopy takes what its memo already has."""
+    """Deep-copy a module to a device without a second copy on the CPU: the memo already holds the moved tensors."""
     memo: dict[int, Any] = {
         id(p): nn.Parameter(p.detach().to(device), requires_grad=p.requires_grad) for p in module.parameters()
     }
@@ -255,10 +271,10 @@ def _copy(module: nn.Module, device: torch.device) -> nn.Module:
 
 
 def watch(total: int) -> Callable[..., None]:
-    """A progress bar on the running node: `tick(done, picture)` moves it and stops the work when the user asked to.
+    """Return `tick(done, picture)`, which updates the progress bar of the running node and checks for cancellation.
 
-    picture: a callable that gives the preview, [1, 3, H, W] in -1..1. It is called at most twice a second, and less
-    often where it is slow, so that looking takes no more than about a tenth of the time.
+    `picture` is a callable that returns the preview, [1, 3, H, W] in -1..1. It is called at most twice a second, and
+    less often if it is slow, so that previews take at most about 10 % of the time.
     """
     bar = comfy.utils.ProgressBar(total)
     due = -math.inf

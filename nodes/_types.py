@@ -1,4 +1,4 @@
-"""What travels along the wires. The prefix keeps other packs' incompatible STYLEGAN types apart."""
+"""Socket types. The prefix avoids clashes with the incompatible STYLEGAN types of other packs."""
 
 from ._host import io
 
@@ -9,8 +9,8 @@ GuideType = io.Custom("NADA_GUIDE")  # tuple of (ClipGuide, weight)
 ShiftType = io.Custom("NADA_SHIFT")  # TextShift, ImageShift or MixedShift
 LayersType = io.Custom("NADA_LAYERS")  # LayerChoice
 LatentsType = io.Custom("NADA_LATENTS")  # Latents
-DomainType = io.Custom("NADA_DOMAIN")  # Domain: what an adaptation changed
-LikenessType = io.Custom("NADA_LIKENESS")  # tuple of Perceptual or None and Identity or None
-EncoderType = io.Custom("NADA_ENCODER")  # Encoder, its own generator with it
+DomainType = io.Custom("NADA_DOMAIN")  # Domain: weight changes
+LikenessType = io.Custom("NADA_LIKENESS")  # (Perceptual | None, Identity | None)
+EncoderType = io.Custom("NADA_ENCODER")  # Encoder, including its generator
 DirectionsType = io.Custom("NADA_DIRECTIONS")  # Directions
 RecipeType = io.Custom("NADA_RECIPE")  # Recipe

@@ -1,4 +1,4 @@
-"""The training itself (StyleGAN-NADA, arXiv:2108.00946), and a look at how it went."""
+"""Training nodes: StyleGAN-NADA (arXiv:2108.00946), recipes and the training plot."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ._host import for_training, io, normal_mode, to_image, watch
 from ._types import ROOT, DomainType, GeneratorType, GuideType, LayersType, LikenessType, RecipeType, ShiftType
 from ._widgets import settings, widgets
 
-#: The widgets of Adapt Generator in their order; new ones go to the end.
+#: Widgets of Adapt Generator. Workflows store values by position: append only.
 CONFIG = (
     "steps",
     "batch",
@@ -72,56 +72,57 @@ class AdaptGenerator(io.ComfyNode):
             node_id="StyleGANNADA_AdaptGenerator",
             display_name="Adapt Generator",
             category=f"{ROOT}/train",
-            description="StyleGAN-NADA: trains a copy of the generator so that, in the eyes of the guide, every "
-            "picture moves along the shift. The preview shows the same latents before (top) and now. The "
-            "settings shown at first suit published generators; the workflow templates have those of the "
-            "built-in one.",
+            description="Fine-tunes a copy of the generator with StyleGAN-NADA: the CLIP guide supplies the "
+            "loss, and no images of the target domain are needed. The preview shows the same "
+            "latents before (top) and after (bottom) training so far. The default settings suit "
+            "published generators; the workflow templates use the settings for the built-in one.",
             search_aliases=["stylegan-nada", "train", "fine-tune", "text to domain", "domain adaptation", "nada"],
             inputs=[
-                GeneratorType.Input("generator", tooltip="Where to start. It stays as it is."),
-                GuideType.Input("guide", tooltip="One CLIP, or several combined."),
-                ShiftType.Input("shift", tooltip="Where to go."),
-                LayersType.Input("layers", optional=True, tooltip="Which layers learn; without it, all of them."),
+                GeneratorType.Input("generator", tooltip="The generator to start from. It is not modified."),
+                GuideType.Input("guide", tooltip="One CLIP guide, or several from Combine Guides."),
+                ShiftType.Input("shift", tooltip="The direction in CLIP space to train along."),
+                LayersType.Input(
+                    "layers",
+                    optional=True,
+                    tooltip="The layers to train, from Choose Layers. Not connected: all layers.",
+                ),
                 *widgets(AdaptConfig, CONFIG, advanced=RARE),
                 GuideType.Input(
                     "judge",
                     optional=True,
-                    tooltip="A guide that is not among those that lead. With keep_every it looks on and "
-                    "chooses which step's generator comes out.",
+                    tooltip="A held-out CLIP guide that is not one of the training guides. It scores the "
+                    "generator every keep_every steps; the node returns the state with the best score.",
                 ),
                 RecipeType.Input(
                     "recipe",
                     optional=True,
-                    tooltip="From Choose Recipe: it changes what the widgets and the layers say, steps "
-                    "and learning rate in proportion, the loss weights as a whole.",
+                    tooltip="From Choose Recipe. It multiplies steps and lr, replaces the loss weights, and may "
+                    "set other settings and layers.",
                 ),
                 LikenessType.Input(
-                    "likeness",
-                    optional=True,
-                    tooltip="From Load Likeness: what the lpips and id terms see with, which keep "
-                    "pictures near what they were.",
+                    "likeness", optional=True, tooltip="From Load Likeness: the networks for the lpips and id losses."
                 ),
             ],
             outputs=[
                 GeneratorType.Output(
                     "generator",
                     display_name="adapted",
-                    tooltip="The new generator. It takes the same latents as the old one.",
+                    tooltip="The fine-tuned generator. It takes the same latents as the source generator.",
                 ),
                 DomainType.Output(
                     "domain",
                     display_name="domain",
-                    tooltip="What the training changed, to be saved, or applied with a strength.",
+                    tooltip="The weight changes made by training, for Save Domain or Apply Domain.",
                 ),
                 io.LossMap.Output(
                     "training",
                     display_name="training",
-                    tooltip="The losses of every step and the layers it trained, for Plot Training.",
+                    tooltip="The losses and the trained layers of every step, for Plot Training.",
                 ),
                 io.String.Output(
                     "chosen_because",
                     display_name="chosen because",
-                    tooltip="Why the judge chose the step it chose; empty without one.",
+                    tooltip="Why the judge selected this step. Empty if no judge is connected.",
                 ),
             ],
         )
@@ -141,68 +142,70 @@ class AdaptGenerator(io.ComfyNode):
     ) -> Any:
         config = settings(AdaptConfig, CONFIG, values, layers=layers or LayerChoice())
         config = recipe.config(config) if recipe else config
-        with for_training(generator, guide, _one(judge), *likeness) as (source, guides, *seers):
-            tick, look = watch(config.steps), _before_and_now(source, config.label)
+        with for_training(generator, guide, _single(judge), *likeness) as (source, guides, *networks):
+            tick, preview = watch(config.steps), _preview(source, config.label)
             result = adapt(
                 source,
                 guides,
                 shift,
                 config,
-                lambda step: tick(step.index + 1, lambda: look(step)),
+                lambda step: tick(step.index + 1, lambda: preview(step)),
                 None,
                 False,
-                *seers,
+                *networks,
             )
             adapted = result.generator.cpu()
         return io.NodeOutput(adapted, result.domain, _training(result), result.chosen_because)
 
 
-def _one(judge: tuple) -> Any:
+def _single(judge: tuple) -> Any:
     if len(judge) != 1:
-        raise ValueError(f"Got {len(judge)} guides combined as judge, expected one; connect Load CLIP Guide itself.")
+        raise ValueError(f"Got {len(judge)} guides as judge, expected 1; connect Load CLIP Guide directly.")
     return judge[0][0]
 
 
-def _before_and_now(source: Generator, label: int | None) -> Callable[[Step], Tensor]:
-    """The live preview: the same few latents by the source, above, and by the generator as it is now."""
+def _preview(source: Generator, label: int | None) -> Callable[[Step], Tensor]:
+    """Render a few latents with the source (top row) and with the generator in training (bottom row)."""
     latents = sample(source, range(SHOWN), psi=0.7, label=label)
     before = render(source, latents)
     return lambda step: grid(torch.cat([before, render(step.generator, latents)]), columns=SHOWN)
 
 
 def _training(result: Adaptation) -> dict[str, Any]:
-    """ComfyUI's LOSS_MAP, so that its own loss graph draws it too, with more curves and the layers beside it."""
+    """A ComfyUI LOSS_MAP, which the core loss graph can plot too, plus one curve per loss and the trained layers."""
     history = result.history
     curves = {"loss": [step["loss"] for step in history]}
     if len(result.config.terms) > 1:
         curves |= {term: [step["terms"][term] for step in history] for term in result.config.terms}
-    layers = result.generator.layers()
-    return {**curves, "layers": {one.name: [float(one.name in step["layers"]) for step in history] for one in layers}}
+    names = [layer.name for layer in result.generator.layers()]
+    return {**curves, "layers": {name: [float(name in step["layers"]) for step in history] for name in names}}
 
 
 class ChooseRecipe(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> Any:
-        told = "; ".join(f"{name}: {recipe.about}" for name, recipe in RECIPES.items())
+        options = "; ".join(f"{name}: {recipe.about}" for name, recipe in RECIPES.items())
         return io.Schema(
             node_id="StyleGANNADA_ChooseRecipe",
             display_name="Choose Recipe",
             category=f"{ROOT}/train",
-            description="Settings by kind of target, put together from what was published; not measured here on "
-            "published generators. They change those of Adapt Generator, steps and learning rate in "
-            "proportion.",
+            description="Preset training settings by kind of target. They combine published advice and have "
+            "not been measured on published generators. A recipe multiplies the steps and the "
+            "learning rate of Adapt Generator.",
             search_aliases=["preset", "settings", "style", "creature", "character"],
-            inputs=[io.Combo.Input("recipe", options=list(RECIPES), default=next(iter(RECIPES)), tooltip=f"{told}.")],
+            inputs=[
+                io.Combo.Input("recipe", options=list(RECIPES), default=next(iter(RECIPES)), tooltip=f"{options}.")
+            ],
             outputs=[
                 RecipeType.Output("recipe", display_name="recipe", tooltip="For Adapt Generator."),
-                io.String.Output("advice", display_name="advice", tooltip="Words that work, and what to watch."),
+                io.String.Output("advice", display_name="advice", tooltip="Example phrases and what to watch for."),
             ],
         )
 
     @classmethod
     def execute(cls, recipe: str) -> Any:
         chosen = RECIPES[recipe]
-        words = f"{chosen.source} to {', '.join(chosen.targets) or 'pictures'}"
+        words = f"{chosen.source} to {', '.join(chosen.targets) or 'style images'}"
         return io.NodeOutput(chosen, f"{words}\n{chosen.advice}\nGuides: {', '.join(chosen.guides)}")
 
 
@@ -213,10 +216,12 @@ class PlotTraining(io.ComfyNode):
             node_id="StyleGANNADA_PlotTraining",
             display_name="Plot Training",
             category=f"{ROOT}/train",
-            description="Draws the losses of a training, and below them which layers each step trained.",
+            description="Plots the losses of a training run and, below them, the layers that each step trained.",
             search_aliases=["loss curve", "loss graph", "training plot", "learning curve"],
             inputs=[
-                io.LossMap.Input("training", tooltip="From Adapt Generator, or another node that trains."),
+                io.LossMap.Input(
+                    "training", tooltip="From Adapt Generator, or any other node that outputs a LOSS_MAP."
+                ),
                 io.Float.Input(
                     "smoothing",
                     default=0.9,
@@ -224,10 +229,14 @@ class PlotTraining(io.ComfyNode):
                     max=0.99,
                     step=0.01,
                     round=0.001,
-                    tooltip="Decay of the moving average drawn over the pale raw curve. 0: none.",
+                    tooltip="Decay of the moving average; the raw curve is drawn in a lighter color. 0: no average.",
                 ),
             ],
-            outputs=[io.Image.Output("plot", display_name="plot", tooltip="Curves above, layers below.")],
+            outputs=[
+                io.Image.Output(
+                    "plot", display_name="plot", tooltip="Loss curves at the top, trained layers at the bottom."
+                )
+            ],
         )
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Latents moved along directions and by words; the people stay who they are."""
+"""Latent editing: directions (SeFa, GANSpace) and text (StyleCLIP)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ._host import for_training, io, normal_mode, watch
 from ._types import ROOT, DirectionsType, GeneratorType, GuideType, LatentsType, LikenessType, ShiftType
 from ._widgets import settings, widgets
 
-#: The widgets of Edit by Text in their order; new ones go to the end.
+#: Widgets of Edit by Text. Workflows store values by position: append only.
 TEXT_EDIT = (
     "objective",
     "space",
@@ -37,22 +37,25 @@ class FindDirections(io.ComfyNode):
             node_id="StyleGANNADA_FindDirections",
             display_name="Find Directions",
             category=f"{ROOT}/editing",
-            description="Finds directions of the latents along which pictures change in one way, from the generator "
-            "alone: nothing is trained and no pictures are needed.",
+            description="Finds editing directions in latent space from the generator alone. It needs no "
+            "training and no images.",
             search_aliases=["sefa", "ganspace", "pca", "semantic directions", "closed form factorization"],
             inputs=[
-                GeneratorType.Input("generator", tooltip="Whose directions; those adapted from it understand them."),
+                GeneratorType.Input(
+                    "generator",
+                    tooltip="The generator to analyze. Its directions also work with generators fine-tuned from it.",
+                ),
                 io.Combo.Input(
                     "method",
                     options=list(METHODS),
                     default="SeFa",
-                    tooltip="SeFa: what the layers answer to most, from their weights. PCA: in what the "
-                    "latents differ most (GANSpace).",
+                    tooltip="SeFa: directions with the largest effect, computed from the layer weights. PCA: "
+                    "directions in which random latents vary most (GANSpace).",
                 ),
                 io.Int.Input(
-                    "count", default=10, min=1, max=512, step=1, tooltip="How many; the strongest come first."
+                    "count", default=10, min=1, max=512, step=1, tooltip="Number of directions, strongest first."
                 ),
-                *_rows("The first row they move; early rows steer pose and shape, late ones colour."),
+                *_rows("First row that the directions change. Early rows control pose and shape, late rows color."),
             ],
             outputs=directions_outputs(),
         )
@@ -60,8 +63,8 @@ class FindDirections(io.ComfyNode):
     @classmethod
     @normal_mode()
     def execute(cls, generator: Any, method: str, count: int, from_row: int, to_row: int) -> Any:
-        found = METHODS[method](generator, count, layers=_range(from_row, to_row, generator.num_ws))
-        return io.NodeOutput(found, "\n".join(found.names))
+        directions = METHODS[method](generator, count, layers=_range(from_row, to_row, generator.num_ws))
+        return io.NodeOutput(directions, "\n".join(directions.names))
 
 
 class EditLatents(io.ComfyNode):
@@ -71,14 +74,14 @@ class EditLatents(io.ComfyNode):
             node_id="StyleGANNADA_EditLatents",
             display_name="Edit Latents",
             category=f"{ROOT}/editing",
-            description="Moves latents along one direction, all their rows or some, each as far as wanted. Chain the "
-            "node for several edits.",
+            description="Moves latents along one direction, in all rows or some of them. Chain several nodes "
+            "for several edits.",
             search_aliases=["edit direction", "latent edit", "slider", "interfacegan", "attribute"],
             inputs=[
-                LatentsType.Input("latents", tooltip="What is moved."),
+                LatentsType.Input("latents", tooltip="The latents to edit."),
                 DirectionsType.Input("directions", tooltip="From Find Directions or Load Directions."),
                 io.String.Input(
-                    "direction", default="0", tooltip="Which one: its number, counted from 0, or its name."
+                    "direction", default="0", tooltip="The direction to use: its number, counted from 0, or its name."
                 ),
                 io.Float.Input(
                     "strength",
@@ -87,19 +90,18 @@ class EditLatents(io.ComfyNode):
                     max=20.0,
                     step=0.1,
                     round=0.001,
-                    tooltip="How far, in standard deviations of w where the direction knows them; below 0 "
-                    "the other way.",
+                    tooltip="Step length. It is in standard deviations of w where the direction stores them. "
+                    "Negative values move the opposite way.",
                 ),
-                *_rows("The first row that moves."),
+                *_rows("First row to edit."),
                 io.String.Input(
                     "per_row",
                     default="",
                     placeholder="0 0 0 1 1 1 ...",
-                    tooltip="A strength of its own for each row, as many numbers as rows; multiplied by "
-                    "the strength. Empty: 1 for all.",
+                    tooltip="One factor for each row, multiplied by the strength. Empty: 1 for all rows.",
                 ),
             ],
-            outputs=[LatentsType.Output("latents", display_name="latents", tooltip="The moved ones.")],
+            outputs=[LatentsType.Output("latents", display_name="latents", tooltip="The edited latents.")],
         )
 
     @classmethod
@@ -114,9 +116,9 @@ class EditLatents(io.ComfyNode):
         to_row: int,
         per_row: str,
     ) -> Any:
-        each = [strength * value for value in _numbers(per_row)]
+        strengths = [strength * value for value in _numbers(per_row)]
         rows = _range(from_row, to_row, latents.ws.shape[1])
-        return io.NodeOutput(edit(latents, chosen(directions, direction), each or strength, rows))
+        return io.NodeOutput(edit(latents, chosen(directions, direction), strengths or strength, rows))
 
 
 class EditByText(io.ComfyNode):
@@ -126,24 +128,26 @@ class EditByText(io.ComfyNode):
             node_id="StyleGANNADA_EditByText",
             display_name="Edit by Text",
             category=f"{ROOT}/editing",
-            description="Moves latents until the guide sees the target phrase in their pictures, and holds them near "
-            "where they were (StyleCLIP). The generator stays as it is.",
+            description="Optimizes latents so that CLIP matches the images to the target phrase, while an L2 "
+            "penalty keeps them near the start (StyleCLIP). The generator is not modified.",
             search_aliases=["styleclip", "text edit", "prompt edit", "latent optimisation"],
             inputs=[
-                GeneratorType.Input("generator", tooltip="Who draws the latents."),
-                LatentsType.Input("latents", tooltip="Where to start."),
-                GuideType.Input("guide", tooltip="One CLIP, or several combined."),
+                GeneratorType.Input("generator", tooltip="The generator that renders the latents."),
+                LatentsType.Input("latents", tooltip="The latents to start from."),
+                GuideType.Input("guide", tooltip="One CLIP guide, or several from Combine Guides."),
                 ShiftType.Input(
                     "shift",
-                    tooltip="From Shift from Text: what the pictures show now, and the same with "
-                    "what is wanted, such as photo and photo with glasses.",
+                    tooltip="From Shift from Text. Source: what the images show now. Target: the same with the "
+                    "change, such as photo and photo with glasses.",
                 ),
                 LikenessType.Input(
-                    "likeness", optional=True, tooltip="From Load Likeness: the recogniser that the id term sees with."
+                    "likeness",
+                    optional=True,
+                    tooltip="From Load Likeness: the face recognition network for the id loss.",
                 ),
                 *widgets(TextEditConfig, TEXT_EDIT, advanced=TEXT_EDIT[8:]),
             ],
-            outputs=[LatentsType.Output("latents", display_name="latents", tooltip="The edited ones.")],
+            outputs=[LatentsType.Output("latents", display_name="latents", tooltip="The edited latents.")],
         )
 
     @classmethod
@@ -169,7 +173,7 @@ def _numbers(text: str) -> list[float]:
     try:
         return [float(word) for word in text.replace(",", " ").split()]
     except ValueError:
-        raise ValueError(f"Got {text!r} for per_row, expected a number for each row, such as 0 0 1 1.") from None
+        raise ValueError(f"Got {text!r} for per_row, expected one number per row, such as 0 0 1 1.") from None
 
 
 def _rows(first: str) -> list[Any]:
@@ -181,7 +185,7 @@ def _rows(first: str) -> list[Any]:
             min=-1,
             max=64,
             step=1,
-            tooltip="The row before which it ends. -1: up to the last one.",
+            tooltip="End of the row range; this row is not included. -1: up to the last row.",
         ),
     ]
 
@@ -191,8 +195,10 @@ def _range(first: int, last: int, rows: int) -> tuple[int, int]:
 
 
 def directions_outputs() -> list[Any]:
-    """What every node gives that makes or reads directions."""
+    """Outputs of the nodes that compute or load directions."""
     return [
-        DirectionsType.Output("directions", display_name="directions", tooltip="All of them, for Edit Latents."),
-        io.String.Output("names", display_name="names", tooltip="Their names, one a line, as Edit Latents takes them."),
+        DirectionsType.Output("directions", display_name="directions", tooltip="All directions, for Edit Latents."),
+        io.String.Output(
+            "names", display_name="names", tooltip="The direction names, one per line, as Edit Latents expects them."
+        ),
     ]

@@ -1,4 +1,4 @@
-"""Encoders: photos to latents in one look (pSp, e4e, ReStyle)."""
+"""Encoder nodes: predict latents from images (pSp, e4e, ReStyle)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..nada_core import load_encoder
 from ._host import ENCODERS, file_stamp, files, find, from_image, io, missing, normal_mode, on_device, watch
 from ._types import ROOT, EncoderType, GeneratorType, LatentsType
 
-_NONE = "(no encoder there yet)"  # an empty list would make the page refuse the node
+_NONE = "(no encoder found)"  # ComfyUI rejects a combo box without options
 
 
 class LoadEncoder(io.ComfyNode):
@@ -20,19 +20,21 @@ class LoadEncoder(io.ComfyNode):
             node_id="StyleGANNADA_LoadEncoder",
             display_name="Load Encoder",
             category=f"{ROOT}/load",
-            description="Reads a pSp, e4e or ReStyle checkpoint: an encoder, which turns photos into latents, and the "
-            "generator it was trained for.",
+            description="Loads a pSp, e4e or ReStyle checkpoint: an encoder, which predicts latents from "
+            "images, and the generator it was trained with.",
             search_aliases=["psp", "e4e", "restyle", "encoder4editing", "pixel2style2pixel"],
             inputs=[
                 io.Combo.Input(
                     "file",
                     options=files(ENCODERS) or [_NONE],
-                    tooltip="A file in models/stylegan_nada/encoders. Press R to see new files.",
+                    tooltip="A file in models/stylegan_nada/encoders. Press R to refresh the list.",
                 )
             ],
             outputs=[
                 EncoderType.Output("encoder", display_name="encoder", tooltip="For Encode Image."),
-                GeneratorType.Output("generator", display_name="generator", tooltip="The generator in the same file."),
+                GeneratorType.Output(
+                    "generator", display_name="generator", tooltip="The generator stored in the same file."
+                ),
             ],
         )
 
@@ -58,17 +60,17 @@ class EncodeImage(io.ComfyNode):
             node_id="StyleGANNADA_EncodeImage",
             display_name="Encode Image",
             category=f"{ROOT}/photos",
-            description="Turns pictures into latents in one look, by a trained encoder. A short Invert Photo that "
-            "starts from them comes closer.",
+            description="Predicts the latents of images with an encoder, without optimization. For a closer "
+            "match, pass the result to Invert Photo as start.",
             search_aliases=["psp", "e4e", "restyle", "encoder inversion", "image to latent"],
             inputs=[
                 EncoderType.Input("encoder", tooltip="From Load Encoder."),
-                io.Image.Input("image", tooltip="Pictures aligned as those it was trained on."),
+                io.Image.Input("image", tooltip="Images aligned like the encoder's training images."),
                 GeneratorType.Input(
                     "generator",
                     optional=True,
-                    tooltip="Who will draw the latents, where that is not the encoder's own generator: "
-                    "one with the same mapping network, adapted or not.",
+                    tooltip="The generator that will render the latents, if it is not the encoder's own. It must "
+                    "have the same mapping network; it may be fine-tuned.",
                 ),
                 io.Int.Input(
                     "iterations",
@@ -76,10 +78,10 @@ class EncodeImage(io.ComfyNode):
                     min=1,
                     max=20,
                     step=1,
-                    tooltip="Looks of a ReStyle encoder, each at what is still wrong; others take one.",
+                    tooltip="Refinement passes of a ReStyle encoder. Other encoders use one pass.",
                 ),
             ],
-            outputs=[LatentsType.Output("latents", display_name="latents", tooltip="One a picture.")],
+            outputs=[LatentsType.Output("latents", display_name="latents", tooltip="One latent per image.")],
         )
 
     @classmethod
@@ -87,5 +89,5 @@ class EncodeImage(io.ComfyNode):
     def execute(cls, encoder: Any, image: Tensor, iterations: int, generator: Any = None) -> Any:
         tick = watch(len(image) * (iterations if encoder.iterative else 1))
         with on_device(encoder) as (lent,):
-            found = lent.encode(from_image(image, 4), iterations, generator, on_pass=lambda done, _: tick(done))
-        return io.NodeOutput(found)
+            latents = lent.encode(from_image(image, 4), iterations, generator, on_pass=lambda done, _: tick(done))
+        return io.NodeOutput(latents)

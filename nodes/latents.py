@@ -1,4 +1,4 @@
-"""Latents and their pictures: sample, mix, walk, render, compare."""
+"""Latent nodes: sample, mix, interpolate, render, compare."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ._host import io, normal_mode, on_device, to_image, watch
 from ._types import ROOT, GeneratorType, LatentsType
 from ._widgets import class_of, label_input, seed_input
 
-_LATENTS = "Latents; they fit the generator they come from and every one adapted from it."
+_LATENTS = "Latents for this generator and every generator fine-tuned from it."
 
 
 class SampleLatents(io.ComfyNode):
@@ -22,13 +22,16 @@ class SampleLatents(io.ComfyNode):
             node_id="StyleGANNADA_SampleLatents",
             display_name="Sample Latents",
             category=f"{ROOT}/latents",
-            description="Draws latents from the generator's mapping network. A seed is the same picture in any batch "
-            "and with every generator adapted from this one.",
+            description="Samples latents from the generator's mapping network. A seed gives the same image in "
+            "any batch, and a matching image with every generator fine-tuned from this one.",
             search_aliases=["seed", "random latents", "truncation", "psi", "stylegan sampler"],
             inputs=[
-                GeneratorType.Input("generator", tooltip="Whose latents; an adapted generator has its source's."),
-                seed_input("The first picture's seed; the next ones count up from it.", redraw=True),
-                io.Int.Input("count", default=6, min=1, max=1024, step=1, tooltip="How many latents."),
+                GeneratorType.Input(
+                    "generator",
+                    tooltip="The generator to sample from. A fine-tuned generator has the same latents as its source.",
+                ),
+                seed_input("Seed of the first image; the following images use the next seeds.", redraw=True),
+                io.Int.Input("count", default=6, min=1, max=1024, step=1, tooltip="Number of latents."),
                 io.Float.Input(
                     "psi",
                     default=0.7,
@@ -36,7 +39,7 @@ class SampleLatents(io.ComfyNode):
                     max=1.5,
                     step=0.05,
                     round=0.001,
-                    tooltip="Truncation: 0 gives the mean picture, 1 the full variety, 0.7 the usual compromise.",
+                    tooltip="Truncation: 0 gives the mean image, 1 the full variety. 0.7 is a common compromise.",
                 ),
                 io.Int.Input(
                     "cutoff",
@@ -45,7 +48,8 @@ class SampleLatents(io.ComfyNode):
                     max=64,
                     step=1,
                     advanced=True,
-                    tooltip="Truncate only the first so many rows, which are the coarse ones. -1: all.",
+                    tooltip="Truncate only the first rows, which control coarse features; this is their number. "
+                    "-1: all rows.",
                 ),
                 label_input(),
             ],
@@ -66,12 +70,15 @@ class MixLatents(io.ComfyNode):
             node_id="StyleGANNADA_MixLatents",
             display_name="Mix Latents",
             category=f"{ROOT}/latents",
-            description="Takes some rows of the first latents towards the second: the early rows carry pose and "
-            "shape, the late ones colour and texture (style mixing, StyleGAN section 3.1).",
+            description="Style mixing (StyleGAN, section 3.1): moves some rows of the first latents toward "
+            "the second. Early rows control pose and shape, late rows color and texture.",
             search_aliases=["style mixing", "blend latents", "lerp", "crossover"],
             inputs=[
-                LatentsType.Input("first", tooltip="Where to start."),
-                LatentsType.Input("second", tooltip="Where to go: as many latents, or one for all."),
+                LatentsType.Input("first", tooltip="The latents to start from."),
+                LatentsType.Input(
+                    "second",
+                    tooltip="The latents to move toward: the same number as in first, or a single one for all.",
+                ),
                 io.Float.Input(
                     "amount",
                     default=1.0,
@@ -79,16 +86,17 @@ class MixLatents(io.ComfyNode):
                     max=3.0,
                     step=0.05,
                     round=0.001,
-                    tooltip="How far: 0 the first, 1 the second, beyond exaggerates.",
+                    tooltip="Interpolation weight: 0 gives the first, 1 the second. Other values extrapolate "
+                    "outside 0 to 1.",
                 ),
-                io.Int.Input("from_row", default=0, min=0, max=64, step=1, tooltip="The first row that moves."),
+                io.Int.Input("from_row", default=0, min=0, max=64, step=1, tooltip="First row to mix."),
                 io.Int.Input(
                     "to_row",
                     default=-1,
                     min=-1,
                     max=64,
                     step=1,
-                    tooltip="The row before which it ends. -1: up to the last one.",
+                    tooltip="End of the row range; this row is not included. -1: up to the last row.",
                 ),
             ],
             outputs=[LatentsType.Output("latents", display_name="latents", tooltip=_LATENTS)],
@@ -108,15 +116,22 @@ class InterpolateLatents(io.ComfyNode):
             node_id="StyleGANNADA_InterpolateLatents",
             display_name="Interpolate Latents",
             category=f"{ROOT}/latents",
-            description="A walk from each latent to the next, for animations: render it and give the pictures to a "
-            "video node.",
+            description="Interpolates from each latent to the next, for animations. Render the result and "
+            "pass the images to a video node.",
             search_aliases=["latent walk", "animation", "morph", "interpolation", "video"],
             inputs=[
                 LatentsType.Input("latents", tooltip="The key frames, two or more."),
                 io.Int.Input(
-                    "frames", default=16, min=1, max=1000, step=1, tooltip="Pictures from one key frame to the next."
+                    "frames",
+                    default=16,
+                    min=1,
+                    max=1000,
+                    step=1,
+                    tooltip="Number of frames from one key frame to the next.",
                 ),
-                io.Boolean.Input("loop", default=False, tooltip="Walk back from the last one to the first."),
+                io.Boolean.Input(
+                    "loop", default=False, tooltip="Also interpolate from the last key frame back to the first."
+                ),
             ],
             outputs=[LatentsType.Output("latents", display_name="latents", tooltip=_LATENTS)],
         )
@@ -134,12 +149,12 @@ class Render(io.ComfyNode):
             node_id="StyleGANNADA_Render",
             display_name="Render",
             category=f"{ROOT}/latents",
-            description="Draws latents with a generator. The same latents through an adapted generator are the same "
-            "pictures in the new domain.",
+            description="Generates images from latents. A fine-tuned generator renders the same latents in "
+            "its new domain.",
             search_aliases=["generate", "synthesize", "stylegan sampler", "draw", "decode"],
             inputs=[
-                GeneratorType.Input("generator", tooltip="Who draws."),
-                LatentsType.Input("latents", tooltip="What is drawn, one picture a latent."),
+                GeneratorType.Input("generator", tooltip="The generator to use."),
+                LatentsType.Input("latents", tooltip="The latents to render, one image each."),
                 io.Int.Input(
                     "batch",
                     default=4,
@@ -147,45 +162,42 @@ class Render(io.ComfyNode):
                     max=64,
                     step=1,
                     advanced=True,
-                    tooltip="Pictures at once; fewer need less memory and give the same pictures.",
+                    tooltip="Images per forward pass. Smaller batches use less memory; the images are the same.",
                 ),
             ],
-            outputs=[io.Image.Output("images", display_name="images", tooltip="One picture a latent.")],
+            outputs=[io.Image.Output("images", display_name="images", tooltip="One image per latent.")],
         )
 
     @classmethod
     @normal_mode()
     def execute(cls, generator: Any, latents: Latents, batch: int = 4) -> Any:
-        return io.NodeOutput(to_image(_draw(generator, latents, batch, watch(len(latents)))))
+        return io.NodeOutput(to_image(_render(generator, latents, batch, watch(len(latents)))))
 
 
 class Compare(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> Any:
         def another(which: str) -> Any:
-            return GeneratorType.Input(which, optional=True, tooltip=f"A {which} generator, or nothing.")
+            return GeneratorType.Input(which, optional=True, tooltip=f"Generator of the {which} column. Optional.")
 
         return io.Schema(
             node_id="StyleGANNADA_Compare",
             display_name="Compare",
             category=f"{ROOT}/latents",
-            description="Draws the same latents with two to four generators, side by side and labelled.",
+            description="Renders the same latents with two to four generators as a labeled grid.",
             search_aliases=["before after", "grid", "side by side", "contact sheet"],
             inputs=[
-                LatentsType.Input("latents", tooltip="What is drawn, one row a latent."),
-                GeneratorType.Input("before", tooltip="The first column."),
-                GeneratorType.Input("after", tooltip="The second column."),
+                LatentsType.Input("latents", tooltip="The latents to render, one row each."),
+                GeneratorType.Input("before", tooltip="Generator of the first column."),
+                GeneratorType.Input("after", tooltip="Generator of the second column."),
                 another("third"),
                 another("fourth"),
                 io.String.Input(
-                    "labels",
-                    default="before\nafter",
-                    multiline=True,
-                    tooltip="What stands above the columns, one line a column.",
+                    "labels", default="before\nafter", multiline=True, tooltip="Column labels, one line per generator."
                 ),
-                io.String.Input("title", default="", tooltip="What stands above it all; may stay empty."),
+                io.String.Input("title", default="", tooltip="Title above the grid. Optional."),
             ],
-            outputs=[io.Image.Output("sheet", display_name="sheet", tooltip="One picture with all of it.")],
+            outputs=[io.Image.Output("sheet", display_name="sheet", tooltip="The grid as one image.")],
         )
 
     @classmethod
@@ -204,22 +216,22 @@ class Compare(io.ComfyNode):
         names = [line.strip() for line in labels.strip().splitlines()]
         if len(names) != len(generators) or len(set(names)) != len(names):
             raise ValueError(
-                f"Got the labels {names} for {len(generators)} generators; expected one line a generator, "
-                "each different."
+                f"Got labels {names} for {len(generators)} generators; expected one line per generator, without "
+                "duplicates."
             )
         tick = watch(len(generators) * len(latents))
         columns = {
-            name: _draw(one, latents, 4, tick, index * len(latents))
+            name: _render(one, latents, 4, tick, index * len(latents))
             for index, (name, one) in enumerate(zip(names, generators, strict=True))
         }
         return io.NodeOutput(to_image(compare_grid(columns, title=title or None)))
 
 
-def _draw(generator: Any, latents: Latents, batch: int, tick: Callable[[int], None], before: int = 0) -> Tensor:
-    """before: how many pictures the progress bar has already."""
+def _render(generator: Any, latents: Latents, batch: int, tick: Callable[[int], None], before: int = 0) -> Tensor:
+    """Render on the compute device. before: number of images already counted by the progress bar."""
     with on_device(generator, need=batch * _PER_PIXEL * generator.resolution**2) as (lent,):
         return render(lent, latents, batch, lambda done, _: tick(before + done))
 
 
-#: Bytes a pixel that drawing may take beyond the weights, a guess: eight float32 maps of 32 channels at full size.
+#: Estimated memory of rendering beyond the weights, in bytes per pixel: eight float32 maps of 32 channels.
 _PER_PIXEL = 4 * 32 * 8

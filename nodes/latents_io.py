@@ -1,4 +1,4 @@
-"""Latents and directions to files and back."""
+"""Nodes that save and load latents and directions."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class SaveLatents(io.ComfyNode):
             node_id="StyleGANNADA_SaveLatents",
             display_name="Save Latents",
             category=f"{ROOT}/save",
-            description="Writes latents into output/stylegan_nada/latents, where Load Latents finds them after R: an "
-            "inverted face need not be inverted again.",
+            description="Saves latents to output/stylegan_nada/latents. Press R to list the file in Load "
+            "Latents. Saves you from inverting an image again.",
             search_aliases=["export latents", "save w", "npz"],
             is_output_node=True,
             hidden=[io.Hidden.prompt],
-            inputs=[LatentsType.Input("latents", tooltip="The latents to write."), prefix_input("latents")],
+            inputs=[LatentsType.Input("latents", tooltip="The latents to save."), prefix_input("latents")],
             outputs=[path_output()],
         )
 
@@ -42,14 +42,18 @@ class LoadLatents(io.ComfyNode):
             node_id="StyleGANNADA_LoadLatents",
             display_name="Load Latents",
             category=f"{ROOT}/load",
-            description="Reads latents: those of Save Latents, NVIDIA's projected_w.npz, and the .npy and .pt that "
-            "encoders and projectors write.",
+            description="Loads latents saved by Save Latents, projected_w.npz of NVIDIA's projector, and the "
+            ".npy and .pt files of other encoders and projectors.",
             search_aliases=["import latents", "projected_w", "npz", "npy"],
             inputs=[
-                GeneratorType.Input("generator", tooltip="The one they belong to; files of other programs do not say."),
+                GeneratorType.Input(
+                    "generator",
+                    tooltip="The generator the latents belong to. Files of other programs do not record it, so it "
+                    "cannot be checked.",
+                ),
                 _file(LATENTS, "latents"),
             ],
-            outputs=[LatentsType.Output("latents", display_name="latents", tooltip="As the file has them.")],
+            outputs=[LatentsType.Output("latents", display_name="latents", tooltip="The latents in the file.")],
         )
 
     @classmethod
@@ -73,12 +77,12 @@ class SaveDirections(io.ComfyNode):
             node_id="StyleGANNADA_SaveDirections",
             display_name="Save Directions",
             category=f"{ROOT}/save",
-            description="Writes directions into output/stylegan_nada/directions, where Load Directions finds them "
-            "after R.",
+            description="Saves directions to output/stylegan_nada/directions. Press R to list the file in "
+            "Load Directions.",
             search_aliases=["export directions", "save boundary"],
             is_output_node=True,
             hidden=[io.Hidden.prompt],
-            inputs=[DirectionsType.Input("directions", tooltip="The directions to write."), prefix_input("directions")],
+            inputs=[DirectionsType.Input("directions", tooltip="The directions to save."), prefix_input("directions")],
             outputs=[path_output()],
         )
 
@@ -97,11 +101,15 @@ class LoadDirections(io.ComfyNode):
             node_id="StyleGANNADA_LoadDirections",
             display_name="Load Directions",
             category=f"{ROOT}/load",
-            description="Reads directions: those of Save Directions, InterFaceGAN's boundaries (.npy, .pt) and "
-            "GANSpace's components (.npz, .pt).",
+            description="Loads directions saved by Save Directions, InterFaceGAN boundaries (.npy, .pt) and "
+            "GANSpace components (.npz, .pt).",
             search_aliases=["interfacegan", "boundary", "ganspace", "import directions"],
             inputs=[
-                GeneratorType.Input("generator", tooltip="The one they belong to; files of other programs do not say."),
+                GeneratorType.Input(
+                    "generator",
+                    tooltip="The generator the directions belong to. Files of other programs do not record it, so "
+                    "it cannot be checked.",
+                ),
                 _file(DIRECTIONS, "directions"),
             ],
             outputs=directions_outputs(),
@@ -118,14 +126,14 @@ class LoadDirections(io.ComfyNode):
     @classmethod
     @normal_mode()
     def execute(cls, generator: Any, file: str) -> Any:
-        found = load_directions(find(DIRECTIONS, file), generator)
-        return io.NodeOutput(found, "\n".join(found.names))
+        directions = load_directions(find(DIRECTIONS, file), generator)
+        return io.NodeOutput(directions, "\n".join(directions.names))
 
 
 def _file(kind: str, word: str) -> Any:
-    """An empty list would make the page refuse the node."""
+    """A file list with a placeholder when empty: ComfyUI rejects a combo box without options."""
     return io.Combo.Input(
         "file",
-        options=files(kind) or [f"(no {word} there yet)"],
-        tooltip=f"A file in models/stylegan_nada/{word} or output/stylegan_nada/{word}. Press R to see new files.",
+        options=files(kind) or [f"(no {word} found)"],
+        tooltip=f"A file in models/stylegan_nada/{word} or output/stylegan_nada/{word}. Press R to refresh the list.",
     )

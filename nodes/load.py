@@ -1,4 +1,4 @@
-"""Files into the graph: generators, the CLIP models that guide them, and the networks that look at photos."""
+"""Loader nodes: generators, CLIP guides, and the networks for perceptual and identity losses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..nada_core.models.lpips import TRUNKS
 from ._host import GENERATORS, GUIDES, IDENTITIES, file_stamp, files, find, io, missing, normal_mode
 from ._types import ROOT, GeneratorType, GuideType, LikenessType
 
-#: The published weights offered; the first two are the paper's (section 4.1). open_clip downloads them on first use.
+#: Published CLIP weights, downloaded by open_clip on first use. The paper uses the first two (section 4.1).
 PUBLISHED = (
     "ViT-B-32:openai",
     "ViT-B-16:openai",
@@ -42,8 +42,8 @@ class LoadGenerator(io.ComfyNode):
             node_id="StyleGANNADA_LoadGenerator",
             display_name="Load Generator",
             category=f"{ROOT}/load",
-            description="Reads a StyleGAN2 generator: NVIDIA's .pkl, rosinality's .pt, or a .safetensors of this pack. "
-            'Nothing stored in a file is ever executed. "portraits" is built in.',
+            description="Loads a StyleGAN2 generator: NVIDIA .pkl, rosinality .pt, or .safetensors saved by "
+            'this pack. Code stored in a file is never executed. "portraits" is built in.',
             search_aliases=["load stylegan", "stylegan2", "checkpoint", "gan", "pkl", "ffhq", "nada"],
             inputs=[
                 io.Combo.Input(
@@ -51,19 +51,19 @@ class LoadGenerator(io.ComfyNode):
                     options=[*BUILTINS, *files(GENERATORS)],
                     default=next(iter(BUILTINS)),
                     tooltip="A built-in generator, or a file in models/stylegan_nada, models/stylegan, "
-                    "models/stylegan2 or output/stylegan_nada. Press R to see new files.",
+                    "models/stylegan2 or output/stylegan_nada. Press R to refresh the list.",
                 )
             ],
             outputs=[
                 GeneratorType.Output(
                     "generator",
                     display_name="generator",
-                    tooltip="The generator, as the file has it. No node changes it; nodes that adapt give a new one.",
+                    tooltip="The generator. No node modifies it; nodes that train return a new one.",
                 ),
                 io.String.Output(
                     "layers",
                     display_name="layers",
-                    tooltip="The names of its layers, one a line, as Choose Layers takes them.",
+                    tooltip="The layer names, one per line, as Choose Layers expects them.",
                 ),
             ],
         )
@@ -91,33 +91,35 @@ class LoadGuide(io.ComfyNode):
             node_id="StyleGANNADA_LoadGuide",
             display_name="Load CLIP Guide",
             category=f"{ROOT}/load",
-            description='Reads the CLIP model that says which way a text leads. "portraits" is built in and knows '
-            "the built-in generator's pictures only; a published generator wants a published CLIP.",
+            description='Loads the CLIP model that compares images with text. "portraits" is built in and '
+            "works only with the built-in generator; use a published CLIP with a published "
+            "generator.",
             search_aliases=["clip", "open_clip", "load clip", "guide", "vit-b-32", "nada"],
             inputs=[
                 io.Combo.Input(
                     "guide",
                     options=[*built_in, *PUBLISHED, *files(GUIDES)],
                     default=built_in[0],
-                    tooltip="A built-in guide; published weights as ARCHITECTURE:TAG, downloaded by open_clip when "
-                    "first used; or a file in models/stylegan_nada/guides.",
+                    tooltip="A built-in guide; published weights as ARCHITECTURE:TAG, which open_clip downloads "
+                    "on first use; or a file in models/stylegan_nada/guides.",
                 ),
                 io.Combo.Input(
                     "architecture",
                     options=list(ARCHITECTURES),
                     default=ARCHITECTURES[0],
-                    tooltip="Only for a file of your own: what it was trained as. OpenAI's weights need a -quickgelu "
-                    "one. An open_clip config beside the file, of the same name in .json, comes first.",
+                    tooltip="Architecture of a file in models/stylegan_nada/guides. OpenAI weights need a "
+                    "-quickgelu architecture. An open_clip config (.json) with the same file name takes "
+                    "precedence.",
                 ),
                 io.Boolean.Input(
                     "antialias",
                     default=True,
                     advanced=True,
-                    tooltip="Shrink pictures smoothly before CLIP sees them. The first implementation did not, which "
-                    "lets the training hide in fine patterns.",
+                    tooltip="Use antialiasing when resizing images for CLIP. The original implementation does "
+                    "not, which lets training exploit high-frequency patterns.",
                 ),
             ],
-            outputs=[GuideType.Output("guide", display_name="guide", tooltip="The frozen CLIP, with weight 1.")],
+            outputs=[GuideType.Output("guide", display_name="guide", tooltip="The frozen CLIP model, with weight 1.")],
         )
 
     @classmethod
@@ -137,7 +139,7 @@ class LoadGuide(io.ComfyNode):
             path = find(GUIDES, guide)
             config = path.with_suffix(".json")
             loaded = load_guide(path, config if config.is_file() else architecture, antialias=antialias)
-        loaded.fingerprint  # noqa: B018  kept from here on, or every training would read all weights again
+        loaded.fingerprint  # noqa: B018  computed once here and cached, because it hashes all weights
         return io.NodeOutput(((loaded, 1.0),))
 
 
@@ -152,15 +154,16 @@ class CombineGuides(io.ComfyNode):
                 max=100.0,
                 step=0.05,
                 round=0.001,
-                tooltip=f"How much the {which} counts. Only the ratio matters.",
+                tooltip=f"Weight of the {which} guide. Only the ratio matters.",
             )
 
         return io.Schema(
             node_id="StyleGANNADA_CombineGuides",
             display_name="Combine Guides",
             category=f"{ROOT}/load",
-            description="Lets two guides judge together, which are harder to fool than one (the paper adds ViT-B/32 "
-            "and ViT-B/16). Chain the node for more.",
+            description="Combines two CLIP guides into an ensemble. Their losses are averaged, which reduces "
+            "adversarial artifacts; the paper uses ViT-B/32 and ViT-B/16. Chain several nodes for "
+            "more guides.",
             search_aliases=["ensemble", "clip ensemble", "merge clip", "several guides"],
             inputs=[
                 GuideType.Input("first", tooltip="One guide, or several already combined."),
@@ -168,7 +171,7 @@ class CombineGuides(io.ComfyNode):
                 weight("first_weight", "first"),
                 weight("second_weight", "second"),
             ],
-            outputs=[GuideType.Output("guide", display_name="guide", tooltip="All of them, with their weights.")],
+            outputs=[GuideType.Output("guide", display_name="guide", tooltip="All guides with their weights.")],
         )
 
     @classmethod
@@ -185,31 +188,31 @@ class LoadLikeness(io.ComfyNode):
             node_id="StyleGANNADA_LoadLikeness",
             display_name="Load Likeness",
             category=f"{ROOT}/load",
-            description="Reads the networks that tell how alike two pictures are: LPIPS, to the eye, and a face "
-            "recogniser, whether it is the same person.",
+            description="Loads the networks for image similarity: LPIPS for perceptual similarity, and a face "
+            "recognition network for identity.",
             search_aliases=["lpips", "arcface", "identity loss", "perceptual loss", "ir-se50"],
             inputs=[
                 io.Combo.Input(
                     "perceptual",
                     options=["none", *trunks],
                     default="none",
-                    tooltip="The network of LPIPS. A bare name reads torchvision's weights from torch's cache; "
-                    ":imagenet downloads them if they are not there; :random is untrained, and its numbers "
-                    "are relative only.",
+                    tooltip="The LPIPS network. A plain name reads torchvision weights from the torch cache; "
+                    ":imagenet downloads them if they are missing; :random uses untrained weights, so its "
+                    "values are not comparable with published ones.",
                 ),
                 io.Combo.Input(
                     "identity",
                     options=["none", *RECOGNISERS, *files(IDENTITIES)],
                     default="none",
-                    tooltip="The face recogniser: the built-in one knows the built-in faces only; for real ones put "
-                    "model_ir_se50.pth into models/stylegan_nada/identity and press R.",
+                    tooltip="The face recognition network. The built-in one works only on built-in faces; for "
+                    "real photos, put model_ir_se50.pth into models/stylegan_nada/identity and press R.",
                 ),
             ],
             outputs=[
                 LikenessType.Output(
                     "likeness",
                     display_name="likeness",
-                    tooltip="Both, for Invert Photo, Pivotal Tuning, Edit by Text and Adapt Generator.",
+                    tooltip="Both networks, for Invert Photo, Pivotal Tuning, Edit by Text and Adapt Generator.",
                 )
             ],
         )
@@ -226,5 +229,5 @@ class LoadLikeness(io.ComfyNode):
     @normal_mode()
     def execute(cls, perceptual: str, identity: str) -> Any:
         place = identity if identity in RECOGNISERS or identity == "none" else find(IDENTITIES, identity)
-        eyes = None if perceptual == "none" else load_perceptual(perceptual)
-        return io.NodeOutput((eyes, None if identity == "none" else load_identity(place)))
+        lpips = None if perceptual == "none" else load_perceptual(perceptual)
+        return io.NodeOutput((lpips, None if identity == "none" else load_identity(place)))

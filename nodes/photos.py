@@ -1,4 +1,4 @@
-"""Pictures from outside: cut out, turned into latents, and drawn exactly by tuning the generator a little."""
+"""Photo nodes: face alignment, GAN inversion and pivotal tuning."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ._host import for_training, from_image, io, normal_mode, to_image, watch
 from ._types import ROOT, DomainType, GeneratorType, LatentsType, LikenessType
 from ._widgets import seed_input, settings, widgets
 
-#: The widgets of Invert Photo and Pivotal Tuning in their order; new ones go to the end.
+#: Widgets of Invert Photo and Pivotal Tuning. Workflows store values by position: append only.
 INVERT = (
     "space",
     "steps",
@@ -54,14 +54,14 @@ TUNE = (
     "psi",
     "num_neighbours",
 )
-#: What Align Face cuts out of a photo, size, points and index of the face given.
+#: Crop functions of Align Face: (photo, size, points, face index) -> crop.
 CUTS: dict[str, Callable[..., Tensor]] = {
     "the face": cut_face,
     "the face, else the middle": partial(cut_face, middle=True),
     "the middle": lambda photo, size, *_: square(photo, size),
 }
-_CHANNELS = 4  # a picture with transparency is laid on white
-_LIKENESS = "From Load Likeness: what the lpips and id terms see with. Without it, set both to 0."
+_CHANNELS = 4  # transparent images are composited on white
+_LIKENESS = "From Load Likeness: the networks for the lpips and id losses. Not connected: set both weights to 0."
 
 
 class AlignFace(io.ComfyNode):
@@ -71,8 +71,8 @@ class AlignFace(io.ComfyNode):
             node_id="StyleGANNADA_AlignFace",
             display_name="Align Face",
             category=f"{ROOT}/photos",
-            description="Cuts the face out of a photo the way FFHQ was cut, upright and in one size, which is the only "
-            "way its generators and encoders know faces.",
+            description="Crops and rotates a face the same way as the FFHQ dataset. Generators and encoders "
+            "trained on FFHQ expect this alignment.",
             search_aliases=["ffhq align", "crop face", "face crop", "landmarks"],
             inputs=[
                 io.Image.Input("image", tooltip="One photo, or several as a batch."),
@@ -82,34 +82,28 @@ class AlignFace(io.ComfyNode):
                     min=16,
                     max=2048,
                     step=1,
-                    tooltip="Pixels a side of the result: as a rule the generator's.",
+                    tooltip="Output width and height in pixels. Use the resolution of the generator.",
                 ),
                 io.Int.Input(
-                    "face",
-                    default=0,
-                    min=0,
-                    max=100,
-                    step=1,
-                    tooltip="Which face, where there are several: 0 is the largest, 1 the next.",
+                    "face", default=0, min=0, max=100, step=1, tooltip="Index of the face, by size: 0 is the largest."
                 ),
                 io.String.Input(
                     "points",
                     default="",
                     placeholder="120,150 180,150 150,185 125,220 175,220",
-                    tooltip="The five points by hand, in pixels of the photo: left eye, right eye, nose, "
-                    "left and right corner of the mouth, as seen in the picture; the nose may be "
-                    "left out. Empty: they are found, which takes the package mtcnn-runtime.",
+                    tooltip="Five landmarks in pixels: left eye, right eye, nose, left and right mouth corner, as "
+                    "seen in the image; the nose is optional. Empty: detect them, which requires the "
+                    "package mtcnn-runtime.",
                 ),
                 io.Combo.Input(
                     "cut",
                     options=list(CUTS),
                     default=next(iter(CUTS)),
-                    tooltip="What to cut out: the face, and stop with a message where none is found; the "
-                    "face, or the middle square as it is where none is found; or the middle square "
-                    "without looking.",
+                    tooltip="What to crop. the face: fail if no face is found. the face, else the middle: crop "
+                    "the center square if no face is found. the middle: always crop the center square.",
                 ),
             ],
-            outputs=[io.Image.Output("aligned", display_name="aligned", tooltip="The faces, one a photo.")],
+            outputs=[io.Image.Output("aligned", display_name="aligned", tooltip="One aligned face per photo.")],
         )
 
     @classmethod
@@ -127,20 +121,20 @@ class DrawPortrait(io.ComfyNode):
             node_id="StyleGANNADA_DrawPortrait",
             display_name="Draw Portrait",
             category=f"{ROOT}/photos",
-            description="Draws people of the built-in world by formula, without any generator: pictures to try "
-            "inversion with, or the true look of a style.",
+            description="Draws synthetic portraits with a procedural renderer, without a generator. Use them "
+            "as test images for inversion, or as ground truth for a style.",
             search_aliases=["test picture", "example photo", "portraits", "ground truth"],
             inputs=[
-                seed_input("The first picture's seed; the next ones count up from it.", redraw=True),
-                io.Int.Input("count", default=3, min=1, max=256, step=1, tooltip="How many pictures."),
+                seed_input("Seed of the first image; the following images use the next seeds.", redraw=True),
+                io.Int.Input("count", default=3, min=1, max=256, step=1, tooltip="Number of images."),
                 io.Combo.Input(
                     "style",
                     options=list(portraits.STYLES),
                     default=portraits.SOURCE,
-                    tooltip="How they are drawn. A seed is the same person in every style.",
+                    tooltip="The drawing style. A seed gives the same person in every style.",
                 ),
             ],
-            outputs=[io.Image.Output("images", display_name="images", tooltip="Pictures of 64 x 64 pixels.")],
+            outputs=[io.Image.Output("images", display_name="images", tooltip="Images of 64 x 64 pixels.")],
         )
 
     @classmethod
@@ -154,28 +148,28 @@ class InvertImage(io.ComfyNode):
     def define_schema(cls) -> Any:
         return io.Schema(
             node_id="StyleGANNADA_InvertImage",
-            display_name="Invert Photo",  # the host has an "Invert Image", of colours
+            display_name="Invert Photo",  # ComfyUI has a node "Invert Image", which inverts colors
             category=f"{ROOT}/photos",
-            description="Finds the latents whose pictures come closest to the given ones. They can be edited, mixed, "
-            "and drawn by every adapted generator. Photos want to be aligned first.",
+            description="GAN inversion: finds latents whose images match the given images as closely as "
+            "possible. The latents can be edited, mixed and rendered with any fine-tuned "
+            "generator. Align photos first.",
             search_aliases=["projector", "gan inversion", "encode", "w+", "latent optimisation", "image to latent"],
             inputs=[
-                GeneratorType.Input("generator", tooltip="Whose latents; it stays as it is."),
-                io.Image.Input("image", tooltip="One picture or more, of any size; the middle square counts."),
+                GeneratorType.Input("generator", tooltip="The generator to invert. It is not modified."),
+                io.Image.Input("image", tooltip="One or more images of any size. The center square is used."),
                 LikenessType.Input("likeness", optional=True, tooltip=_LIKENESS),
                 LatentsType.Input(
                     "start",
                     optional=True,
-                    tooltip="Where to begin, one latent a picture, as Encode Image gives them. All of "
-                    "their rows count in w+ only, elsewhere the mean row. Without it: at the "
-                    "mean of w.",
+                    tooltip="Initial latents, one per image, for example from Encode Image. w+ starts from all "
+                    "rows; other spaces start from the mean of the rows. Not connected: the mean of w.",
                 ),
                 *widgets(InvertConfig, INVERT, advanced=INVERT[10:]),
             ],
             outputs=[
-                LatentsType.Output("latents", display_name="latents", tooltip="The best found, one a picture."),
-                io.Image.Output("inverted", display_name="inverted", tooltip="What the generator makes of them."),
-                io.String.Output("report", display_name="report", tooltip="How close they came, a line a picture."),
+                LatentsType.Output("latents", display_name="latents", tooltip="The best latents found, one per image."),
+                io.Image.Output("inverted", display_name="inverted", tooltip="The images rendered from the latents."),
+                io.String.Output("report", display_name="report", tooltip="PSNR and LPIPS, one line per image."),
             ],
         )
 
@@ -184,12 +178,12 @@ class InvertImage(io.ComfyNode):
     def execute(
         cls, generator: Any, image: Tensor, likeness: tuple = (None, None), start: Latents | None = None, **values: Any
     ) -> Any:
-        config, pictures = settings(InvertConfig, INVERT, values), from_image(image, _CHANNELS)
-        tick = watch(len(pictures) * config.steps)
-        with for_training(generator, (), *likeness) as (source, _, *eyes):
-            result = invert(source, pictures, config, *eyes, start, _watched(tick, "done"))
-            told = wording.closeness(result.images, result.targets, eyes[0], result.steps)
-        return io.NodeOutput(result.latents, to_image(result.images), told)
+        config, targets = settings(InvertConfig, INVERT, values), from_image(image, _CHANNELS)
+        tick = watch(len(targets) * config.steps)
+        with for_training(generator, (), *likeness) as (source, _, *networks):
+            result = invert(source, targets, config, *networks, start, _watched(tick, "done"))
+            report = wording.closeness(result.images, result.targets, networks[0], result.steps)
+        return io.NodeOutput(result.latents, to_image(result.images), report)
 
 
 class PivotalTuning(io.ComfyNode):
@@ -199,25 +193,28 @@ class PivotalTuning(io.ComfyNode):
             node_id="StyleGANNADA_PivotalTuning",
             display_name="Pivotal Tuning",
             category=f"{ROOT}/photos",
-            description="Moves a copy of the generator a little, so that it draws the pictures far more closely from "
-            "their latents (PTI). The change is a domain, which an adapted generator takes too.",
+            description="Pivotal tuning (PTI): fine-tunes a copy of the generator so that it reproduces the "
+            "images from their latents more closely. The weight change is a domain and can also "
+            "be applied to a fine-tuned generator.",
             search_aliases=["pti", "fine-tune on photo", "personalise", "pivotal"],
             inputs=[
-                GeneratorType.Input("generator", tooltip="The one the latents were found for; it stays as it is."),
-                io.Image.Input("image", tooltip="The pictures that were inverted."),
+                GeneratorType.Input(
+                    "generator", tooltip="The generator that the latents were found for. It is not modified."
+                ),
+                io.Image.Input("image", tooltip="The images that were inverted."),
                 LatentsType.Input("latents", tooltip="Their latents, from Invert Photo or Encode Image."),
                 LikenessType.Input("likeness", optional=True, tooltip=_LIKENESS),
                 *widgets(TuneConfig, TUNE, advanced=TUNE[10:]),
             ],
             outputs=[
-                GeneratorType.Output("generator", display_name="tuned", tooltip="The generator that knows them."),
+                GeneratorType.Output("generator", display_name="tuned", tooltip="The tuned generator."),
                 DomainType.Output(
                     "domain",
                     display_name="domain",
-                    tooltip="What the tuning changed, for Apply Domain on an adapted generator.",
+                    tooltip="The weight changes, for Apply Domain on a fine-tuned generator.",
                 ),
-                io.Image.Output("drawn", display_name="drawn", tooltip="What it draws of the latents."),
-                io.String.Output("report", display_name="report", tooltip="How close it comes, a line a picture."),
+                io.Image.Output("drawn", display_name="drawn", tooltip="The images rendered from the latents."),
+                io.String.Output("report", display_name="report", tooltip="PSNR and LPIPS, one line per image."),
             ],
         )
 
@@ -228,13 +225,13 @@ class PivotalTuning(io.ComfyNode):
     ) -> Any:
         config = settings(TuneConfig, TUNE, values)
         tick = watch(config.steps)
-        with for_training(generator, (), *likeness) as (source, _, *eyes):
-            result = tune(source, from_image(image, _CHANNELS), latents, config, *eyes, _watched(tick, "index"))
-            told = wording.closeness(result.images, result.targets, eyes[0])
+        with for_training(generator, (), *likeness) as (source, _, *networks):
+            result = tune(source, from_image(image, _CHANNELS), latents, config, *networks, _watched(tick, "index"))
+            report = wording.closeness(result.images, result.targets, networks[0])
             tuned = result.generator.cpu()
-        return io.NodeOutput(tuned, result.domain, to_image(result.images), told)
+        return io.NodeOutput(tuned, result.domain, to_image(result.images), report)
 
 
 def _watched(tick: Callable[..., None], count: str) -> Callable[[Any], None]:
-    """Progress with a preview. count: the step's field that says how far it is."""
+    """Progress callback with a preview. count: the field of the step that holds its number."""
     return lambda step: tick(getattr(step, count) + (count == "index"), lambda: grid(step.images()))

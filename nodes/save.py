@@ -1,4 +1,4 @@
-"""Results out of the graph: whole generators, and domains, which are only what an adaptation changed."""
+"""Nodes that save generators, and save, load and apply domains (the weight changes of a training run)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ..nada_core import Domain, __version__, export_rosinality, read_domain, sav
 from ._host import DOMAINS, file_stamp, files, find, io, metadata, missing, normal_mode, save_path
 from ._types import ROOT, DomainType, GeneratorType
 
-_NONE = "(no domain saved yet)"  # an empty list would make the page refuse the node
+_NONE = "(no domain found)"  # ComfyUI rejects a combo box without options
 
 
 class SaveGenerator(io.ComfyNode):
@@ -18,18 +18,18 @@ class SaveGenerator(io.ComfyNode):
             node_id="StyleGANNADA_SaveGenerator",
             display_name="Save Generator",
             category=f"{ROOT}/save",
-            description="Writes a generator into output/stylegan_nada, where Load Generator finds it after R.",
+            description="Saves a generator to output/stylegan_nada. Press R to list the file in Load Generator.",
             search_aliases=["export", "save stylegan", "rosinality", "checkpoint"],
             is_output_node=True,
             hidden=[io.Hidden.prompt],
             inputs=[
-                GeneratorType.Input("generator", tooltip="The generator to write."),
+                GeneratorType.Input("generator", tooltip="The generator to save."),
                 prefix_input("adapted"),
                 io.Combo.Input(
                     "format",
                     options=["safetensors", "safetensors float16", "rosinality pt"],
-                    tooltip="safetensors keeps every bit and says how the weights were made; float16 is "
-                    "half the size; rosinality pt is what many other tools read.",
+                    tooltip="safetensors: exact weights plus metadata. safetensors float16: half the size. "
+                    "rosinality pt: for other tools.",
                 ),
             ],
             outputs=[path_output()],
@@ -42,8 +42,8 @@ class SaveGenerator(io.ComfyNode):
         if format == "rosinality pt":
             export_rosinality(generator, path)
         else:
-            told = {"version": __version__, **metadata(cls.hidden)}
-            save_generator(generator, path, told, half=format.endswith("float16"))
+            provenance = {"version": __version__, **metadata(cls.hidden)}
+            save_generator(generator, path, provenance, half=format.endswith("float16"))
         return io.NodeOutput(str(path))
 
 
@@ -54,8 +54,8 @@ class SaveDomain(io.ComfyNode):
             node_id="StyleGANNADA_SaveDomain",
             display_name="Save Domain",
             category=f"{ROOT}/save",
-            description="Writes only what an adaptation changed into output/stylegan_nada/domains, where Load Domain "
-            "finds it after R and applies it with any strength.",
+            description="Saves only the weight changes of a training run to output/stylegan_nada/domains. "
+            "Press R to list the file in Load Domain.",
             search_aliases=["save lora", "delta", "export domain"],
             is_output_node=True,
             hidden=[io.Hidden.prompt],
@@ -65,7 +65,7 @@ class SaveDomain(io.ComfyNode):
                 io.Combo.Input(
                     "precision",
                     options=["float16", "float32"],
-                    tooltip="float16 is half the size, and no eye sees the difference.",
+                    tooltip="float16 halves the file size without a visible difference.",
                 ),
             ],
             outputs=[path_output()],
@@ -75,8 +75,8 @@ class SaveDomain(io.ComfyNode):
     @normal_mode()
     def execute(cls, domain: Domain, filename_prefix: str, precision: str) -> Any:
         path = save_path(filename_prefix, ".safetensors", "domains")
-        told = {**domain.provenance, "version": __version__, **metadata(cls.hidden)}
-        save_domain(domain, path, half=precision == "float16", provenance=told)
+        provenance = {**domain.provenance, "version": __version__, **metadata(cls.hidden)}
+        save_domain(domain, path, half=precision == "float16", provenance=provenance)
         return io.NodeOutput(str(path))
 
 
@@ -87,25 +87,27 @@ class LoadDomain(io.ComfyNode):
             node_id="StyleGANNADA_LoadDomain",
             display_name="Load Domain",
             category=f"{ROOT}/load",
-            description="Reads what an adaptation changed and applies it to the generator it was made from, as "
-            "strongly as wanted. Chain several to mix domains.",
+            description="Loads a domain and applies it to the generator it was trained from, at any strength. "
+            "Chain several nodes to mix domains.",
             search_aliases=["load lora", "delta", "apply domain"],
             inputs=[
                 GeneratorType.Input(
                     "generator",
-                    tooltip="The generator the domain was made from, or one that other domains were applied to.",
+                    tooltip="The generator the domain was trained from, with or without other domains applied.",
                 ),
                 io.Combo.Input(
                     "file",
                     options=files(DOMAINS) or [_NONE],
-                    tooltip="A file in models/stylegan_nada/domains or output/stylegan_nada/domains. "
-                    "Press R to see new files.",
+                    tooltip="A file in models/stylegan_nada/domains or output/stylegan_nada/domains. Press R to "
+                    "refresh the list.",
                 ),
                 _strength(),
             ],
             outputs=[
-                GeneratorType.Output("generator", display_name="generator", tooltip="The generator in that domain."),
-                DomainType.Output("domain", display_name="domain", tooltip="The domain itself."),
+                GeneratorType.Output(
+                    "generator", display_name="generator", tooltip="The generator with the domain applied."
+                ),
+                DomainType.Output("domain", display_name="domain", tooltip="The domain, for another Apply Domain."),
             ],
         )
 
@@ -131,18 +133,20 @@ class ApplyDomain(io.ComfyNode):
             node_id="StyleGANNADA_ApplyDomain",
             display_name="Apply Domain",
             category=f"{ROOT}/train",
-            description="Applies what an adaptation changed, as strongly as wanted. Chain several to mix domains.",
+            description="Applies a domain to a generator at any strength. Chain several nodes to mix domains.",
             search_aliases=["strength", "mix domains", "blend generators", "lora strength"],
             inputs=[
                 GeneratorType.Input(
                     "generator",
-                    tooltip="The generator the domain was made from, or one that other domains were applied to.",
+                    tooltip="The generator the domain was trained from, with or without other domains applied.",
                 ),
                 DomainType.Input("domain", tooltip="From Adapt Generator, Pivotal Tuning or Load Domain."),
                 _strength(),
             ],
             outputs=[
-                GeneratorType.Output("generator", display_name="generator", tooltip="The generator in that domain.")
+                GeneratorType.Output(
+                    "generator", display_name="generator", tooltip="The generator with the domain applied."
+                )
             ],
         )
 
@@ -153,17 +157,17 @@ class ApplyDomain(io.ComfyNode):
 
 
 def prefix_input(default: str) -> Any:
-    """The name that every saving node asks for."""
+    """The file name input of every save node."""
     return io.String.Input(
         "filename_prefix",
         default=default,
-        tooltip="Name of the file before its number; may begin with folders, and hold tokens such as %year%.",
+        tooltip="File name before the counter. It may contain subfolders and tokens such as %year%.",
     )
 
 
 def path_output() -> Any:
-    """What every saving node gives."""
-    return io.String.Output("path", display_name="path", tooltip="The file that was written.")
+    """The output of every save node."""
+    return io.String.Output("path", display_name="path", tooltip="Path of the saved file.")
 
 
 def _strength() -> Any:
@@ -174,5 +178,5 @@ def _strength() -> Any:
         max=3.0,
         step=0.05,
         round=0.001,
-        tooltip="0 leaves the generator as it is, 1 is the whole change, beyond exaggerates.",
+        tooltip="0: no change. 1: the full change. Above 1: exaggerated.",
     )

@@ -1,4 +1,4 @@
-"""Where to go: from one phrase to another, or to a few style images (StyleGAN-NADA, sections 4.1 and 4.4)."""
+"""Directions in CLIP space, from text or from style images (StyleGAN-NADA, sections 4.1 and 4.4)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..nada_core.guidance.prompts import BARE, TEMPLATES
 from ._host import from_image, io, normal_mode
 from ._types import ROOT, GuideType, ShiftType
 
-WORDINGS = {"templates": TEMPLATES, "bare": BARE}
+TEMPLATE_SETS = {"templates": TEMPLATES, "bare": BARE}
 
 
 class ShiftFromText(io.ComfyNode):
@@ -21,30 +21,31 @@ class ShiftFromText(io.ComfyNode):
             node_id="StyleGANNADA_ShiftFromText",
             display_name="Shift from Text",
             category=f"{ROOT}/direction",
-            description="The direction from one text to another. Every picture will be moved along it, each from "
-            "where it is, so pictures stay different from each other.",
+            description="The direction in CLIP space from one text to another. Training moves every image "
+            "along this direction from its own position, so images stay different from each "
+            "other.",
             search_aliases=["prompt", "text direction", "source target", "clip text", "nada"],
             inputs=[
                 io.String.Input(
                     "source",
                     default="photo",
                     placeholder="photo",
-                    tooltip="What the generator makes now: photo, human, dog, church ...",
+                    tooltip="What the generator produces now: photo, human, dog, church ...",
                 ),
                 io.String.Input(
                     "target",
                     default="zombie",
                     placeholder="watercolor painting",
-                    tooltip="What it shall make. The built-in guide knows pencil sketch, watercolor "
-                    "painting, 3d render, pixel art, zombie, elf, anime, joker, marble statue.",
+                    tooltip="What the generator should produce. The built-in guide knows pencil sketch, "
+                    "watercolor painting, 3d render, pixel art, zombie, elf, anime, joker, marble statue.",
                 ),
                 io.Combo.Input(
                     "wording",
-                    options=list(WORDINGS),
+                    options=list(TEMPLATE_SETS),
                     default="templates",
                     advanced=True,
-                    tooltip='templates: the mean over 79 sentences such as "a photo of a ...", as in the '
-                    "paper. bare: the texts as they are, for whole sentences of your own.",
+                    tooltip='templates: average the text embedding over 79 prompts such as "a photo of a ...", as '
+                    "in the paper. bare: use the text as it is, for whole sentences.",
                 ),
             ],
             outputs=[
@@ -56,7 +57,7 @@ class ShiftFromText(io.ComfyNode):
 
     @classmethod
     def execute(cls, source: str, target: str, wording: str = "templates") -> Any:
-        return io.NodeOutput(TextShift(source, target, WORDINGS[wording]))
+        return io.NodeOutput(TextShift(source, target, TEMPLATE_SETS[wording]))
 
 
 class ShiftFromImages(io.ComfyNode):
@@ -66,10 +67,10 @@ class ShiftFromImages(io.ComfyNode):
             node_id="StyleGANNADA_ShiftFromImages",
             display_name="Shift from Images",
             category=f"{ROOT}/direction",
-            description="The direction from the generator's own pictures to one to ten style images, where no words "
-            "name the style.",
+            description="The direction in CLIP space from the generator's own images to one to ten style "
+            "images. Use it for styles that are hard to describe in words.",
             search_aliases=["style image", "reference image", "few shot", "image direction"],
-            inputs=[io.Image.Input("images", tooltip="One to ten pictures in the style, as a batch.")],
+            inputs=[io.Image.Input("images", tooltip="One to ten images in the target style, as a batch.")],
             outputs=[ShiftType.Output("shift", display_name="shift", tooltip="The direction, for Adapt Generator.")],
         )
 
@@ -86,11 +87,12 @@ class MixShifts(io.ComfyNode):
             node_id="StyleGANNADA_MixShifts",
             display_name="Mix Shifts",
             category=f"{ROOT}/direction",
-            description="Goes two ways at once: words and style images live in one space, so their directions add up.",
+            description="Weighted average of two directions. Text and image embeddings share one CLIP space, "
+            "so both kinds can be mixed.",
             search_aliases=["combine directions", "text and image", "blend prompts", "hybrid domain"],
             inputs=[
                 ShiftType.Input("first", tooltip="From Shift from Text or Shift from Images."),
-                ShiftType.Input("second", tooltip="The other one."),
+                ShiftType.Input("second", tooltip="Another direction of either kind."),
                 io.Float.Input(
                     "share",
                     default=0.5,
@@ -98,10 +100,12 @@ class MixShifts(io.ComfyNode):
                     max=1.0,
                     step=0.05,
                     round=0.001,
-                    tooltip="The share of the second: 0 the first alone, 1 the second alone.",
+                    tooltip="Weight of the second direction: 0 uses only the first, 1 only the second.",
                 ),
             ],
-            outputs=[ShiftType.Output("shift", display_name="shift", tooltip="Both, for Adapt Generator.")],
+            outputs=[
+                ShiftType.Output("shift", display_name="shift", tooltip="The mixed direction, for Adapt Generator.")
+            ],
         )
 
     @classmethod
@@ -117,16 +121,16 @@ class CheckPrompts(io.ComfyNode):
             node_id="StyleGANNADA_CheckPrompts",
             display_name="Check Prompts",
             category=f"{ROOT}/direction",
-            description="Asks the guide whether it tells source and target apart and sees one way between them: a "
-            "look that saves a training.",
+            description="Checks before training whether the CLIP guide can tell source and target apart, and "
+            "whether its prompt templates agree on the direction between them.",
             search_aliases=["prompt check", "ambiguous", "test words"],
             inputs=[
-                GuideType.Input("guide", tooltip="One CLIP, or several combined."),
-                ShiftType.Input("shift", tooltip="From Shift from Text; pictures are not doubted."),
+                GuideType.Input("guide", tooltip="One CLIP guide, or several from Combine Guides."),
+                ShiftType.Input("shift", tooltip="From Shift from Text. Image directions are not checked."),
             ],
             outputs=[
                 io.String.Output(
-                    "doubts", display_name="doubts", tooltip="A sentence for every doubt, or that there is none."
+                    "doubts", display_name="doubts", tooltip="One line per warning, or a line that says there are none."
                 )
             ],
         )
@@ -134,5 +138,5 @@ class CheckPrompts(io.ComfyNode):
     @classmethod
     @normal_mode()
     def execute(cls, guide: tuple, shift: Any) -> Any:
-        doubts = [doubt for one, _ in guide for doubt in check_prompts(one, shift)]
-        return io.NodeOutput("\n".join(doubts) or "Nothing to doubt: the guide tells them apart.")
+        warnings = [warning for encoder, _ in guide for warning in check_prompts(encoder, shift)]
+        return io.NodeOutput("\n".join(warnings) or "No warnings: the guide can tell source and target apart.")

@@ -36,6 +36,11 @@ class Call:
         raise AssertionError("only its result is called, by the reader")
 
 
+def foreign_class(module: str, name: str) -> type:
+    """A class that is pickled as module.name, which does not exist here. Its instances store what is set on them."""
+    return type(name, (), {"reference": Global(module, name).reference})
+
+
 class EasyDict(dict[str, Any]):
     def __reduce_ex__(self, protocol: Any) -> Any:
         return Global("dnnlib.util", "EasyDict"), (), None, None, iter(self.items())
@@ -46,7 +51,7 @@ _PurePython: Any = pickle._Pickler
 
 class _Pickler(_PurePython):
     def save(self, obj: Any, save_persistent_id: bool = True) -> Any:
-        if isinstance(obj, Global):
+        if isinstance(obj, Global) or (isinstance(obj, type) and "reference" in vars(obj)):
             return self.write(pickle.GLOBAL + obj.reference)
         return super().save(obj, save_persistent_id)
 

@@ -21,7 +21,7 @@ from nada_core.guidance.prompts import TEMPLATES
 from nada_core.guidance.shifts import ImageShift, MixedShift, TextShift
 from nada_core.io.errors import CheckpointError
 from nada_core.models.generator import Generator
-from nada_core.models.low_rank import factors
+from nada_core.models.low_rank import low_rank_factors
 from nada_core.models.stylegan2 import Block, StyleGAN2
 
 SHIFT = TextShift("photo", "sketch", ("a {} of a face", "the {}"))
@@ -192,7 +192,7 @@ def test_low_rank_step_follows_the_chain_rule() -> None:
     adapt(made, guide(), SHIFT, config, lambda step: seen.append(step.generator))
     name = "synthesis.b8.conv1.weight"
     change = seen[0].get_parameter(name) - made.get_parameter(name)
-    right = factors({name: made.get_parameter(name)}, 2, config.seed)[f"{name}.right"]
+    right = low_rank_factors({name: made.get_parameter(name)}, 2, config.seed)[f"{name}.right"]
     left = torch.linalg.lstsq(right.T, change.flatten(1).detach().T).solution.T
     torch.testing.assert_close(left @ right, change.flatten(1).detach(), atol=1e-6, rtol=1e-4)
     # Without memory Adam moves every number by the learning rate, in the direction its gradient says.

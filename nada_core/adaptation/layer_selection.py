@@ -19,7 +19,7 @@ from ..guidance.shifts import Shift, needs_source_images
 from ..guidance.targets import ClipTarget, check_devices, clip_targets, source_images
 from ..models.clip import ClipGuide
 from ..models.generator import Generator, Layer
-from ..models.low_rank import factors
+from ..models.low_rank import low_rank_factors
 from ..runtime.batching import MicroBatcher
 from ..runtime.distributed import all_reduce, shard
 from ..runtime.precision import arithmetic
@@ -198,7 +198,7 @@ def _is_trained(choice: LayerChoice, layer: Layer, name: str) -> bool:
 
 def trained_values(choice: LayerChoice, weights: Mapping[str, Tensor], seed: int) -> Mapping[str, Tensor]:
     """The tensors an optimizer moves to change `weights`: themselves, or the factors of a low-rank change."""
-    return factors(weights, choice.rank, seed) if choice.train == "low-rank" else weights
+    return low_rank_factors(weights, choice.rank, seed) if choice.train == "low-rank" else weights
 
 
 def count_trained(choice: LayerChoice, generator: Generator) -> int:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..models.generator import Generator
-from ..models.low_rank import REPARAMETRIZED, backprop_to_factors, merge_into_weights
+from ..models.low_rank import backprop_to_factors, merge_into_weights
 from .config import LayerChoice
 from .layer_selection import selectable_layers, trained_names, trained_values
 
@@ -37,7 +37,7 @@ class TrainedParameters:
         self.weights: dict[str, Tensor] = {name: p for name, p in student.named_parameters() if name in names}
         self.start = {name: source.get_parameter(name).detach() for name in self.weights}
         self.values = trained_values(choice, self.weights, seed)
-        self._factored = choice.train in REPARAMETRIZED
+        self._factored = choice.train == "low-rank"
 
     def zero_grad(self) -> None:
         """Set gradients to None. Adam then leaves the moments of layers that a step does not train alone."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from ..adaptation.config import AdaptConfig, LayerChoice
 from ..latents.inversion import InvertConfig
 from ..latents.pivotal_tuning import TuneConfig
+from ..models.generator import changed_settings
 from .content import contents
 from .judge import Judge, Verdict, examine
 from .render import ATTRIBUTES, STYLES, render
@@ -43,11 +44,23 @@ INVERT = InvertConfig(
 )
 TUNE = TuneConfig(lr=6e-3, lpips=0.0)
 
+#: The same as JSON: `fitting` stores it in the generator's file, and the commands and nodes read it from there.
+RECOMMENDED = {
+    "adapt": changed_settings(RECIPE),
+    "invert": changed_settings(INVERT),
+    "tune": changed_settings(TUNE),
+    "guides": [list(pair) for pair in GUIDES],
+    "held_out": HELD_OUT,
+    "identity": "portraits",
+    "source": SOURCE,
+}
+
 __all__ = [
     "ATTRIBUTES",
     "GUIDES",
     "HELD_OUT",
     "INVERT",
+    "RECOMMENDED",
     "RECIPE",
     "SOURCE",
     "STYLES",

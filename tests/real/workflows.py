@@ -124,18 +124,19 @@ TEXT_TO_NEW_DOMAIN = Workflow(
         *stack(
             -1,
             note(
-                "# From words to a new domain\n\nPress **Run**. In about half a minute on two CPU cores the built-in "
-                "portraits learn to be the Joker, from words alone: there is no picture of him anywhere.\n\n"
-                "**Adapt Generator** shows the same four people while it learns: before above, now below.\n\n"
-                "Then try another **target**: pencil sketch, zombie, anime, marble statue.",
+                "# Text to new domain\n\nPress **Run**. In about half a minute on two CPU cores, the built-in "
+                "portrait generator is fine-tuned toward the Joker from text alone, without any image of "
+                "him.\n\n**Adapt Generator** shows the same four people during training: before (top) and now "
+                "(bottom).\n\nThen try another **target**: pencil sketch, zombie, anime, marble statue.",
                 270,
                 "Start here",
             ),
             note(
-                "## Your own generator\n\nPut a StyleGAN2 file (.pkl, .pt, .safetensors) into `models/stylegan_nada`, "
-                "press **R**, choose it, and choose a published CLIP as guide, such as `ViT-B-32:openai`.\n\nSuch a "
-                "generator wants other settings: lr 0.002, batch 2, angle_loss 0, views 0, noise random, schedule "
-                "constant, beta2 0.992, mirror off, pool 0; in Choose Layers count 12 to 18, batch 8, every 1, rgb off.",
+                "## Your own generator\n\nPut a StyleGAN2 file (.pkl, .pt, .safetensors) into "
+                "`models/stylegan_nada`, press **R** and select it. Select a published CLIP as guide, such as "
+                "`ViT-B-32:openai`.\n\nUse these settings: lr 0.002, batch 2, angle_loss 0, views 0, noise random, "
+                "schedule constant, beta2 0.992, mirror off, pool 0. In Choose Layers: count 12 to 18, batch 8, "
+                "every 1, rgb off.",
                 250,
                 "Next",
             ),
@@ -155,7 +156,7 @@ TEXT_TO_NEW_DOMAIN = Workflow(
             node("plot", "PlotTraining", SHOWS),
         ),
         *stack(3, picture("sheet", "before and after", (340, 920))),
-        *stack(3.95, picture("curves", "how the training went", (620, 740))),
+        *stack(3.95, picture("curves", "training curves", (620, 740))),
     ],
     links=[
         *adapts("adapt"),
@@ -169,9 +170,9 @@ TEXT_TO_NEW_DOMAIN = Workflow(
         ),
     ],
     groups=[
-        Group("1. What goes in", ("generator", "guide", "shift", "layers")),
+        Group("1. Inputs", ("generator", "guide", "shift", "layers")),
         Group("2. Training", ("adapt",)),
-        Group("3. The same latents, before and after", ("latents", "compare", "plot", "sheet", "curves")),
+        Group("3. Results", ("latents", "compare", "plot", "sheet", "curves")),
     ],
 )
 
@@ -180,10 +181,11 @@ HOW_MANY_LAYERS = Workflow(
         *stack(
             -1,
             note(
-                "# How many layers should learn?\n\nFew layers keep more of the generator, many let it change "
-                "more.\n\n**Inspect Layers** measures how far each layer's latents move when they are led towards the "
-                "text: long bars are what an adaptive choice trains first.\n\nThe same shift is trained with 2, 5 and "
-                "all layers. With a generator this small they come out more alike than with a large one.",
+                "# How many layers to train?\n\nTraining fewer layers preserves more of the generator; training "
+                "more layers allows larger changes.\n\n**Inspect Layers** measures how much the latents of each "
+                "layer change when they are optimized toward the text. Adaptive selection trains the layers with "
+                "the longest bars first.\n\nThis workflow trains the same direction with 2, 5 and all layers. For a "
+                "generator this small, the results are more similar than for a large one.",
                 330,
             ),
         ),
@@ -208,7 +210,7 @@ HOW_MANY_LAYERS = Workflow(
         ),
         *stack(3, node("adapt", "AdaptGenerator", TRAINS, "Adapt with 5 layers", **RECIPE)),
         *stack(4, node("adapt_all", "AdaptGenerator", TRAINS, "Adapt with all layers", **RECIPE)),
-        *stack(3, picture("bars", "how far each layer's latents move", (760, 370)), top=1200),
+        *stack(3, picture("bars", "change of each layer's latents", (760, 370)), top=1200),
         *stack(5, picture("sheet", "the same latents", (820, 1060))),
     ],
     links=[
@@ -233,11 +235,12 @@ SEVERAL_GUIDES = Workflow(
         *stack(
             -1,
             note(
-                "# Two guides are harder to fool\n\nA guide can be pleased by patterns in which no eye sees the "
-                "target. Two guides that were built differently share few such weaknesses, so what pleases both is more "
-                "likely to be real; the paper adds ViT-B/32 and ViT-B/16.\n\nThese two built-in guides were fitted apart "
-                "from each other and see pictures in different sizes. The columns: the source, each guide alone, both "
-                "together.\n\nFor a generator of your own choose `ViT-B-32:openai` and `ViT-B-16:openai`.",
+                "# Several guides\n\nTraining against one CLIP model can produce adversarial artifacts: patterns "
+                "that lower the loss but do not look like the target. Two different models share few such "
+                "weaknesses, so an ensemble is more reliable. The paper uses ViT-B/32 and ViT-B/16.\n\nThe two "
+                "built-in guides were trained separately and use different image sizes. The columns: source, "
+                "first guide, second guide, both.\n\nFor your own generator, select `ViT-B-32:openai` and "
+                "`ViT-B-16:openai`.",
                 380,
             ),
         ),
@@ -252,15 +255,15 @@ SEVERAL_GUIDES = Workflow(
         ),
         *stack(
             1,
-            node("adapt_first", "AdaptGenerator", TRAINS, "Adapt by the first", **RECIPE),
+            node("adapt_first", "AdaptGenerator", TRAINS, "Adapt with first guide", **RECIPE),
             node("latents", "SampleLatents", SHOWS, count=5, psi=0.85),
         ),
         *stack(
             2,
-            node("adapt_second", "AdaptGenerator", TRAINS, "Adapt by the second", **RECIPE),
+            node("adapt_second", "AdaptGenerator", TRAINS, "Adapt with second guide", **RECIPE),
             node("compare", "Compare", SHOWS, labels="photo\nfirst guide\nsecond guide\nboth"),
         ),
-        *stack(3, node("adapt_both", "AdaptGenerator", TRAINS, "Adapt by both", **RECIPE)),
+        *stack(3, node("adapt_both", "AdaptGenerator", TRAINS, "Adapt with both guides", **RECIPE)),
         *stack(4, picture("sheet", "the same latents", (820, 1060))),
     ],
     links=[
@@ -284,11 +287,11 @@ NAIVE_VERSUS_DIRECTIONAL = Workflow(
         *stack(
             -1,
             note(
-                "# Why a direction\n\nThe obvious loss pulls every picture towards the text itself. One place pleases "
-                "the guide most, so all pictures go there and become one: they **collapse**.\n\nStyleGAN-NADA asks "
-                "instead that the *change* of each picture points the way from the source text to the target text. Every "
-                "picture takes that way from where it is, and stays itself.\n\nThe two trainings differ in their loss "
-                "weights only.",
+                "# Why a directional loss?\n\nThe naive (global) loss moves every image toward the target text. All "
+                "images converge to the same optimum: **mode collapse**.\n\nThe directional loss of StyleGAN-NADA "
+                "compares *changes*: the change of each image in CLIP space should be parallel to the change from "
+                "source text to target text. Each image starts from its own position, so the images stay "
+                "different.\n\nThe two training runs differ only in their loss weights.",
                 340,
             ),
         ),
@@ -305,11 +308,11 @@ NAIVE_VERSUS_DIRECTIONAL = Workflow(
                 "naive",
                 "AdaptGenerator",
                 TRAINS,
-                "Naive: towards the text",
+                "Naive: global loss",
                 **{**RECIPE, "direction_loss": 0.0, "global_loss": 1.0, "angle_loss": 0.0},
             ),
         ),
-        *stack(2, node("adapt", "AdaptGenerator", TRAINS, "StyleGAN-NADA: along the direction", **RECIPE)),
+        *stack(2, node("adapt", "AdaptGenerator", TRAINS, "StyleGAN-NADA: directional loss", **RECIPE)),
         *stack(
             3,
             node("latents", "SampleLatents", SHOWS, count=6, psi=0.85),
@@ -334,10 +337,10 @@ DOMAINS_MIXED = Workflow(
         *stack(
             -1,
             note(
-                "# Domains are changes that add up\n\nAn adaptation changes some of the generator's weights. That "
-                "change alone is a **domain**: a file that can be applied with any strength, also on top of another "
-                "one.\n\n**Save Domain** writes it to `output/stylegan_nada/domains`; press **R**, and **Load Domain** "
-                "finds it there in every workflow.\n\nMove the strengths: nothing is trained again.",
+                "# Mixing domains\n\nTraining changes some of the generator's weights. These changes are a "
+                "**domain**: a file that can be applied at any strength, alone or together with other "
+                "domains.\n\n**Save Domain** writes it to `output/stylegan_nada/domains`. Press **R** to list it in "
+                "**Load Domain** in any workflow.\n\nChange the strengths: nothing is trained again.",
                 330,
             ),
         ),
@@ -351,15 +354,15 @@ DOMAINS_MIXED = Workflow(
         ),
         *stack(
             1,
-            node("adapt_a", "AdaptGenerator", TRAINS, "Learn the sketch", **RECIPE),
+            node("adapt_a", "AdaptGenerator", TRAINS, "Train sketch", **RECIPE),
             node("save", "SaveDomain", SHOWS, filename_prefix="sketch"),
         ),
-        *stack(2, node("adapt_b", "AdaptGenerator", TRAINS, "Learn the zombie", **RECIPE)),
+        *stack(2, node("adapt_b", "AdaptGenerator", TRAINS, "Train zombie", **RECIPE)),
         *stack(
             3,
-            node("half_a", "ApplyDomain", TRAINS, "half a sketch", strength=0.5),
-            node("half_b", "ApplyDomain", TRAINS, "half a zombie", strength=0.5),
-            node("mixed", "ApplyDomain", TRAINS, "half a sketch of half a zombie", strength=0.5),
+            node("half_a", "ApplyDomain", TRAINS, "sketch, strength 0.5", strength=0.5),
+            node("half_b", "ApplyDomain", TRAINS, "zombie, strength 0.5", strength=0.5),
+            node("mixed", "ApplyDomain", TRAINS, "sketch and zombie", strength=0.5),
             node("latents", "SampleLatents", SHOWS, count=5, psi=0.85),
             node("compare", "Compare", SHOWS, labels="photo\nhalf sketch\nhalf zombie\nboth halves"),
         ),
@@ -387,11 +390,12 @@ SAMPLE_SHEET = Workflow(
         *stack(
             -1,
             note(
-                "# A sheet of samples\n\nNothing is trained here; it takes a moment.\n\n**Sample Latents** draws. "
-                "**psi** is the truncation: 0 is the mean face, 1 the full variety.\n\n**Mix Latents** takes the late "
-                "rows of other latents: the people above, in the colours of others.\n\n**Interpolate Latents** walks "
-                "from one latent to the next. Give its pictures to a video node for an animation.\n\nFor an adapted "
-                "generator: keep it with Save Generator, press **R**, and choose it in Load Generator.",
+                "# Sample sheet\n\nThis workflow does not train anything.\n\n**Sample Latents** draws random latents. "
+                "**psi** is the truncation: 0 is the mean face, 1 the full variety.\n\n**Mix Latents** replaces the "
+                "late rows with those of other latents: the same people in other colors.\n\n**Interpolate Latents** "
+                "interpolates from one latent to the next. Connect the images to a video node for an "
+                "animation.\n\nTo use a fine-tuned generator, save it with Save Generator, press **R**, and select "
+                "it in Load Generator.",
                 400,
             ),
         ),
@@ -399,7 +403,7 @@ SAMPLE_SHEET = Workflow(
             0,
             node("generator", "LoadGenerator", READS),
             node("latents", "SampleLatents", SHOWS, count=12),
-            node("num_neighbours", "SampleLatents", SHOWS, "Sample others", seed=100, count=12, psi=0.9),
+            node("second", "SampleLatents", SHOWS, "Sample second set", seed=100, count=12, psi=0.9),
         ),
         *stack(
             1,
@@ -409,18 +413,18 @@ SAMPLE_SHEET = Workflow(
         ),
         *stack(
             2,
-            node("render", "Render", SHOWS, "Draw them"),
-            node("render_mix", "Render", SHOWS, "Draw the mix"),
-            node("render_walk", "Render", SHOWS, "Draw the walk"),
+            node("render", "Render", SHOWS, "Render samples"),
+            node("render_mix", "Render", SHOWS, "Render mix"),
+            node("render_walk", "Render", SHOWS, "Render interpolation"),
         ),
-        *stack(3, picture("sheet", "12 seeds", (560, 420)), picture("sheet_mix", "in other colours", (560, 420))),
-        *stack(4.5, picture("sheet_walk", "a walk from each to the next", (780, 940))),
+        *stack(3, picture("sheet", "12 seeds", (560, 420)), picture("sheet_mix", "mixed colors", (560, 420))),
+        *stack(4.5, picture("sheet_walk", "interpolation", (780, 940))),
     ],
     links=wires(
-        "generator.generator > latents.generator, others.generator, render.generator, render_mix.generator, "
+        "generator.generator > latents.generator, second.generator, render.generator, render_mix.generator, "
         "render_walk.generator",
         "latents.latents > render.latents, mix.first, walk.latents",
-        "others.latents > mix.second",
+        "second.latents > mix.second",
         "mix.latents > render_mix.latents",
         "walk.latents > render_walk.latents",
         "render.images > sheet.images",
@@ -434,11 +438,12 @@ PHOTO_TO_DOMAINS = Workflow(
         *stack(
             -1,
             note(
-                "# A photo, its latents, and three domains\n\n**Draw Portrait** makes photos that the generator has never "
-                "drawn. **Invert Photo** finds the latents whose pictures come closest, **Edit Latents** moves them along "
-                "a direction that **Find Directions** read off the generator's weights.\n\nThe domains were learnt from "
-                "words, with other people. Yet the sheet shows these very people in them: an adaptation leaves the "
-                "latents' meaning alone.\n\nMove **strength**, or take another **direction**: nothing is trained again.",
+                "# Photo to new domains\n\n**Draw Portrait** draws photos that the generator was not trained on. "
+                "**Invert Photo** finds latents that reproduce them. **Edit Latents** moves the latents along a "
+                "direction that **Find Directions** computed from the weights of the generator.\n\nThe domains are "
+                "trained from text, on random latents. The sheet still shows the people in the photos, because "
+                "fine-tuning does not change the meaning of latents.\n\nChange **strength** or **direction**: "
+                "nothing is trained again.",
                 430,
                 "Start here",
             ),
@@ -460,22 +465,22 @@ PHOTO_TO_DOMAINS = Workflow(
         *stack(
             2,
             node("zombie", "ShiftFromText", READS, "to a zombie", target="zombie"),
-            node("adapt_zombie", "AdaptGenerator", TRAINS, "Learn the zombie", **RECIPE),
+            node("adapt_zombie", "AdaptGenerator", TRAINS, "Train zombie", **RECIPE),
         ),
         *stack(
             3,
             node("joker", "ShiftFromText", READS, "to the Joker", target="joker"),
-            node("adapt_joker", "AdaptGenerator", TRAINS, "Learn the Joker", **RECIPE),
+            node("adapt_joker", "AdaptGenerator", TRAINS, "Train joker", **RECIPE),
         ),
         *stack(
             4,
             node("anime", "ShiftFromText", READS, "to anime", target="anime"),
-            node("adapt_anime", "AdaptGenerator", TRAINS, "Learn anime", **RECIPE),
+            node("adapt_anime", "AdaptGenerator", TRAINS, "Train anime", **RECIPE),
         ),
         *stack(
             2,
             picture("photographs", "the photos", (340, 300)),
-            picture("inverted", "what inversion makes of them", (340, 300)),
+            picture("inverted", "inverted photos", (340, 300)),
             top=1500,
         ),
         *stack(
@@ -517,23 +522,23 @@ YOUR_PHOTO = Workflow(
         *stack(
             -1,
             note(
-                "# Your photo in a new domain\n\nThe whole way for a real photo: **Align Face** cuts it as the "
-                "generator's own pictures were cut, **Invert Photo** finds its latents, **Pivotal Tuning** moves the "
-                "generator a little so that it draws the photo exactly, and **Apply Domain** carries that little change "
-                "over to a generator that was adapted by words.\n\nAs it stands it runs on the built-in generator and on "
-                "drawn elves, whose ears that generator has never seen: inversion loses them, the tuning brings them back.",
+                "# Your photo in a new domain\n\nAll steps for a real photo: **Align Face** crops it like the "
+                "training images, **Invert Photo** finds its latents, **Pivotal Tuning** fine-tunes the generator "
+                "to reproduce it closely, and **Apply Domain** adds that change to a generator that was "
+                "fine-tuned with text.\n\nThe workflow runs on the built-in generator and drawn elves. The "
+                "generator has never been trained on their ears: inversion loses them, tuning restores them.",
                 330,
                 "Start here",
             ),
             note(
-                "## For a photo and a generator of yours\n\n0. **Load Image** in place of Draw Portrait.\n1. **Load "
-                "Generator**: your StyleGAN2 file of aligned faces, "
-                "such as FFHQ's. **Load CLIP Guide**: `ViT-B-32:openai`.\n2. **Load Likeness**: `vgg:imagenet` (a "
-                "download) and `model_ir_se50.pth` in `models/stylegan_nada/identity`.\n3. **Align Face**: size 1024, "
-                "cut *the face*; it needs `pip install mtcnn-runtime`.\n4. **Invert Photo**: steps 500, lr 0.1, lpips "
-                "0.8, id 0.1, optimize_noise on, initial_noise_factor 0.05, lr_rampdown 0.25. An encoder (**Load Encoder**, **Encode Image** "
-                "into *start*) is quicker: then 100 steps do.\n5. **Pivotal Tuning**: lr 0.0003, lpips 1.\n6. **Adapt "
-                "Generator** and **Choose Layers** as told in *Text to new domain*.",
+                "## Use your own photo and generator\n\n0. Replace Draw Portrait with **Load Image**.\n1. **Load "
+                "Generator**: a StyleGAN2 file of aligned faces, such as FFHQ. **Load CLIP Guide**: "
+                "`ViT-B-32:openai`.\n2. **Load Likeness**: `vgg:imagenet` (a download) and `model_ir_se50.pth` in "
+                "`models/stylegan_nada/identity`.\n3. **Align Face**: size 1024, cut *the face*. Run `pip install "
+                "mtcnn-runtime` first.\n4. **Invert Photo**: steps 500, lr 0.1, lpips 0.8, id 0.1, optimize_noise "
+                "on, initial_noise_factor 0.05, lr_rampdown 0.25. With an encoder (**Load Encoder**, then "
+                "**Encode Image** into *start*), 100 steps are enough.\n5. **Pivotal Tuning**: lr 0.0003, lpips "
+                "1.\n6. **Adapt Generator** and **Choose Layers**: see *Text to new domain*.",
                 430,
                 "Next",
             ),
@@ -550,16 +555,16 @@ YOUR_PHOTO = Workflow(
             1,
             node("photo", "DrawPortrait", READS, "the photos", seed=5, count=3, style="elf"),
             node("align", "AlignFace", SHOWS, size=64, cut="the middle"),
-            picture("aligned", "cut out", (WIDTH, 280)),
+            picture("aligned", "aligned photos", (WIDTH, 280)),
         ),
         *stack(2, node("invert", "InvertImage", TRAINS, **INVERT)),
         *stack(3, node("tune", "PivotalTuning", TRAINS, **TUNE)),
         *stack(4, node("adapt", "AdaptGenerator", TRAINS, **RECIPE)),
-        *stack(2, Node("report", "PreviewAny", (0, 0), (WIDTH, 130), "how close after inversion"), top=1020),
-        *stack(3, Node("report_tuned", "PreviewAny", (0, 0), (WIDTH, 130), "how close after tuning"), top=1020),
+        *stack(2, Node("report", "PreviewAny", (0, 0), (WIDTH, 130), "report of the inversion"), top=1020),
+        *stack(3, Node("report_tuned", "PreviewAny", (0, 0), (WIDTH, 130), "report of the tuning"), top=1020),
         *stack(
             5,
-            node("both", "ApplyDomain", TRAINS, "the tuning on the adapted one"),
+            node("both", "ApplyDomain", TRAINS, "Apply tuning"),
             node("compare", "Compare", SHOWS, labels="inverted\ntuned\nnew domain\nnew domain, tuned"),
             node("keep", "SaveLatents", SHOWS, filename_prefix="photo"),
         ),

@@ -1,0 +1,199 @@
+"""The pickle reader: what it rebuilds, what stays inert, and that no file takes more memory than it has bytes."""
+
+import io
+import pickle
+import sys
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from nvidia_pickle import Call, Global, dump, foreign_class, network
+from torch import nn
+
+from nada_core.io.checkpoint_file import read_checkpoint
+from nada_core.io.errors import CheckpointError, DamagedCheckpointError, UnsafeCheckpointError
+from nada_core.io.metadata import write_safetensors
+from nada_core.models.stylegan2 import StyleGAN2
+
+
+def toy() -> StyleGAN2:
+    return StyleGAN2(16, z_dim=4, w_dim=4, mapping_layers=1, widths=[4, 4, 4], rng=torch.Generator().manual_seed(0))
+
+
+def foreign(module: str, name: str, **state: Any) -> Any:
+    made = foreign_class(module, name)()
+    vars(made).update(state)
+    return made
+
+
+class Rebuilt:
+    """A tensor that is pickled with another size, stride and offset than its storage allows."""
+
+    def __init__(self, storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> None:
+        self.arguments = storage, offset, size, stride, False, OrderedDict()
+
+    def __reduce__(self) -> Any:
+        return torch._utils._rebuild_tensor_v2, self.arguments
+
+
+@pytest.mark.parametrize(
+    ("offset", "size", "stride"),
+    [
+        (0, (5,), (1,)),
+        (1, (4,), (1,)),
+        (0, (2, 2), (3, 1)),
+        (0, (10**6, 10**6), (1, 1)),
+        (-1, (2,), (1,)),
+        (0, (2,), (-1,)),
+        (4, (1,), (1,)),
+    ],
+)
+@pytest.mark.parametrize("container", ["zip", "old", "pickle"])
+def test_storage_cannot_grow_beyond_its_bytes(
+    tmp_path: Path, container: str, offset: int, size: tuple[int, ...], stride: tuple[int, ...]
+) -> None:
+    storage = torch.arange(4.0)._typed_storage()
+    content = {"a": Rebuilt(storage, offset, size, stride), "padding": torch.zeros(1000)}
+    if container == "pickle":
+        dump(content, tmp_path / "x")
+    else:
+        torch.save(content, tmp_path / "x", _use_new_zipfile_serialization=container == "zip")
+    with pytest.raises(DamagedCheckpointError, match="beyond its storage of 4"):
+        read_checkpoint(tmp_path / "x")
+
+
+@pytest.mark.parametrize("container", ["zip", "old", "pickle"])
+def test_views_of_one_storage_are_read(tmp_path: Path, container: str) -> None:
+    whole = torch.arange(12.0)
+    content = {"t": whole.view(3, 4).t(), "part": whole[5:7], "none": whole[:0], "half": torch.ones(2).bfloat16()}
+    if container == "pickle":
+        (tmp_path / "x").write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, tmp_path / "x", _use_new_zipfile_serialization=container == "zip")
+    tensors = read_checkpoint(tmp_path / "x").tensors
+    assert tensors.keys() == content.keys()
+    assert all(
+        torch.equal(tensors[name], value) and tensors[name].dtype == value.dtype for name, value in content.items()
+    )
+
+
+def test_arrays_of_the_same_bytes_take_no_more_memory_than_the_file(tmp_path: Path) -> None:
+    content, dtype = b"\0" * 4096, Call(Global("numpy", "dtype"), "f4", False, True)
+
+    class Repeated:
+        def __reduce__(self) -> Any:
+            empty = (Global("numpy", "ndarray"), (0,), b"b")
+            return Global("numpy.core.multiarray", "_reconstruct"), empty, (1, (1024,), dtype, False, content)
+
+    with pytest.raises(DamagedCheckpointError, match="more bytes than the whole file"):
+        read_checkpoint(dump([{"a": Repeated()} for _ in range(100)], tmp_path / "x.pkl"))
+
+
+def test_storages_of_an_archive_take_no_more_memory_than_the_file(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(1000)}, tmp_path / "x.pt")
+    with zipfile.ZipFile(tmp_path / "x.pt") as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    for compression, change in (
+        (zipfile.ZIP_DEFLATED, lambda name, data: data),  # a few bytes could promise any number of zeros
+        (zipfile.ZIP_STORED, lambda name, data: data[:-4] if "/data/" in name else data),
+    ):
+        with zipfile.ZipFile(tmp_path / "y.pt", "w", compression) as archive:
+            for name, data in members.items():
+                archive.writestr(name, change(name, data))
+        with pytest.raises(DamagedCheckpointError, match="compressed|bytes, expected 4000"):
+            read_checkpoint(tmp_path / "y.pt")
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_arrays_of_every_protocol(tmp_path: Path, protocol: int) -> None:
+    content = {
+        "c": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        "flags": np.array([True, False]),
+        "text": np.array(["a"]),
+        "number": np.float64(0.5),
+    }
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(content, protocol))
+    raw = read_checkpoint(tmp_path / "x.pkl")
+    assert raw.tensors.keys() == {"c", "fortran", "flags"} and raw.hints["number"] == 0.5
+    assert all(np.array_equal(raw.tensors[name].numpy(), content[name]) for name in raw.tensors)
+
+
+class Wrapped(nn.Module):
+    """A module with a parameter, a buffer and a child, of a class that the reader does not import."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.child = nn.Linear(2, 3)
+        self.register_buffer("mean", torch.ones(3))
+        self.gain = 0.5
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_module_of_an_unknown_class_becomes_its_state_dict(tmp_path: Path, protocol: int) -> None:
+    module = Wrapped()
+    torch.save({"net": module}, tmp_path / "x.pt", pickle_protocol=protocol)
+    raw = read_checkpoint(tmp_path / "x.pt")
+    assert raw.tensors.keys() == {f"net.{name}" for name in module.state_dict()}
+    assert all(torch.equal(raw.tensors[f"net.{name}"], value) for name, value in module.state_dict().items())
+    assert raw.hints["net"]["class_name"] == "Wrapped" and raw.hints["net"]["attributes"]["gain"] == 0.5
+
+
+def test_unknown_objects_beside_a_network_are_inert(tmp_path: Path) -> None:
+    class Listed(list):  # type: ignore[type-arg]
+        reference = Global("somewhere", "Listed").reference
+
+    content = {
+        "G_ema": network(toy()),
+        "D": foreign("somewhere.else", "Discriminator", weights=torch.ones(2), config=foreign("x", "Config", size=3)),
+        "list": Listed([1, 2]),
+        "function": Global("torch.nn.functional", "leaky_relu"),
+    }
+    raw = read_checkpoint(dump(content, tmp_path / "x.pkl"))
+    assert "G_ema.synthesis.b4.const" in raw.tensors and torch.equal(raw.tensors["D.weights"], torch.ones(2))
+    assert raw.hints["D.config.size"] == 3 and "somewhere" not in sys.modules
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 4])
+def test_calls_of_unknown_functions_are_refused_in_every_protocol(tmp_path: Path, protocol: int) -> None:
+    marker = tmp_path / "marker"
+
+    class Evil:
+        def __reduce__(self) -> Any:
+            return open, (str(marker), "w")
+
+    (tmp_path / "x.pkl").write_bytes(b"\x80\x04" + pickle.dumps({"a": Evil()}, protocol).removeprefix(b"\x80\x04"))
+    with pytest.raises(UnsafeCheckpointError, match=r"open.*was not called"):
+        read_checkpoint(tmp_path / "x.pkl")
+    assert not marker.exists()
+
+
+def test_references_outside_an_archive_are_refused(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    torch.save({"a": torch.zeros(2)}, buffer)
+    with zipfile.ZipFile(buffer) as archive:
+        inner = archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))
+    (tmp_path / "x.pkl").write_bytes(inner)
+    with pytest.raises(CheckpointError, match="outside the file"):
+        read_checkpoint(tmp_path / "x.pkl")
+
+
+def test_endless_sharing_is_refused(tmp_path: Path) -> None:
+    content: dict[str, Any] = {}
+    for _ in range(60):
+        content = {"a": content, "b": content}
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(content))
+    with pytest.raises(DamagedCheckpointError, match="values in one file"):
+        read_checkpoint(tmp_path / "x.pkl")
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc/self/maps of Linux")
+def test_safetensors_file_is_not_mapped_after_reading(tmp_path: Path) -> None:
+    """On Windows a mapped file cannot be replaced."""
+    write_safetensors(tmp_path / "mapped.safetensors", {"a": torch.ones(100_000)}, {})
+    raw = read_checkpoint(tmp_path / "mapped.safetensors")
+    assert raw.tensors["a"].sum() == 100_000 and "mapped.safetensors" not in Path("/proc/self/maps").read_text()
