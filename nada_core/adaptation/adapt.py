@@ -22,6 +22,7 @@ from ..models.domain import Domain
 from ..models.generator import Generator
 from ..runtime.allocator import keep_freed_memory
 from ..runtime.distributed import check_batch_size, rank, world_size
+from ..runtime.precision import check_precision, tf32
 from .batch import Batch, draw_batch
 from .config import AdaptConfig
 from .layer_selection import trained_names
@@ -107,7 +108,7 @@ def adapt(
     config = config or generator.recommended_settings("adapt", AdaptConfig)
     inputs = RunInputs(generator, weighted_guides(guides), shift, config, judge, perceptual, identity)
     _check(inputs, autosave, resume)
-    with keep_freed_memory(generator.w_avg.device):
+    with keep_freed_memory(generator.w_avg.device), tf32(config.precision == "tf32"):
         student, state = _train(inputs, on_step, autosave, resume)
     reason = state.validation.explain(judge.name, config.patience) if judge else ""
     provenance = {**inputs.describe(), **({"chosen_because": reason} if reason else {})}
@@ -154,6 +155,7 @@ def _check(inputs: RunInputs, autosave: str | Path | None, resume: bool) -> None
     config, guides = inputs.config, [guide for guide, _ in inputs.guides]
     check_devices(inputs.source, [*guides, *([inputs.judge] if inputs.judge else [])], config.label)
     check_batch_size(config.batch)
+    check_precision(config.precision, inputs.source.w_avg.device)
     check_autosave(autosave, resume)
     check_judge(inputs.judge, guides, config)
     if config.similarity_weights:

@@ -22,7 +22,7 @@ from ..models.generator import Generator, Layer
 from ..models.low_rank import low_rank_factors
 from ..runtime.batching import MicroBatcher
 from ..runtime.distributed import all_reduce, shard
-from ..runtime.precision import arithmetic
+from ..runtime.precision import arithmetic, tf32
 from .config import LayerChoice
 
 
@@ -113,7 +113,8 @@ def inspect_layers(
     images = source_images(generator, seed, label) if needs_source_images(shift) else None
     targets = clip_targets(guides, shift, images)
     z = torch.randn(choice.batch, generator.z_dim, generator=torch.Generator().manual_seed(seed))
-    movement = row_movement(choice, generator, targets, z, label).tolist()
+    with tf32(False):
+        movement = row_movement(choice, generator, targets, z, label).tolist()
     return tuple((layer, movement[row]) for row, layer in _layer_of_row(generator).items())
 
 

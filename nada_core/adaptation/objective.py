@@ -15,7 +15,6 @@ from ..guidance.reconstruction import FaceRecognizer, Features, ReconstructionLo
 from ..guidance.targets import ClipTarget
 from ..models.generator import Generator
 from ..runtime.distributed import all_gather, world_size
-from ..runtime.precision import tf32
 from .batch import Batch, run_batch
 from .config import AdaptConfig
 from .layer_selection import only_trainable
@@ -59,7 +58,7 @@ class Objective:
         """
         zero_grad()
         before, reconstruction = self._source(batch, chunk)
-        with only_trainable(self.student, names), torch.enable_grad(), tf32(self.config.precision == "tf32"):
+        with only_trainable(self.student, names), torch.enable_grad():
             student = run_batch(self.student, self.targets, batch, chunk, self.config.precision, reconstruction)
             loss, terms = objective(self.targets, self.config.terms, all_gather(before), all_gather(student.embeddings))
             for name, values in student.reconstruction.items():

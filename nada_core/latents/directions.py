@@ -145,7 +145,7 @@ def sefa(generator: Generator, count: int = 10, layers: tuple[int, int] | None =
         raise ValueError(
             f"got a {generator.family} generator without affine layers, expected StyleGAN2; principal needs none."
         )
-    styles = F.normalize(torch.cat([weight.detach().double().cpu() for weight in asked.values()]), dim=1)  # [S, C]
+    styles = F.normalize(torch.cat([weight.detach().cpu().double() for weight in asked.values()]), dim=1)  # [S, C]
     return _strongest("sefa", generator, styles.T @ styles, count, kept, _draw(generator, _SAMPLES, 0))
 
 
@@ -297,7 +297,7 @@ def _draw(generator: Generator, count: int, seed: int) -> Tensor:
     label = None
     if generator.c_dim:
         label = F.one_hot(torch.randint(generator.c_dim, (count,), generator=rng), generator.c_dim).float().to(device)
-    return generator.map(z, label)[:, 0].double().cpu()
+    return generator.map(z, label)[:, 0].cpu().double()
 
 
 def _strongest(name: str, generator: Generator, matrix: Tensor, count: int, kept: Tensor, w: Tensor) -> Directions:

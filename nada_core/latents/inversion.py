@@ -22,6 +22,7 @@ from ..models.generator import Generator, Noise
 from ..runtime.allocator import keep_freed_memory
 from ..runtime.batching import MicroBatcher
 from ..runtime.config import check, setting
+from ..runtime.precision import tf32
 from ..runtime.schedules import lr_scale
 from .sampling import Latents, check_latents, render
 
@@ -175,7 +176,7 @@ def invert(
         likeness = ReconstructionLoss(targets[part].to(generator.w_avg.device), config.weights, perceptual, identity)
         return _project(generator, likeness, begin.part(part), config, tell)
 
-    with keep_freed_memory(generator.w_avg.device), torch.inference_mode(False), torch.enable_grad():
+    with keep_freed_memory(generator.w_avg.device), tf32(False), torch.inference_mode(False), torch.enable_grad():
         while done < len(targets):
             found.append(batcher.run(project, done))
             done += len(found[-1].best)

@@ -25,6 +25,7 @@ from ..models.generator import Generator
 from ..runtime.allocator import keep_freed_memory
 from ..runtime.batching import MicroBatcher
 from ..runtime.config import check, setting
+from ..runtime.precision import tf32
 from ..runtime.schedules import lr_scale
 from .sampling import Latents, check_latents, render
 
@@ -126,7 +127,7 @@ def tune(
     check_networks(config.weights, perceptual, identity)
     targets = square(images, generator.resolution).detach()
     check_latents(generator, latents.ws, latents.space, len(targets))
-    with keep_freed_memory(generator.w_avg.device), torch.inference_mode(False), torch.enable_grad():
+    with keep_freed_memory(generator.w_avg.device), tf32(False), torch.inference_mode(False), torch.enable_grad():
         tuned = copy.deepcopy(generator).requires_grad_(False).eval()
         tuned.source = None  # the file's weights are what it will no longer have
         history = _learn(generator, tuned, targets, latents, config, perceptual, identity, on_step)

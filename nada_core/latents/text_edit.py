@@ -25,6 +25,7 @@ from ..models.generator import Generator
 from ..runtime.allocator import keep_freed_memory
 from ..runtime.batching import MicroBatcher
 from ..runtime.config import check, setting
+from ..runtime.precision import tf32
 from ..runtime.schedules import lr_scale
 from .sampling import Latents, check_latents, render
 
@@ -140,7 +141,7 @@ def edit_by_text(
     scene = _Scene(generator, latents, targets, config, identity if config.id else None, slice(config.first_row, last))
     rng = torch.Generator().manual_seed(config.seed)
     batcher = MicroBatcher(min(config.batch, len(latents)), _ADVICE)
-    with keep_freed_memory(generator.w_avg.device), torch.enable_grad():
+    with keep_freed_memory(generator.w_avg.device), tf32(False), torch.enable_grad():
         way = scene.start.new_zeros(
             len(latents), last - config.first_row if config.space == "w+" else 1, generator.w_dim
         )

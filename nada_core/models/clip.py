@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..io.checkpoint_file import BUILTIN
-from ..runtime.precision import tf32
+from ..runtime.precision import no_autocast, tf32
 
 
 class GuideError(ValueError):
@@ -107,7 +107,7 @@ class ClipGuide(nn.Module):
 
     def encode_images(self, x: Tensor) -> Tensor:
         """Unit vectors [N, D] of images [N, 3, H, W] in -1..1, any size; differentiable."""
-        with torch.autocast(x.device.type, enabled=False), tf32(False):
+        with no_autocast(x.device), tf32(False):
             model: Any = self.model
             return F.normalize(model.encode_image(self.prepare(x)).float(), dim=-1)
 
@@ -123,7 +123,7 @@ class ClipGuide(nn.Module):
             raise ValueError("Got no phrases, expected at least one.")
         self._refuse_unreadable(phrases)
         device = self.mean.device
-        with torch.autocast(device.type, enabled=False):
+        with no_autocast(device), tf32(False):
             model: Any = self.model
             return F.normalize(model.encode_text(self._tokenizer(phrases).to(device)).float(), dim=-1)
 

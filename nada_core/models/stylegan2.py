@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..runtime.precision import no_autocast
 from .generator import Generator, Layer, Noise, Rng
 from .ops import bias_act, styled_conv, upsample
 
@@ -82,7 +83,7 @@ class StyleGAN2(Generator):
         const = [conv.noise_const for block in self.synthesis.blocks() for _, conv in block.convolutions()]
         maps = self._noise_maps(noise, len(ws), rng, const)
         half = torch.get_autocast_dtype(ws.device.type) if torch.is_autocast_enabled(ws.device.type) else None
-        with torch.autocast(ws.device.type, enabled=False):  # `Synthesis` chooses the type per block
+        with no_autocast(ws.device):  # `Synthesis` chooses the type per block
             return self.synthesis(ws, maps, half, self.recompute).float()
 
     def layers(self) -> tuple[Layer, ...]:

@@ -1,14 +1,14 @@
-"""Arithmetic of fewer bits for generators (mixed precision training, Micikevicius et al., arXiv:1710.03740).
+"""Arithmetic of generators: float32, TF32, or mixed precision (Micikevicius et al., arXiv:1710.03740).
 
-fp32 is exact. tf32 rounds the factors of products to 10 bits on NVIDIA GPUs that can, and is fp32 elsewhere. bf16 and
-fp16 hold the images between layers in half the bits; factors, the last block and the picture stay in float32.
-Guides know nothing of it: differences of nearly equal unit vectors would drown.
+bf16 and fp16 store the images between layers in half precision; styles, the last block and the image stay float32.
+CLIP models always run in exact float32, because differences of nearly equal unit vectors lose all precision otherwise.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, cast
 
 import torch
 
@@ -22,25 +22,59 @@ PRECISIONS: dict[str, torch.dtype] = {
 
 
 def gradient_scale(precision: str, resolution: int) -> float:
-    """What a loss is multiplied by and gradients are divided by. The more pixels, the smaller the gradient of each, and
-    float16 cannot tell small numbers from zero nor hold large ones; 1 at 64 pixels a side, a power of 2 elsewhere."""
+    """Factor on the loss, by which gradients are divided again: fp16 underflows on the small gradients of large images.
+
+    Fixed, unlike torch.amp.GradScaler: that one finds its scale by skipping steps, which would make a resumed run
+    differ from an uninterrupted one. A power of 2, 1 at 64 pixels a side.
+    """
     return (resolution / 64) ** 2 if PRECISIONS[precision] == torch.float16 else 1.0
 
 
-@contextmanager
-def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
-    """Inside, generators run in `precision`; afterwards all switches are as they were."""
+def arithmetic(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """A context in which generators run in `precision`."""
     dtype = PRECISIONS[precision]
-    with tf32(precision == "tf32"), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        yield
+    return no_autocast(device) if dtype == torch.float32 else torch.autocast(device.type, dtype)
+
+
+def no_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """A context without automatic mixed precision, on devices that have none, too."""
+    available = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if available else nullcontext()
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raises ValueError for a half precision on a device without automatic mixed precision."""
+    half = PRECISIONS[precision] != torch.float32
+    if half and not torch.amp.is_autocast_available(device.type):
+        raise ValueError(f"Got precision {precision}, which {device.type} devices do not support; use fp32.")
 
 
 @contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
-    """Inside, products of float32 on an NVIDIA GPU are rounded or exact, whatever torch's own switches say."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    """Inside, float32 products use TF32 on NVIDIA GPUs or are exact everywhere, whatever the process is set to.
+
+    A run enters this once, around forward and backward passes alike. Afterwards the process's settings are as they
+    were, made through the `fp32_precision` of torch 2.9 or the older flags.
+    """
+    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # before torch 2.9
+        switches: list[tuple[Any, str, Any]]
+        switches = [(torch.backends.cuda.matmul, "allow_tf32", allowed), (torch.backends.cudnn, "allow_tf32", allowed)]
+        before = [(owner, name, getattr(owner, name)) for owner, name, _ in switches]
+    else:
+        precision, backends = "tf32" if allowed else "ieee", cast(Any, torch.backends)
+        gpu: list[tuple[Any, Any]] = [(backends.cuda.matmul, backends), (backends.cudnn.conv, backends.cudnn)]
+        cpu: list[tuple[Any, Any]] = [(getattr(backends.mkldnn, op), backends.mkldnn) for op in ("matmul", "conv")]
+        switches = [(op, "fp32_precision", precision) for op, _ in gpu]
+        switches += [(op, "fp32_precision", "ieee") for op, _ in cpu]
+        # An operation that follows its parent reads like it; "none" lets it follow again.
+        before = [
+            (op, "fp32_precision", "none" if op.fp32_precision == parent.fp32_precision else op.fp32_precision)
+            for op, parent in gpu + cpu
+        ]
     try:
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+        for owner, name, value in switches:
+            setattr(owner, name, value)
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+        for owner, name, value in before:
+            setattr(owner, name, value)
