@@ -673,6 +673,19 @@ def test_low_precision_gradients_are_proportional(tmp_path: Path, precision: str
     assert rough.norm() == pytest.approx(exact.norm().item(), rel=0.1)
 
 
+def test_overflowing_fp16_gradient_skips_the_step_and_lowers_the_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    states: list[dict[str, Tensor]] = []
+    scaler = torch.amp.GradScaler
+    monkeypatch.setattr(
+        torch.amp, "GradScaler", lambda *given, **more: scaler(*given, **{**more, "init_scale": 2.0**60})
+    )
+    config = settings(steps=60, precision="fp16", lr=0.05)
+    result = adapt(generator(), guide(), SHIFT, config, lambda step: states.append(weights(step.generator)))
+    assert not changed(weights(generator()), states[0])  # skipped
+    assert changed(states[0], states[-1]) and result.history[-1]["loss"] < result.history[0]["loss"]
+    assert all(value.isfinite().all() for value in states[-1].values())
+
+
 def test_last_block_and_image_are_float32() -> None:
     made, seen = generator(), []
     for name in ("b4", "b8", "b16"):

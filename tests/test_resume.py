@@ -66,8 +66,9 @@ def test_resume_with_another_identity_network_is_refused(tmp_path: Path) -> None
         {"layers": replace(ADAPTIVE, train="offsets"), "ema": 0.5},
         {"layers": replace(ADAPTIVE, train="low-rank", rank=2), "ema": 0.5},
         {"pool": 3, "views": 2, "layers": ADAPTIVE},
+        {"precision": "fp16", "ema": 0.5},
     ],
-    ids=["all", "adaptive", "adaptive-rgb", "named", "offsets", "low-rank", "pool"],
+    ids=["all", "adaptive", "adaptive-rgb", "named", "offsets", "low-rank", "pool", "fp16"],
 )
 def test_resume_is_bit_exact(tmp_path: Path, change: dict[str, Any]) -> None:
     config, path = settings(steps=10, autosave_every=4, lr=0.1, **change), tmp_path / "run.safetensors"

@@ -177,7 +177,7 @@ def _build_objective(inputs: RunInputs, student: Generator, state: TrainState) -
     weights, start = state.parameters.weights, state.parameters.start
     regularizer = WeightRegularizer.build(config, student, targets, weights, start)
     objective = Objective(
-        config, source, student, targets, inputs.perceptual, inputs.identity, regularizer, state.gradient_scale
+        config, source, student, targets, inputs.perceptual, inputs.identity, regularizer, state.scaler
     )
     if inputs.judge is None:
         return objective, None

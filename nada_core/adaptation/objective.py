@@ -36,7 +36,7 @@ class Objective:
 
     Attributes:
         regularizer: the penalty on the weights, None without one.
-        gradient_scale: factor on the loss before the backward pass (fp16).
+        scaler: scales the loss before the backward pass, in fp16 only.
         source_embeddings: embeddings of the source's images, by key of a pooled batch; they never change.
     """
 
@@ -47,7 +47,7 @@ class Objective:
     perceptual: Features | None
     identity: FaceRecognizer | None
     regularizer: WeightRegularizer | None
-    gradient_scale: float
+    scaler: torch.amp.GradScaler
     source_embeddings: dict[int, tuple[Tensor, ...]] = field(default_factory=dict)
 
     def backward(self, batch: Batch, names: frozenset[str], zero_grad: Callable[[], None], chunk: int) -> StepResult:
@@ -70,7 +70,7 @@ class Objective:
                 share = penalty / world_size()  # gradients are summed over the processes
                 loss = loss + self.config.weight_reg * (share + (penalty - share).detach())
                 terms = {**terms, "weight_reg": float(penalty.detach())}
-            (loss * self.gradient_scale).backward()
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         return StepResult(student.images, loss.item(), terms)
 
     @torch.no_grad()

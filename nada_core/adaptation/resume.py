@@ -45,6 +45,7 @@ class SavedRun:
         moments: parameter -> moment -> tensor.
         rng: state of the random generator.
         layers: names of the selected layers.
+        scaler: state of the gradient scaler, empty without fp16.
     """
 
     index: int
@@ -55,6 +56,7 @@ class SavedRun:
     layers: tuple[str, ...]
     history: list[dict[str, Any]]
     best: dict[str, Tensor] = field(default_factory=dict)
+    scaler: dict[str, float] = field(default_factory=dict)
 
 
 def save_run(path: str | Path, state: SavedRun, fingerprint: str) -> None:
@@ -65,7 +67,7 @@ def save_run(path: str | Path, state: SavedRun, fingerprint: str) -> None:
     tensors |= {f"best.{name}": tensor for name, tensor in state.best.items()}
     for name, moments in state.moments.items():
         tensors |= {f"optimizer.{moment}.{name}": tensor for moment, tensor in moments.items()}
-    progress = {"index": state.index, "chosen": state.layers, "history": state.history}
+    progress = {"index": state.index, "chosen": state.layers, "history": state.history, "scaler": state.scaler}
     write_safetensors(path, tensors, {"kind": "nada_run", "identity": fingerprint, "run": progress})
 
 
@@ -96,8 +98,9 @@ def load_run(path: str | Path, fingerprint: str) -> SavedRun:
         progress, rng = read_object(path, raw.hints, "run"), raw.tensors["rng"]
         torch.Generator().set_state(rng)
         index, layers, history = int(progress["index"]), tuple(progress["chosen"]), list(progress["history"])
+        scaler = dict(progress.get("scaler", {}))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{path} is a damaged autosave ({type(error).__name__}: {error}). Remove it and start again."
         ) from error
-    return SavedRun(index, groups["weights"], groups["average"], moments, rng, layers, history, groups["best"])
+    return SavedRun(index, groups["weights"], groups["average"], moments, rng, layers, history, groups["best"], scaler)

@@ -17,7 +17,6 @@ from ..guidance.targets import ClipTarget
 from ..models.generator import Generator
 from ..runtime.batching import MicroBatcher
 from ..runtime.distributed import all_reduce
-from ..runtime.precision import gradient_scale
 from .config import AdaptConfig
 from .layer_selection import SelectedLayers, select_layers
 from .parameters import TrainedParameters
@@ -36,7 +35,9 @@ class TrainState:
             self.parameters.values.values(), lr=config.lr, betas=(config.beta1, config.beta2)
         )
         self.average = self.parameters.copy() if config.ema else {}
-        self.gradient_scale = gradient_scale(config.precision, student.resolution)
+        device, half = student.w_avg.device.type, config.precision == "fp16"
+        # Gradients of a pixel are smaller the more pixels there are.
+        self.scaler = torch.amp.GradScaler(device, init_scale=(student.resolution / 64) ** 2, enabled=half)
         self.batcher = MicroBatcher(min(config.chunk or config.batch, config.batch))
         self.selection_batcher = MicroBatcher(min(config.layers.chunk, config.layers.batch))
         self.layers = SelectedLayers(())
@@ -55,21 +56,22 @@ class TrainState:
         """Update the weights from their gradients, and the average from the weights.
 
         Raises:
-            FloatingPointError: when the loss or the gradient is not finite; the weights are still those before.
+            FloatingPointError: when the loss or the gradient is not finite; the weights are still those before. In
+                fp16 a gradient may overflow: the step is skipped, and the loss is scaled less from then on.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * _lr_factor(self.config, self.index)
-        gradients = self.parameters.gradients()
-        if self.gradient_scale != 1:
-            torch._foreach_div_(gradients, self.gradient_scale)
-        all_reduce(gradients)
+        all_reduce(self.parameters.gradients())
+        self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values.values(), self.config.grad_clip).item()
-        if not math.isfinite(loss + norm):
+        overflow = self.scaler.is_enabled() and math.isfinite(loss) and self.scaler.get_scale() > 2.0**-24
+        if not math.isfinite(loss + norm) and not overflow:
             raise FloatingPointError(
                 f"Step {self.index} has loss {loss} and a gradient of norm {norm}; lower the learning rate or the "
                 "weights of the loss terms."
             )
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.parameters.merge()
         decay = min(self.config.ema, (1 + self.index) / (10 + self.index))  # short at first, to forget the source
         for name, mean in self.average.items():
@@ -109,7 +111,8 @@ class TrainState:
         }
         weights = {name: value.detach() for name, value in values.items()}
         rng, layers, best = self.rng.get_state(), self.layers.names, self.validation.best_values
-        return SavedRun(self.index, weights, self.average, moments, rng, layers, self.history, best)
+        scaler = self.scaler.state_dict()
+        return SavedRun(self.index, weights, self.average, moments, rng, layers, self.history, best, scaler)
 
     def restore(self, saved: SavedRun, student: Generator) -> None:
         """Continue from a saved state of the same run."""
@@ -120,6 +123,8 @@ class TrainState:
             if name in saved.moments:  # Adam counts steps on the CPU and keeps its moments beside the weights
                 moments = saved.moments[name].items()
                 self.optimizer.state[value] = {k: v.clone() if k == "step" else v.to(value) for k, v in moments}
+        if saved.scaler:
+            self.scaler.load_state_dict(saved.scaler)
         self.rng.set_state(saved.rng)
         self.index = saved.index
         self.history = [{**r, "layers": tuple(r["layers"]), "movement": tuple(r["movement"])} for r in saved.history]

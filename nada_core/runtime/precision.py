@@ -21,15 +21,6 @@ PRECISIONS: dict[str, torch.dtype] = {
 }
 
 
-def gradient_scale(precision: str, resolution: int) -> float:
-    """Factor on the loss, by which gradients are divided again: fp16 underflows on the small gradients of large images.
-
-    Fixed, unlike torch.amp.GradScaler: that one finds its scale by skipping steps, which would make a resumed run
-    differ from an uninterrupted one. A power of 2, 1 at 64 pixels a side.
-    """
-    return (resolution / 64) ** 2 if PRECISIONS[precision] == torch.float16 else 1.0
-
-
 def arithmetic(precision: str, device: torch.device) -> AbstractContextManager[Any]:
     """A context in which generators run in `precision`."""
     dtype = PRECISIONS[precision]
