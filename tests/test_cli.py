@@ -619,7 +619,7 @@ def test_directions_are_found_and_followed(run: Run, shelf: Path) -> None:
     assert run("sample", a, "--latents", "after.safetensors", "--out", "after-grid.png")[0] == 0
     assert run("compare", a, shelf / "b.safetensors", "--latents", "after.safetensors", "--out", "ab.png")[0] == 0
     code, _, err = run("sample", shelf / "other.safetensors", "--latents", "after.safetensors", "--out", "x.png")
-    assert code == 2 and "latents of another generator" in err
+    assert code == 2 and "come from another generator" in err
 
 
 def test_latents_are_edited_by_text(run: Run, shelf: Path) -> None:

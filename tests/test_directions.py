@@ -102,9 +102,9 @@ def test_directions_that_are_not_there_are_refused(act: Any) -> None:
     for arguments, words in (
         ({"count": 0}, "expected 1 to 5"),
         ({"count": 6}, "expected 1 to 5"),
-        ({"layers": (2, 2)}, "got rows 2 to 2"),
+        ({"layers": (2, 2)}, "Got rows 2 to 2"),
         ({"layers": (0, 7)}, "last <= 6"),
-        ({"layers": (-1, 2)}, "got rows -1 to 2"),
+        ({"layers": (-1, 2)}, "Got rows -1 to 2"),
     ):
         with pytest.raises(ValueError, match=words):
             act(generator(), **({"count": 2} | arguments))
@@ -135,13 +135,13 @@ def test_an_edit_moves_latents_by_strength_and_scale() -> None:
 @pytest.mark.parametrize(
     ("direction", "arguments", "words"),
     [
-        ({}, {"strength": float("nan")}, "got strength nan"),
+        ({}, {"strength": float("nan")}, "Got strength nan"),
         ({}, {"strength": [1.0, 2.0]}, "or 6 of them, one a row"),
-        ({}, {"layers": (3, 3)}, "got rows 3 to 3"),
+        ({}, {"layers": (3, 3)}, "Got rows 3 to 3"),
         ({"space": "b"}, {}, r"space b\) than the latents \(a\)"),
         ({"vectors": torch.ones(1, 3, 5)}, {}, r"direction of \[3, 5\]"),
         ({"vectors": torch.ones(1, 1, 4)}, {}, r"expected \[1, 5\]"),
-        ({"vectors": torch.ones(2, 1, 5), "scale": torch.ones(2), "names": ("x", "y")}, {}, "got 2 directions"),
+        ({"vectors": torch.ones(2, 1, 5), "scale": torch.ones(2), "names": ("x", "y")}, {}, "Got 2 directions"),
     ],
 )
 def test_edits_that_do_not_fit_are_refused(direction: dict[str, Any], arguments: dict[str, Any], words: str) -> None:
@@ -191,7 +191,7 @@ def test_a_boundary_separates_high_scores_from_low_ones() -> None:
         assert (found.vectors[0, 0] @ AXES[3]) >= 0.97  # the sign is that of the scores
     torch.testing.assert_close(found.scale, torch.tensor([2.0]), rtol=0.3, atol=0)
     for few, given, words in (
-        (latents[:19], scores[:19], "got 19"),
+        (latents[:19], scores[:19], "Got 19"),
         (latents, scores[:9], "a finite score for each"),
         (latents, torch.ones(300), "not all the same"),
         (latents, scores * torch.nan, "finite"),

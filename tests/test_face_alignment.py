@@ -144,7 +144,7 @@ def test_points_are_read_from_text() -> None:
     ],
 )
 def test_text_that_is_no_points(text: str) -> None:
-    with pytest.raises(ValueError, match="got .* expected"):
+    with pytest.raises(ValueError, match="Got .* expected"):
         FacePoints.parse(text)
 
 
@@ -199,7 +199,7 @@ def test_points_that_do_not_fit_the_photo(points: FacePoints, message: str) -> N
 
 
 def test_a_size_too_small() -> None:
-    with pytest.raises(ValueError, match="got size 8, expected at least 16"):
+    with pytest.raises(ValueError, match="Got size 8, expected at least 16"):
         align(photo(), placed(), 8)
 
 

@@ -12,7 +12,15 @@ from torch import Tensor
 
 from nada_core import Latents, render, sample
 from nada_core.guidance.reconstruction import ReconstructionLoss, check_networks, psnr
-from nada_core.latents.inversion import PRESETS, InvertConfig, InvertStep, _normalise, _scatter, _structure, invert
+from nada_core.latents.inversion import (
+    PRESETS,
+    InvertConfig,
+    InvertStep,
+    _autocorrelation,
+    _normalize,
+    _row_spread,
+    invert,
+)
 
 #: Pixels alone, without noise maps: quick, and enough for a generator of 16 pixels.
 PLAIN = InvertConfig(space="w", steps=60, lpips=0.0, id=0.0, optimize_noise=False, initial_noise_factor=0.0)
@@ -202,7 +210,7 @@ def test_noise_maps_are_found_too_and_kept_with_the_latents(generator: tiny.Styl
 def test_the_regulariser_keeps_noise_maps_noise(generator: tiny.StyleGAN2, known: Tensor) -> None:
     config = replace(PLAIN, steps=60, space="w+", optimize_noise=True)
     both = [invert(generator, known, replace(config, noise_reg=weight)).latents.noise for weight in (0.0, 1e5)]
-    free, held = (float(_structure(list(maps), torch.arange(3))) for maps in both)
+    free, held = (float(_autocorrelation(list(maps))) for maps in both)
     assert held < free
 
 
@@ -222,16 +230,16 @@ def test_the_structure_of_noise_by_hand() -> None:
     for _ in range(2):  # 16 and 8 pixels
         wanted += sum((level * level.roll(1, d)).mean((1, 2, 3)).square() for d in (2, 3))
         level = (level[..., ::2, ::2] + level[..., 1::2, ::2] + level[..., ::2, 1::2] + level[..., 1::2, 1::2]) / 2
-    assert torch.allclose(torch.as_tensor(_structure([noise], torch.arange(2))), wanted.sum(), rtol=1e-4)
+    assert torch.allclose(torch.as_tensor(_autocorrelation([noise])), wanted.sum(), rtol=1e-4)
     stripes = torch.ones(1, 1, 16, 16) * torch.tensor([1.0, -1.0]).repeat(8)
-    assert float(_structure([stripes], torch.arange(1))) > 100 * float(_structure([noise[:1]], torch.arange(1)))
+    assert float(_autocorrelation([stripes])) > 100 * float(_autocorrelation([noise[:1]]))
 
 
-def test_scatter_and_normalise() -> None:
+def test_scatter_and_normalize() -> None:
     rows = torch.tensor([[[1.0, 0.0], [-1.0, 0.0]]])
-    assert float(_scatter(rows, 2.0)) == pytest.approx(0.25)
+    assert float(_row_spread(rows, 2.0)) == pytest.approx(0.25)
     maps = [torch.randn(2, 1, 8, 8, generator=tiny.rng()) * 3 + 1]
-    _normalise(maps)
+    _normalize(maps)
     assert torch.allclose(maps[0].mean((2, 3)), torch.zeros(2, 1), atol=1e-6)
     assert torch.allclose(maps[0].square().mean((2, 3)), torch.ones(2, 1), atol=1e-5)
 
@@ -261,7 +269,7 @@ def test_what_is_no_picture(generator: tiny.StyleGAN2, images: Tensor, message: 
 def test_latents_that_do_not_fit_are_refused(generator: tiny.StyleGAN2, known: Tensor) -> None:
     ws = sample(generator, range(3)).ws
     for start, message in (
-        (Latents(ws[:2]), "3 pictures and 2 latents"),
+        (Latents(ws[:2]), "3 images and 2 latents"),
         (Latents(ws[:, :4]), r"\[4, 5\] rows"),
         (Latents(ws, space="elsewhere"), "another generator"),
     ):

@@ -615,7 +615,7 @@ def test_no_room_at_all_is_said_clearly(
     assert node_id == "adapt" and isinstance(error, torch.cuda.OutOfMemoryError) and world.host.unloaded == 1
     assert "Memory ran out with one latent at a time" in str(error) and "Take a smaller guide" in str(error)
     assert same(result["load"][0], world.generator)
-    with pytest.raises(torch.cuda.OutOfMemoryError, match="Memory ran out .* draw these 64 pixels on the CPU"):
+    with pytest.raises(torch.cuda.OutOfMemoryError, match="Memory ran out .* 64 pixels on the CPU"):
         world.call("Render", generator=world.generator, latents=world.latents(1))
 
 
@@ -1053,7 +1053,7 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
             "other": ("LoadGenerator", {"file": "other.safetensors"}),
             "latents": ("SampleLatents", {"generator": "other.0", "count": 1}),
         },
-        "come from another generator.*sample them from this generator",
+        "come from another generator",
     ),
     "a domain of another generator": (
         "apply",

@@ -159,7 +159,7 @@ def test_steps_are_told_and_can_be_stopped(generator: tiny.StyleGAN2, pivots: La
 
 
 def test_what_does_not_fit_is_refused(generator: tiny.StyleGAN2, pivots: Latents, strange: Tensor) -> None:
-    with pytest.raises(ValueError, match="2 pictures and 1 latents"):
+    with pytest.raises(ValueError, match="2 images and 1 latents"):
         tune(generator, strange, pivots[:1], PLAIN)
     with pytest.raises(ValueError, match="another generator"):
         tune(generator, strange, replace(pivots, space="elsewhere"), PLAIN)

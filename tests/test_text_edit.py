@@ -80,9 +80,9 @@ def test_only_the_rows_that_may_move_do() -> None:
     latents = sample(made, [1])
     way = edit_by_text(made, latents, guide(), SHIFT, replace(QUICK, first_row=2, last_row=4)).ws - latents.ws
     assert way[:, 2:4].abs().min() > 0 and not way[:, [0, 1, 4, 5]].any()
-    with pytest.raises(ValueError, match="got rows 4 to 4, expected first < last <= 6"):
+    with pytest.raises(ValueError, match="rows 4 to 4.*<= 6"):
         edit_by_text(made, latents, guide(), SHIFT, replace(QUICK, first_row=4, last_row=4))
-    with pytest.raises(ValueError, match="got rows 0 to 7"):
+    with pytest.raises(ValueError, match="rows 0 to 7"):
         edit_by_text(made, latents, guide(), SHIFT, replace(QUICK, last_row=7))
 
 

@@ -51,14 +51,14 @@ class Directions:
 
     def __post_init__(self) -> None:
         if self.vectors.ndim != 3 or not self.vectors.numel():
-            raise ValueError(f"got vectors of shape {list(self.vectors.shape)}, expected [K, 1, C] or [K, L, C].")
+            raise ValueError(f"Got vectors of shape {list(self.vectors.shape)}, expected [K, 1, C] or [K, L, C].")
         if self.scale.shape != self.vectors.shape[:1] or not len(self) == len(self.names) == len(set(self.names)):
             raise ValueError(
-                f"got {len(self)} vectors, a scale of shape {list(self.scale.shape)} and the names "
+                f"Got {len(self)} vectors, a scale of shape {list(self.scale.shape)} and the names "
                 f"{', '.join(self.names)}, expected a number and a name of its own for each vector."
             )
         if not self.vectors.isfinite().all() or not self.scale.isfinite().all():
-            raise ValueError("got directions with NaN or infinity in them, expected finite numbers; make them anew.")
+            raise ValueError("Got directions with NaN or infinity in them, expected finite numbers; make them anew.")
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -68,12 +68,12 @@ class Directions:
         slice without any."""
         if isinstance(index, str):
             if index not in self.names:
-                raise ValueError(f"got the direction {index!r}, expected one of {', '.join(self.names)}.")
+                raise ValueError(f"Got the direction {index!r}, expected one of {', '.join(self.names)}.")
             index = self.names.index(index)
         chosen = range(len(self))[index]
         rows = [chosen] if isinstance(chosen, int) else list(chosen)
         if not rows:
-            raise ValueError(f"got the slice {index} of {len(self)} directions, which is empty, expected at least one.")
+            raise ValueError(f"Got the slice {index} of {len(self)} directions, which is empty, expected at least one.")
         return replace(
             self, vectors=self.vectors[rows], scale=self.scale[rows], names=tuple(self.names[row] for row in rows)
         )
@@ -86,7 +86,7 @@ def chosen(directions: Directions, text: str) -> Directions:
         return directions[name]
     if not name.isdecimal() or int(name) >= len(directions):
         raise ValueError(
-            f"got the direction {text!r}, expected a number from 0 to {len(directions) - 1}, or one of "
+            f"Got the direction {text!r}, expected a number from 0 to {len(directions) - 1}, or one of "
             f"{', '.join(directions.names)}."
         )
     return directions[int(name)]
@@ -103,21 +103,21 @@ def edit(
     not there and strengths that are not finite.
     """
     if len(direction) != 1:
-        raise ValueError(f"got {len(direction)} directions, expected one: take directions[0] or directions[name].")
+        raise ValueError(f"Got {len(direction)} directions, expected one: take directions[0] or directions[name].")
     if latents.space and direction.space and latents.space != direction.space:
         raise ValueError(
-            f"this direction belongs to another mapping network (space {direction.space[:12]}) than the "
+            f"This direction belongs to another mapping network (space {direction.space[:12]}) than the "
             f"latents ({latents.space[:12]}); find it anew for the generator they come from."
         )
     rows, width = latents.ws.shape[1:]
     if direction.vectors.shape[1] not in (1, rows) or direction.vectors.shape[2] != width:
         raise ValueError(
-            f"got a direction of {list(direction.vectors.shape[1:])} rows and columns, expected "
+            f"Got a direction of {list(direction.vectors.shape[1:])} rows and columns, expected "
             f"[1, {width}] or [{rows}, {width}], which is what the latents have."
         )
     strengths = torch.as_tensor(strength, dtype=torch.float64)
     if strengths.shape not in ((), (rows,)) or not strengths.isfinite().all():
-        raise ValueError(f"got strength {strength!r:.80}, expected a finite number, or {rows} of them, one a row.")
+        raise ValueError(f"Got strength {strength!r:.80}, expected a finite number, or {rows} of them, one a row.")
     vector = direction.vectors[0].to(latents.ws) * direction.scale.to(latents.ws)  # [1 or L, C]
     moved = latents.ws.clone()
     kept = _mask(layers, rows)
@@ -143,7 +143,7 @@ def sefa(generator: Generator, count: int = 10, layers: tuple[int, int] | None =
             asked.setdefault(layer.w_index, parameters[names[0]])
     if not asked:
         raise ValueError(
-            f"got a {generator.family} generator without affine layers, expected StyleGAN2; principal needs none."
+            f"Got a {generator.family} generator without affine layers, expected StyleGAN2; principal needs none."
         )
     styles = F.normalize(torch.cat([weight.detach().cpu().double() for weight in asked.values()]), dim=1)  # [S, C]
     return _strongest("sefa", generator, styles.T @ styles, count, kept, _draw(generator, _SAMPLES, 0))
@@ -160,7 +160,7 @@ def principal(
     """
     kept = _mask(layers, generator.num_ws)
     if samples < 2 * generator.w_dim:
-        raise ValueError(f"got {samples} samples, expected at least {2 * generator.w_dim}, twice the width of w.")
+        raise ValueError(f"Got {samples} samples, expected at least {2 * generator.w_dim}, twice the width of w.")
     w = _draw(generator, samples, seed)
     return _strongest("pca", generator, torch.cov(w.T), count, kept, w)
 
@@ -176,7 +176,7 @@ def boundary(latents: Latents, scores: Sequence[float] | Tensor, name: str) -> D
     given = torch.as_tensor(scores, dtype=torch.float64)
     if len(latents) < 20 or given.shape != (len(latents),) or not given.isfinite().all() or given.min() == given.max():
         raise ValueError(
-            f"got {len(latents)} latents and scores of shape {list(given.shape)}, expected at least 20 "
+            f"Got {len(latents)} latents and scores of shape {list(given.shape)}, expected at least 20 "
             "and a finite score for each, not all the same; sample more and score them."
         )
     high = (given > given.mean()).double()
@@ -281,7 +281,7 @@ def _mask(layers: tuple[int, int] | None, rows: int) -> Tensor:
     first, last = (0, rows) if layers is None else layers
     if not 0 <= first < last <= rows:
         raise ValueError(
-            f"got rows {first} to {last}, expected 0 <= first < last <= {rows}, which is how many rows "
+            f"Got rows {first} to {last}, expected 0 <= first < last <= {rows}, which is how many rows "
             "there are; the last is not included."
         )
     index = torch.arange(rows)
@@ -304,7 +304,7 @@ def _strongest(name: str, generator: Generator, matrix: Tensor, count: int, kept
     """The eigenvectors of a symmetric matrix [C, C] with the largest eigenvalues, as directions for the kept rows [L],
     scaled by the spread of w [N, C] along them."""
     if not 1 <= count <= generator.w_dim:
-        raise ValueError(f"got a count of {count} directions, expected 1 to {generator.w_dim}, the width of w.")
+        raise ValueError(f"Got a count of {count} directions, expected 1 to {generator.w_dim}, the width of w.")
     vectors = torch.linalg.eigh(matrix).eigenvectors.T.flip(0)[:count]  # [K, C]; eigenvalues come in ascending order
     largest = vectors.gather(1, vectors.abs().argmax(1, keepdim=True))
     vectors = vectors * largest.sign()  # an eigenvector's sign is arbitrary: its largest entry shall be positive

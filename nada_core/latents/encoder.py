@@ -148,7 +148,7 @@ class Encoder(nn.Module):
                 another mapping network or other rows.
         """
         if iterations < 1 or batch < 1:
-            raise ValueError(f"got {iterations} iterations and batch {batch}, expected at least 1 of each.")
+            raise ValueError(f"Got {iterations} iterations and batch {batch}, expected at least 1 of each.")
         target = self.decoder if generator is None else generator
         _expect_same_mapping(self.decoder, target)
         seen = self._look(images)
@@ -333,7 +333,7 @@ def _expect_same_mapping(decoder: Generator, generator: Generator) -> None:
     same = ours.keys() == theirs.keys() and all(torch.equal(ours[name].cpu(), theirs[name].cpu()) for name in ours)
     if not same or (decoder.num_ws, decoder.w_dim) != (generator.num_ws, generator.w_dim):
         raise ValueError(
-            "got a generator whose mapping network is not that of the encoder's own, expected the one "
+            "Got a generator whose mapping network is not that of the encoder's own, expected the one "
             "that the encoder was trained for, or one adapted from it; leave it out to use "
             "encoder.decoder."
         )

@@ -62,7 +62,7 @@ class FacePoints:
             if point is None and name == "nose":
                 continue
             if len(point) != 2 or not all(math.isfinite(value) for value in point):
-                raise ValueError(f"got {point} for {name}, expected two finite numbers: x and y in pixels.")
+                raise ValueError(f"Got {point} for {name}, expected two finite numbers: x and y in pixels.")
         if fault := _fault(*self._eyes_and_mouth()):
             raise ValueError(fault)
 
@@ -78,9 +78,9 @@ class FacePoints:
         try:
             pairs = [tuple(float(number) for number in pair.split(",")) for pair in text.replace(";", " ").split()]
         except ValueError:
-            raise ValueError(f"got {text!r}, {expected}") from None
+            raise ValueError(f"Got {text!r}, {expected}") from None
         if len(pairs) not in (4, 5) or any(len(pair) != 2 for pair in pairs):
-            raise ValueError(f"got {text!r}, {expected}")
+            raise ValueError(f"Got {text!r}, {expected}")
         points = [(x, y) for x, y in pairs]
         if len(points) == 4:
             return cls(points[0], points[1], None, points[2], points[3])
@@ -89,7 +89,7 @@ class FacePoints:
         eyes = (left + right) / 2
         # A nose written last shows: what is then taken for the nose, a corner of the mouth, lies below "the mouth".
         if ((complex(*points[2]) - eyes) / (mouth - eyes)).real > 1:
-            raise ValueError(f"got {text!r}, in which the nose lies below the mouth, {expected}")
+            raise ValueError(f"Got {text!r}, in which the nose lies below the mouth, {expected}")
         return made
 
     def _eyes_and_mouth(self) -> tuple[complex, complex, complex]:
@@ -110,7 +110,7 @@ def align(image: Tensor, points: FacePoints, size: int = 1024) -> Tensor:
 
     _expect_photo(image)
     if size < SMALLEST:
-        raise ValueError(f"got size {size}, expected at least {SMALLEST} pixels, as a rule the generator's.")
+        raise ValueError(f"Got size {size}, expected at least {SMALLEST} pixels, as a rule the generator's.")
     photo = to_pil(image)
     centre, x = _square(points)
     _expect_fit(photo.size, centre, x)
@@ -224,12 +224,12 @@ def _fault(left: complex, right: complex, mouth: complex) -> str:
     across, down = right - left, mouth - (left + right) / 2
     if not across or not down:
         return (
-            "got eyes and mouth that coincide, expected two eyes apart and a mouth below them; mark each point in "
+            "Got eyes and mouth that coincide, expected two eyes apart and a mouth below them; mark each point in "
             "its own place."
         )
     if (across.conjugate() * down).imag < _FLAT * abs(across) * abs(down):
         return (
-            "got a mouth that is not below the eyes, expected left and right as seen in the picture of an upright "
+            "Got a mouth that is not below the eyes, expected left and right as seen in the picture of an upright "
             "face; exchange left and right if they are the person's own."
         )
     return ""
@@ -291,7 +291,7 @@ def _area(box: Any) -> float:
 def _expect_photo(image: Tensor) -> None:
     check_images(image, channels=(3,))
     if len(image) != 1:
-        raise ValueError(f"got {len(image)} pictures, expected one; take pictures one by one.")
+        raise ValueError(f"Got {len(image)} pictures, expected one; take pictures one by one.")
 
 
 def _expect_fit(extent: tuple[int, int], centre: complex, x: complex) -> None:
@@ -299,12 +299,12 @@ def _expect_fit(extent: tuple[int, int], centre: complex, x: complex) -> None:
     side = 2 * abs(x)
     if not (0 <= centre.real <= width and 0 <= centre.imag <= height):
         raise ValueError(
-            f"got a face around {centre.real:.0f}, {centre.imag:.0f}, expected it inside of the picture, "
+            f"Got a face around {centre.real:.0f}, {centre.imag:.0f}, expected it inside of the picture, "
             f"which has {width} x {height} pixels; mark the points in this very picture."
         )
     if not SMALLEST <= side <= _LARGEST * max(width, height):
         raise ValueError(
-            f"got points whose face fills a square of {side:.3g} pixels in a picture of {width} x "
+            f"Got points whose face fills a square of {side:.3g} pixels in a picture of {width} x "
             f"{height}, expected {SMALLEST} to {_LARGEST * max(width, height)}; points are in pixels, "
             "not in parts of the picture."
         )

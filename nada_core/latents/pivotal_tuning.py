@@ -36,28 +36,16 @@ class TuneConfig:
 
     steps: int = setting(350, "optimiser steps", low=1, high=100_000)
     lr: float = setting(3e-4, "Adam's learning rate", low=1e-7, high=1.0, step=1e-4)
-    lr_rampdown: float = setting(
-        0.5, "share of the steps over which the learning rate falls", low=0.0, high=1.0, step=0.05
-    )
+    lr_rampdown: float = setting(0.5, "share of steps with a falling learning rate", low=0.0, high=1.0, step=0.05)
     mse: float = weight(1.0, "mse")
     lpips: float = weight(1.0, "lpips")
     id: float = weight(0.0, "id")
-    locality: float = setting(
-        0.1, "weight of keeping the pictures of other latents unchanged; 0: off", low=0.0, high=1e4, step=0.05
-    )
-    distance: float = setting(
-        30.0, "distance in w+ of those other latents from the pivot; 0: anywhere", low=0.0, high=1e4, step=1.0
-    )
-    psi: float = setting(
-        0.5, "truncation of the random latents in whose direction they lie", low=0.0, high=1.5, step=0.05
-    )
+    locality: float = setting(0.1, "weight of keeping other latents' pictures; 0: off", low=0.0, high=1e4, step=0.05)
+    distance: float = setting(30.0, "their distance from the pivot in w+; 0: anywhere", low=0.0, high=1e4, step=1.0)
+    psi: float = setting(0.5, "truncation of the random latents they lie towards", low=0.0, high=1.5, step=0.05)
     num_neighbours: int = setting(1, "other latents per step", low=1, high=64)
-    stop_psnr: float = setting(
-        0.0, "stop when every picture reaches this PSNR in dB; 0: never", low=0.0, high=100.0, step=0.5
-    )
-    stop_lpips: float = setting(
-        0.06, "stop when LPIPS of every picture is at most this; 0: never", low=0.0, high=10.0, step=0.01
-    )
+    stop_psnr: float = setting(0.0, "PSNR in dB of every picture to stop at; 0: never", low=0.0, high=100.0, step=0.5)
+    stop_lpips: float = setting(0.06, "LPIPS of every picture to stop at; 0: never", low=0.0, high=10.0, step=0.01)
     batch: int = setting(4, "pictures a step", low=1, high=256)
     seed: int = setting(0, "seed of everything random", low=0, high=2**32 - 1)
 

@@ -1,9 +1,9 @@
-"""Latents as data, and pictures of them: `sample` draws, `mix` and `interpolate` combine, `render` shows.
+"""Latents of StyleGAN as data: sample them, mix and interpolate them, render their images, save and load them.
 
-Sections are those of StyleGAN (Karras et al. 2019, arXiv 1812.04948). Our files are safetensors: `ws`, maps of noise
-where there are any, and as metadata `kind`, `version`, `space`, `noise` and, in JSON, a free `provenance`.
+Sections are those of StyleGAN (Karras et al. 2019, arXiv:1812.04948). A file of latents is a safetensors file with
+`ws`, noise maps where there are any, and the metadata `kind`, `version`, `space`, `noise` and `provenance` (JSON).
 
-Letters: N latents, L rows, C width of a row, T frames, R a layer's resolution, H = W = the picture's.
+Letters: N latents, L rows of W+, C width of a row, T frames, R a layer's resolution, H = W pixels a side.
 """
 
 from __future__ import annotations
@@ -27,135 +27,145 @@ KIND = "nada_latents"
 
 VERSION = 1
 
-_MOST_FRAMES = 10_000  # nearly seven minutes of film at 25 a second; more is a slip of the hand
+_MAX_FRAMES = 10_000  # nearly seven minutes of video at 25 frames per second
 
-# What other programs call latents: "array" stands for a bare .npy, "" for a bare tensor in a .pt.
-_FOREIGN = ("latent", "latents", "w", "ws", "array", "")
+# Names of latents in the files of other programs: "array" is a bare .npy, "" a bare tensor in a .pt.
+_FOREIGN_NAMES = ("latent", "latents", "w", "ws", "array", "")
 
 
 @dataclass(frozen=True, eq=False)
 class Latents:
-    """Points of W+ that fit every generator with the same mapping network.
+    """Points of W+ for every generator with the same mapping network, adapted ones included.
 
-    ws: [N, L, C] on the CPU. noise: "const" or "none", or maps, one a convolution, each shared by all latents or one
-    a latent, as `Generator.draw_noise` gives them. space: the fingerprint of the mapping network they come from, which
-    an adaptation does not change. Raises ValueError for anything else. latents[2] is one latent, latents[2:5] a few;
-    maps of noise that each latent has of its own go with them.
+    `latents[2]` is one latent and `latents[2:5]` a slice, each with its own noise maps.
+
+    Raises:
+        ValueError: for other shapes, for random noise, and for an empty slice.
     """
 
-    ws: Tensor
-    noise: str | Sequence[Tensor] = "const"
-    space: str = ""
+    ws: Tensor  # [N, L, C] on the CPU
+    noise: str | Sequence[Tensor] = "const"  # "none", or maps [R, R] or [1 or N, 1, R, R], see `Generator.draw_noise`
+    space: str = ""  # fingerprint of the mapping network, "" if unknown
 
     def __post_init__(self) -> None:
         if self.ws.ndim != 3 or not len(self.ws):
-            raise ValueError(f"got ws of shape {list(self.ws.shape)}, expected [N, L, C] with at least one latent.")
-        if isinstance(self.noise, str):
-            if self.noise not in ("const", "none"):
+            raise ValueError(f"Got ws of shape {list(self.ws.shape)}, expected [N, L, C] with at least one latent.")
+        if isinstance(self.noise, str) and self.noise not in ("const", "none"):
+            raise ValueError(
+                f"Got noise {self.noise!r}, expected 'const', 'none' or maps from generator.draw_noise(count, rng)."
+            )
+        for index, maps in enumerate([] if isinstance(self.noise, str) else self.noise):
+            if maps.ndim != 2 and (maps.ndim != 4 or len(maps) not in (1, len(self))):
                 raise ValueError(
-                    f"got noise {self.noise!r}, expected 'const', 'none' or maps: latents give the same "
-                    "picture every time. For random noise pass generator.draw_noise(count, rng)."
-                )
-            return
-        for index, given in enumerate(self.noise):
-            if given.ndim != 2 and (given.ndim != 4 or len(given) not in (1, len(self))):
-                raise ValueError(
-                    f"noise map {index} has shape {list(given.shape)}, expected [R, R], [1, 1, R, R] or "
-                    f"[{len(self)}, 1, R, R]; see Generator.draw_noise."
+                    f"Noise map {index} has shape {list(maps.shape)}, expected [R, R] or [1 or {len(self)}, 1, R, R]."
                 )
 
     def __len__(self) -> int:
         return len(self.ws)
 
     def __getitem__(self, index: int | slice) -> Latents:
-        """One latent or a slice of them. Raises IndexError beyond the ends, ValueError for a slice without any."""
-        chosen = range(len(self))[index]
-        rows = [chosen] if isinstance(chosen, int) else list(chosen)
-        if not rows:
-            raise ValueError(f"got the slice {index} of {len(self)} latents, which is empty, expected at least one.")
-        if isinstance(self.noise, str):
-            return replace(self, ws=self.ws[rows])
-        return replace(self, ws=self.ws[rows], noise=[m[rows] if _one_a_latent(m) else m for m in self.noise])
+        rows = range(len(self))[index]
+        if isinstance(rows, range) and not rows:
+            raise ValueError(f"Got the slice {index} of {len(self)} latents, which is empty, expected at least one.")
+        return self.select([rows] if isinstance(rows, int) else rows)
+
+    def select(self, rows: Sequence[int]) -> Latents:
+        """Return the latents with these indices."""
+        chosen, noise = list(rows), self.noise
+        if not isinstance(noise, str):
+            noise = [maps[chosen] if _per_latent(maps) else maps for maps in noise]
+        return replace(self, ws=self.ws[chosen], noise=noise)
 
 
 def sample(
     generator: Generator, seeds: Sequence[int], psi: float = 0.7, cutoff: int | None = None, label: int | None = None
 ) -> Latents:
-    """One latent a seed; a seed gives the same latent whatever its neighbours are.
+    """Sample one latent per seed; a seed gives the same latent in any batch.
 
-    psi: truncation, 1 keeps w, 0 gives the mean. cutoff: truncate only the first rows. label: the class of a
-    conditional generator. Raises ValueError for no seeds, a negative seed, or a label that does not fit.
+    Args:
+        psi: truncation; 1 keeps w, 0 gives the mean.
+        cutoff: number of first rows that are truncated; None truncates all.
+        label: class index of a conditional generator.
+
+    Raises:
+        ValueError: for no seeds, a negative seed, or a label that does not fit.
     """
     if not seeds or min(seeds) < 0:
-        raise ValueError(f"got seeds {list(seeds)}; expected at least one whole number from 0.")
+        raise ValueError(f"Got seeds {list(seeds)}; expected at least one whole number from 0.")
     z = torch.stack([torch.randn(generator.z_dim, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-    device = generator.w_avg.device
     with torch.no_grad():
-        ws = generator.map(z.to(device), generator.one_hot(label, len(z)), psi, cutoff)
+        ws = generator.map(z.to(generator.w_avg.device), generator.one_hot(label, len(z)), psi, cutoff)
     return Latents(ws.cpu(), "const", generator.space())
 
 
 def mix(first: Latents, second: Latents, amount: float = 1.0, rows: tuple[int, int] | None = None) -> Latents:
-    """Rows of `first` moved towards `second`: style mixing (section 3.1), or a blend of two people.
+    """Move rows of `first` towards `second`: style mixing (section 3.1), or a blend. The noise is that of `first`.
 
-    amount: 0 leaves `first`, 1 gives the rows of `second`, beyond 0..1 goes on along the same line. rows: the first row
-    and the one after the last, as in range(); None moves all of them. Early rows steer pose and shape, late ones
-    colour. One latent goes with any number of others. The noise is that of `first`. Raises ValueError for latents of
-    different mapping networks, widths or counts, for rows that are not there and an amount that is not finite.
+    Args:
+        amount: 0 keeps `first`, 1 gives `second`; values outside 0..1 extrapolate.
+        rows: first row and the one after the last; None means all. Early rows set pose and shape, late rows color.
+
+    Raises:
+        ValueError: for different mapping networks or shapes, counts that differ and are not 1, rows out of range, and
+            an amount that is not finite.
     """
-    _expect_same_space(first, second)
+    if first.space and second.space and first.space != second.space:
+        raise ValueError(
+            f"Got latents of two mapping networks (spaces {first.space[:12]} and {second.space[:12]}), "
+            "expected one; sample both from the same generator, or from ones adapted from it."
+        )
+    if first.ws.shape[1:] != second.ws.shape[1:]:
+        raise ValueError(
+            f"Got latents of {list(first.ws.shape[1:])} and {list(second.ws.shape[1:])} rows and columns, "
+            "expected the same; sample both from generators of one resolution."
+        )
     if len(first) != len(second) and 1 not in (len(first), len(second)):
         raise ValueError(
-            f"got {len(first)} and {len(second)} latents, expected equally many, or one on either side; "
-            "take a part of the longer ones."
-        )
-    start, stop = (0, first.ws.shape[1]) if rows is None else rows
-    if not 0 <= start < stop <= first.ws.shape[1]:
-        raise ValueError(
-            f"got rows {start} to {stop}, expected 0 <= first < last <= {first.ws.shape[1]}, which is how "
-            "many rows these latents have; the last is not included."
+            f"Got {len(first)} and {len(second)} latents, expected the same number, or one on either side."
         )
     if not math.isfinite(amount):
-        raise ValueError(f"got amount {amount}, expected a finite number, as a rule from 0 (first) to 1 (second).")
-    # A single latent's own maps are [1, 1, R, R], which every latent of the result shares: nothing to expand.
+        raise ValueError(f"Got amount {amount}, expected a finite number, usually from 0 (first) to 1 (second).")
+    moved = row_slice(rows, first.ws.shape[1])
+    # Noise maps of a single latent are [1, 1, R, R], which every latent of the result shares.
     ws = first.ws.expand(max(len(first), len(second)), -1, -1).clone()  # [N, L, C]
-    ws[:, start:stop] = ws[:, start:stop].lerp(second.ws[:, start:stop].to(ws), amount)
+    ws[:, moved] = ws[:, moved].lerp(second.ws[:, moved].to(ws), amount)
     return Latents(ws, first.noise, first.space or second.space)
 
 
 def interpolate(latents: Latents, frames: int, loop: bool = False) -> Latents:
-    """A walk through the latents as key frames, `frames` pictures from each to just before the next.
+    """Interpolate between latents as key frames, linearly in W+ (section 4.1, perceptual path length).
 
-    N latents give (N - 1) * frames + 1 latents, the last being the last key frame, or with `loop` N * frames, after
-    which the first comes again. The walk is straight in W+: W is where straight lines change pictures evenly (section
-    4.1, perceptual path length). Maps of noise that each latent has of its own are blended too. Raises ValueError for
-    fewer than two latents, fewer than one frame and more than 10 000 latents in all.
+    Args:
+        frames: frames from one key frame to just before the next.
+        loop: return to the first key frame.
+
+    Returns:
+        (N - 1) * frames + 1 latents, or N * frames with `loop`; noise maps of each latent are blended too.
+
+    Raises:
+        ValueError: for fewer than 2 latents or 1 frame, and more than 10,000 latents in all.
     """
     keys = len(latents)
-    if keys < 2:
-        raise ValueError("got one latent, expected at least two to walk between; sample more seeds.")
-    if frames < 1:
-        raise ValueError(f"got {frames} frames from one latent to the next, expected at least 1.")
     total = keys * frames if loop else (keys - 1) * frames + 1
-    if total > _MOST_FRAMES:
+    if keys < 2 or frames < 1 or total > _MAX_FRAMES:
         raise ValueError(
-            f"got {frames} frames from each of {keys} latents to the next, {total} in all; expected at "
-            f"most {_MOST_FRAMES}: ask for fewer frames, or walk a part at a time."
+            f"Got latents: {keys}, frames per latent: {frames}, {total} in all; expected at least 2 latents, 1 frame "
+            f"per latent, and at most {_MAX_FRAMES} in all."
         )
     index = torch.arange(total)
-    here = index // frames
-    there = (here + 1) % keys  # the last key frame of an open walk looks ahead too, but goes no step: part is 0
-    part = (index % frames) / frames  # [T]
+    start = index // frames
+    end = (start + 1) % keys  # wraps at the last key frame of an open walk, where t is 0
+    t = (index % frames) / frames  # [T]
 
-    def blended(maps: Tensor) -> Tensor:
-        if not _one_a_latent(maps):
+    def blend(maps: Tensor) -> Tensor:
+        if not _per_latent(maps):
             return maps
-        t = part.to(maps)[:, None, None, None]
-        # The sum of two independent maps has variance (1 - t)^2 + t^2, and weaker noise draws smoother skin and hair.
-        return maps[here].lerp(maps[there], t) / (t**2 + (1 - t) ** 2).sqrt()
+        s = t.to(maps)[:, None, None, None]
+        # Two independent maps blend to variance s^2 + (1 - s)^2; weaker noise would draw smoother skin and hair.
+        return maps[start].lerp(maps[end], s) / (s**2 + (1 - s) ** 2).sqrt()
 
-    ws = latents.ws[here].lerp(latents.ws[there], part.to(latents.ws)[:, None, None])
-    noise = latents.noise if isinstance(latents.noise, str) else [blended(maps) for maps in latents.noise]
+    ws = latents.ws[start].lerp(latents.ws[end], t.to(latents.ws)[:, None, None])
+    noise = latents.noise if isinstance(latents.noise, str) else [blend(maps) for maps in latents.noise]
     return Latents(ws, noise, latents.space)
 
 
@@ -163,175 +173,170 @@ def interpolate(latents: Latents, frames: int, loop: bool = False) -> Latents:
 def render(
     generator: Generator, latents: Latents, batch: int = 4, on_batch: Callable[[int, int], None] | None = None
 ) -> Tensor:
-    """Pictures [N, 3, H, W] in about -1..1, on the CPU, `batch` at a time.
+    """Render images [N, 3, H, W] in about -1..1, on the CPU.
 
-    on_batch: called after every batch with how many pictures are done and how many there are; whatever it raises stops
-    the work. A batch that does not fit into the memory of a GPU is halved, for the rest of the pictures too; when not
-    even one picture fits, torch.cuda.OutOfMemoryError says so. Raises ValueError when the latents belong to another
-    mapping network or have another shape.
+    Args:
+        batch: images at a time; halved when GPU memory runs out.
+        on_batch: called after every batch with the number of finished and of all images; may raise to stop.
+
+    Raises:
+        ValueError: for latents of another mapping network or shape.
+        torch.cuda.OutOfMemoryError: when a single image does not fit.
     """
     if batch < 1:
-        raise ValueError(f"got batch {batch}, expected at least 1.")
-    if latents.space and latents.space != generator.space():
-        raise ValueError(
-            f"these latents come from another generator (space {latents.space[:12]}, this one is "
-            f"{generator.space()[:12]}); sample them from this generator or from the one it was adapted from."
-        )
-    advice = f"Close what else uses it, or draw these {generator.resolution} pixels on the CPU."
+        raise ValueError(f"Got batch {batch}, expected at least 1.")
+    check_space("These latents", latents.space, generator)
+    advice = f"Close other programs on the GPU, or render these {generator.resolution} pixels on the CPU."
     batcher = MicroBatcher(min(batch, len(latents)), advice)
-    pictures: list[Tensor] = []
+    images: list[Tensor] = []
     done = 0
     while done < len(latents):
-        pictures.append(batcher.run(lambda start, size: _draw(generator, latents[start : start + size]), done))
-        done += len(pictures[-1])
+        images.append(batcher.run(lambda start, size: synthesize(generator, latents[start : start + size]).cpu(), done))
+        done += len(images[-1])
         if on_batch is not None:
             on_batch(done, len(latents))
-    return torch.cat(pictures)
+    return torch.cat(images)
+
+
+def synthesize(generator: Generator, latents: Latents) -> Tensor:
+    """Synthesize all latents at once on the generator's device, with gradients."""
+    like, noise = generator.w_avg, latents.noise
+    maps = noise if isinstance(noise, str) else [layer.to(like) for layer in noise]
+    return generator.synthesize(latents.ws.to(like), maps)  # type: ignore[arg-type]
 
 
 def save_latents(latents: Latents, path: str | Path, provenance: Mapping[str, Any] | None = None) -> None:
-    """Write latents; reading gives them back bit for bit, maps of noise included.
+    """Save latents and noise maps, bit-exact, with JSON-serializable provenance.
 
-    provenance: JSON-ready and free. Raises ValueError for NaN and infinity; nothing is written then.
+    Raises:
+        ValueError: for NaN and infinity; nothing is written then.
     """
     noise = latents.noise
-    maps = {} if isinstance(noise, str) else {f"noise.{index}": given for index, given in enumerate(noise)}
+    maps = {} if isinstance(noise, str) else {f"noise.{index}": layer for index, layer in enumerate(noise)}
     tensors = {"ws": latents.ws, **maps}
     if broken := [name for name, value in tensors.items() if not value.isfinite().all()]:
-        raise ValueError(f"{broken[0]} of the latents holds NaN or infinity; nothing was written. Make them anew.")
+        raise ValueError(f"{broken[0]} of the latents holds NaN or infinity; nothing was written.")
     description = {"kind": KIND, "version": VERSION, "space": latents.space}
     description |= {"noise": noise if isinstance(noise, str) else "maps", "provenance": dict(provenance or {})}
     write_safetensors(path, tensors, description)
 
 
 def load_latents(path: str | Path, generator: Generator | None = None) -> Latents:
-    """What `save_latents` wrote, or latents of another program, for which the generator must be given.
+    """Load latents that `save_latents` or another program wrote.
 
-    Of others, .npz (NVIDIA's projector), .npy and .pt (encoders, rosinality's projector with its maps of noise) are
-    read: [N, L, C], a single [L, C], or w, [N, C] or [C], which is repeated over the rows. Such a file does not say
-    where its latents come from; they are taken to be the generator's own.
+    Files of other programs are .npz (NVIDIA's projector), .npy and .pt (encoders, rosinality's projector with noise
+    maps). They hold [N, L, C], one [L, C], or w, [N, C] or [C], which is repeated over the rows. They do not name their
+    generator, so `generator` is required and assumed to be theirs.
 
     Raises:
-        CheckpointError: for files that are missing, damaged, hold NaN, hold no latents or more than one set of them,
-            or latents of a size that the generator does not have.
+        CheckpointError: for files that are missing or damaged, hold NaN, no latents or several sets of them, or latents
+            of a size that the generator does not have.
         ValueError: for latents of another generator, and for a foreign file without a generator.
     """
     raw = read_checkpoint(path)
     if raw.container != "safetensors" or raw.hints.get("kind") != KIND:
-        return _foreign(path, raw, generator)
+        return _from_foreign_file(path, raw, generator)
     description = read_description(path, raw.hints, VERSION)
     maps = [raw.tensors[name] for name in (f"noise.{i}" for i in range(len(raw.tensors))) if name in raw.tensors]
     try:
         noise = maps if description["noise"] == "maps" else description["noise"]
-        found = Latents(raw.tensors["ws"], noise, description["space"])
+        latents = Latents(raw.tensors["ws"], noise, description["space"])
     except (KeyError, ValueError) as error:
         raise DamagedCheckpointError(
-            f"{path}: latents that are not whole ({type(error).__name__}: {error}). The file "
-            "was changed; copy it again."
+            f"{path}: the latents are incomplete ({type(error).__name__}: {error}). Copy the file again."
         ) from error
     if generator is not None:
-        if found.space and found.space != (own := generator.space()):
-            raise ValueError(
-                f"{path}: latents of another generator (space {found.space[:12]}, this one is {own[:12]});"
-                " load the one they were made with, or one adapted from it."
-            )
-        if found.ws.shape[1:] != (generator.num_ws, generator.w_dim):
-            raise ValueError(
-                f"{path}: latents of {list(found.ws.shape[1:])} rows and columns, the generator's have "
-                f"[{generator.num_ws}, {generator.w_dim}]; load the one they were made with."
-            )
-    return found
+        check_latents(generator, latents.ws, latents.space, len(latents), f"The latents in {path}")
+    return latents
 
 
-def _foreign(path: str | Path, raw: RawCheckpoint, generator: Generator | None) -> Latents:
+def _from_foreign_file(path: str | Path, raw: RawCheckpoint, generator: Generator | None) -> Latents:
     if generator is None:
-        raise ValueError(
-            f"{path}: not written by save_latents; if these are latents of another program, pass the "
-            "generator they belong to, for the file does not say."
-        )
-    named = {name: value for name, value in raw.tensors.items() if value.is_floating_point()}
-    if len(named) != 1:
-        named = {name: value for name, value in named.items() if name.rpartition(".")[2] in _FOREIGN}
-    # rosinality's projector writes one dict a picture; anything else with several is a choice we cannot make.
-    alike = {(name.rpartition(".")[2], value.shape) for name, value in named.items()}
-    if len(named) != 1 and (len(alike) != 1 or next(iter(alike))[0] != "latent"):
-        found = f"{len(named)} ({', '.join(named)})" if named else f"none among {sorted(raw.tensors)[:5]}"
-        raise UnsupportedCheckpointError(
-            f"{path}: expected one set of latents, called latent, latents, w or ws, found "
-            f"{found}. Save the one that is meant by itself."
-        )
-    ws = torch.cat([_as_rows(path, value.float(), generator) for value in named.values()])
-    maps = [raw.hints[key] for name in named if (key := name.removesuffix("latent") + "noise") in raw.hints]
-    if not maps:
+        raise ValueError(f"{path}: not written by save_latents; for a file of another program pass its generator.")
+    tensors = _foreign_latents(path, raw)
+    ws = torch.cat([_to_rows(path, value.float(), generator) for value in tensors.values()])
+    keys = [name.removesuffix("latent") + "noise" for name in tensors]
+    noise = [raw.hints[key] for key in keys if key in raw.hints]
+    if not noise:
         return Latents(ws, "const", generator.space())
     sizes = [(1, 1, layer.resolution, layer.resolution) for layer in generator.layers() if layer.kind == "conv"]
-    if len(maps) != len(named) or not all(_fits(own, sizes) for own in maps):
+    if len(noise) != len(tensors) or not all(_are_noise_maps(maps, sizes) for maps in noise):
         raise UnsupportedCheckpointError(
-            f"{path}: the latents' maps of noise are not {len(sizes)} finite ones of this "
-            "generator's sizes. Save the latents without them."
+            f"{path}: expected {len(sizes)} finite noise maps of this generator's sizes for each latent. "
+            "Save the latents without them."
         )
-    return Latents(ws, [torch.cat(layer).float() for layer in zip(*maps, strict=True)], generator.space())
+    return Latents(ws, [torch.cat(layer).float() for layer in zip(*noise, strict=True)], generator.space())
 
 
-def _fits(maps: object, sizes: list[tuple[int, int, int, int]]) -> bool:
-    """Whether these are finite maps of noise [1, 1, R, R] of just these sizes."""
-    return (
-        isinstance(maps, list)
-        and all(isinstance(one, Tensor) and one.isfinite().all() for one in maps)
-        and [tuple(one.shape) for one in maps] == sizes
+def _foreign_latents(path: str | Path, raw: RawCheckpoint) -> dict[str, Tensor]:
+    """The only set of latents in a file; rosinality's projector writes one dict with a "latent" for each image."""
+    tensors = {name: value for name, value in raw.tensors.items() if value.is_floating_point()}
+    if len(tensors) == 1:
+        return tensors
+    tensors = {name: value for name, value in tensors.items() if name.rpartition(".")[2] in _FOREIGN_NAMES}
+    kinds = {(name.rpartition(".")[2], value.shape) for name, value in tensors.items()}
+    if len(tensors) == 1 or (len(kinds) == 1 and next(iter(kinds))[0] == "latent"):
+        return tensors
+    found = f"{len(tensors)} ({', '.join(tensors)})" if tensors else f"none among {sorted(raw.tensors)[:5]}"
+    raise UnsupportedCheckpointError(
+        f"{path}: expected one set of latents named latent, latents, w or ws, found {found}. Save only one."
     )
 
 
-def _as_rows(path: str | Path, value: Tensor, generator: Generator) -> Tensor:
-    """One of the shapes that other programs use -> [N, L, C]."""
+def _to_rows(path: str | Path, value: Tensor, generator: Generator) -> Tensor:
+    """[N, L, C], [L, C], [N, C] or [C] -> [N, L, C]."""
     rows, width = generator.num_ws, generator.w_dim
-    w = value.reshape(1, 1, -1) if value.ndim == 1 else value
-    if w.ndim == 2:  # as many w as there are rows are one latent of W+: that is how encoders save a single one
-        w = w[None] if len(w) == rows else w[:, None]
-    if w.ndim != 3 or w.shape[1] not in (1, rows) or w.shape[2] != width or not len(w):
+    ws = value.reshape(1, 1, -1) if value.ndim == 1 else value
+    if ws.ndim == 2:  # L rows are one latent of W+, as encoders save it
+        ws = ws[None] if len(ws) == rows else ws[:, None]
+    if ws.ndim != 3 or ws.shape[1] not in (1, rows) or ws.shape[2] != width or not len(ws):
         raise UnsupportedCheckpointError(
-            f"{path}: latents of shape {list(value.shape)}, expected [N, {rows}, {width}],"
-            f" [{rows}, {width}] or [N, {width}] for this generator; load the one they "
-            "belong to."
+            f"{path}: latents of shape {list(value.shape)}, expected [N, {rows}, {width}], [{rows}, {width}] or "
+            f"[N, {width}] for this generator; load the one they belong to."
         )
-    return w.expand(-1, rows, -1).clone()
+    return ws.expand(-1, rows, -1).clone()
 
 
-def _draw(generator: Generator, latents: Latents) -> Tensor:
-    device = generator.w_avg.device
-    noise = latents.noise if isinstance(latents.noise, str) else [maps.to(device) for maps in latents.noise]
-    return generator.synthesize(latents.ws.to(device), noise).cpu()  # type: ignore[arg-type]
+def _are_noise_maps(maps: object, sizes: list[tuple[int, int, int, int]]) -> bool:
+    return (
+        isinstance(maps, list)
+        and all(isinstance(layer, Tensor) and layer.isfinite().all() for layer in maps)
+        and [tuple(layer.shape) for layer in maps] == sizes
+    )
 
 
-def _one_a_latent(maps: Tensor) -> bool:
+def _per_latent(maps: Tensor) -> bool:
     """Whether noise maps are [N, 1, R, R] with N > 1; [R, R] and [1, 1, R, R] are shared by all latents."""
     return maps.ndim == 4 and len(maps) > 1
 
 
-def _expect_same_space(first: Latents, second: Latents) -> None:
-    if first.space and second.space and first.space != second.space:
+def row_slice(rows: tuple[int, int] | None, count: int) -> slice:
+    """The rows (first, one after the last) of `count` as a slice; None means all. Raises ValueError out of range."""
+    first, last = (0, count) if rows is None else rows
+    if not 0 <= first < last <= count:
         raise ValueError(
-            f"got latents of two mapping networks (spaces {first.space[:12]} and {second.space[:12]}), "
-            "expected one; sample both from the same generator, or from ones adapted from it."
+            f"Got rows {first} to {last}, expected 0 <= first < last <= {count}, the number of rows; "
+            "the last is not included."
         )
-    if first.ws.shape[1:] != second.ws.shape[1:]:
-        raise ValueError(
-            f"got latents of {list(first.ws.shape[1:])} and {list(second.ws.shape[1:])} rows and columns, "
-            "expected the same; sample both from generators of one resolution."
-        )
+    return slice(first, last)
 
 
-def check_latents(generator: Generator, ws: Tensor, space: str, count: int) -> None:
-    """Raises ValueError for latents that are not `count` of this generator's own. ws: [N, L, C]."""
+def check_space(subject: str, space: str, generator: Generator) -> None:
+    """Raise ValueError when `space` is known and not the generator's."""
     if space and space != generator.space():
         raise ValueError(
-            f"These latents come from another generator (space {space[:12]}, this one is "
-            f"{generator.space()[:12]}); use the one they were made with, or one adapted from it."
+            f"{subject} come from another generator (space {space[:12]}, this one is {generator.space()[:12]}); "
+            "use the one they were made with, or one adapted from it."
         )
+
+
+def check_latents(generator: Generator, ws: Tensor, space: str, count: int, subject: str = "These latents") -> None:
+    """Raise ValueError for latents [N, L, C] that are not the generator's, or not `count`."""
+    check_space(subject, space, generator)
     if ws.shape[1:] != (generator.num_ws, generator.w_dim):
         raise ValueError(
-            f"The latents have {list(ws.shape[1:])} rows and columns, expected [{generator.num_ws}, "
+            f"{subject} have {list(ws.shape[1:])} rows and columns, expected [{generator.num_ws}, "
             f"{generator.w_dim}]; use the generator they were made with."
         )
     if len(ws) != count:
-        raise ValueError(f"Got {count} pictures and {len(ws)} latents, expected one latent a picture, in their order.")
+        raise ValueError(f"Got {count} images and {len(ws)} latents, expected one latent per image, in their order.")

@@ -1,9 +1,9 @@
-"""Latents moved by words: the optimisation of StyleCLIP (Patashnik et al., arXiv:2103.17249, section 4, equation 1).
+"""Edits of latents by text: the optimization of StyleCLIP (Patashnik et al., arXiv:2103.17249, section 4, equation 1).
 
-The generator stays as it is; the latents go where the guides see the text, held near their start by the distance in W+
-and, for faces, by a recogniser.
+The generator stays fixed. The latents minimize a CLIP loss, held near their start by their distance in W+ and, for
+faces, by the features of a face recognizer.
 
-Letters: N latents, n those that pass at once, L rows of W+, C width of a row, V views, D embedding, R pixels a side.
+Letters: N latents, n of them in a batch, L rows of W+, C width of a row, D features, R pixels a side.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ..runtime.batching import MicroBatcher
 from ..runtime.config import check, setting
 from ..runtime.precision import tf32
 from ..runtime.schedules import lr_scale
-from .sampling import Latents, check_latents, render
+from .sampling import Latents, check_latents, render, row_slice, synthesize
 
 OBJECTIVES = ("global", "direction")
 
@@ -38,42 +38,19 @@ _ADVICE = "Take a smaller guide, fewer guides, fewer views, or a generator of lo
 
 @dataclass(frozen=True)
 class TextEditConfig:
-    """Settings of one edit. The defaults suit published generators of 1024 pixels."""
+    """Settings of an edit. The defaults suit published generators of 1024 pixels."""
 
-    objective: str = setting(
-        "global",
-        "CLIP loss: global moves the pictures towards the target phrase; direction changes them along the direction "
-        "from the source phrase to it",
-        choices=OBJECTIVES,
-    )
+    objective: str = setting("global", "CLIP loss: global to the target, direction along the shift", choices=OBJECTIVES)
     space: str = setting("w+", "space to search: in w+ every row moves on its own, in w all move alike", choices=SPACES)
     steps: int = setting(200, "optimiser steps", low=1, high=10_000)
     lr: float = setting(0.1, "Adam's learning rate", low=1e-6, high=10.0, step=0.01)
-    lr_rampup: float = setting(
-        0.05, "share of the steps over which the learning rate rises", low=0.0, high=1.0, step=0.05
-    )
-    lr_rampdown: float = setting(
-        0.25, "share of the steps over which the learning rate falls", low=0.0, high=1.0, step=0.05
-    )
+    lr_rampup: float = setting(0.05, "share of steps with a rising learning rate", low=0.0, high=1.0, step=0.05)
+    lr_rampdown: float = setting(0.25, "share of steps with a falling learning rate", low=0.0, high=1.0, step=0.05)
     clip: float = setting(1.0, "weight of the CLIP loss", low=1e-6, high=1e4, step=0.1)
-    l2: float = setting(
-        0.008,
-        "weight of the squared distance in w+ from the start; lower values allow larger edits",
-        low=0.0,
-        high=1e4,
-        step=0.001,
-    )
-    id: float = setting(
-        0.0,
-        "weight of 1 - cosine between the faces before and after; needs a face recogniser",
-        low=0.0,
-        high=1e4,
-        step=0.01,
-    )
+    l2: float = setting(0.008, "weight of the squared distance in w+ from the start", low=0.0, high=1e4, step=0.001)
+    id: float = setting(0.0, "weight of 1 - cosine of the faces before and after", low=0.0, high=1e4, step=0.01)
     first_row: int = setting(0, "first row that may move", low=0, high=64)
-    last_row: int | None = setting(
-        None, "the row after the last that may move; without it, up to the end", low=1, high=64
-    )
+    last_row: int | None = setting(None, "row after the last that may move; without it, the end", low=1, high=64)
     views: int = setting(0, "augmented views of every image; 0: the unchanged image", low=0, high=16)
     batch: int = setting(4, "latents at once; the result is the same", low=1, high=256)
     seed: int = setting(0, "seed of the views", low=0, high=2**32 - 1)
@@ -84,16 +61,13 @@ class TextEditConfig:
 
 @dataclass(frozen=True)
 class EditStep:
-    """One finished step: the mean loss over the latents and the mean of each term before it is weighed.
-
-    images: gives the latest pictures [N, 3, R, R], detached; nobody who looks away pays.
-    """
+    """One finished step: the loss and its unweighted terms, averaged over the latents."""
 
     index: int
     steps: int
     loss: float
     terms: dict[str, float]
-    images: Callable[[], Tensor]
+    images: Callable[[], Tensor]  # returns the latest images [N, 3, R, R], detached
 
 
 def edit_by_text(
@@ -105,64 +79,64 @@ def edit_by_text(
     identity: FaceRecognizer | None = None,
     on_step: Callable[[EditStep], None] | None = None,
 ) -> Latents:
-    """New latents whose pictures show what the shift's target phrase says; noise and all else as they were.
+    """Move latents until their images show the target phrase of the shift. Noise maps are kept.
 
-    shift: the source phrase says what the pictures show now, the target the same with what is wanted: "photo", "photo
-    with glasses". identity: a face recogniser on the generator's device, for the id term. A latent's result does not
-    depend on the others beside it, up to rounding. When memory runs out, a step is done again with half as many at
-    once. on_step is called after every step, and whatever it raises ends the work.
+    Every latent is optimized on its own: up to rounding, the result does not depend on the others. When memory runs
+    out, a step is repeated with half as many latents at once.
+
+    Args:
+        shift: what the images show now, and the same with what is wanted: "photo", "photo with glasses".
+        identity: a face recognizer on the generator's device, for the id term.
+        on_step: called after every step; may raise to stop.
 
     Raises:
-        ValueError: for latents of another generator, devices or rows that do not fit, and an id term without a
-            recogniser.
-        FloatingPointError: when a loss is not finite.
-        torch.cuda.OutOfMemoryError: when one latent at a time is still too much.
+        ValueError: for latents of another generator, devices or rows that do not fit, an id term without `identity`.
+        FloatingPointError: when a loss or a gradient is not finite.
+        torch.cuda.OutOfMemoryError: when a single latent does not fit.
     """
     config = config or TextEditConfig()
-    if not isinstance(shift, TextShift):
-        raise ValueError(
-            f"got a {type(shift).__name__}, expected a TextShift: words for what the pictures show now "
-            "and for what they shall show."
-        )
-    check_latents(generator, latents.ws, latents.space, len(latents))
-    if config.id and identity is None:
-        raise ValueError(
-            f"The id term weighs {config.id:g}, but there is no network to compute it; give "
-            "a face recogniser (load_identity; Load Likeness in ComfyUI), or set id to 0."
-        )
-    last = generator.num_ws if config.last_row is None else config.last_row
-    if not config.first_row < last <= generator.num_ws:
-        raise ValueError(
-            f"got rows {config.first_row} to {last}, expected first < last <= {generator.num_ws}, which is "
-            "how many rows these latents have; the last is not included."
-        )
+    rows = _check(generator, latents, shift, config, identity)
     check_devices(generator, guides, 0 if generator.c_dim else None)
     targets = clip_targets(guides, shift)
-    scene = _Scene(generator, latents, targets, config, identity if config.id else None, slice(config.first_row, last))
-    rng = torch.Generator().manual_seed(config.seed)
+    loss_function = _EditLoss(generator, latents, targets, config, identity if config.id else None, rows)
     batcher = MicroBatcher(min(config.batch, len(latents)), _ADVICE)
+    rng = torch.Generator().manual_seed(config.seed)
     with keep_freed_memory(generator.w_avg.device), tf32(False), torch.enable_grad():
-        way = scene.start.new_zeros(
-            len(latents), last - config.first_row if config.space == "w+" else 1, generator.w_dim
-        )
-        optimizer = torch.optim.Adam([way], lr=config.lr)
+        offset = torch.zeros_like(loss_function.start[:, rows if config.space == "w+" else slice(1)])
+        optimizer = torch.optim.Adam([offset], lr=config.lr)
         for index in range(config.steps):
-            for group in optimizer.param_groups:
-                group["lr"] = config.lr * lr_scale(index / config.steps, config.lr_rampup, config.lr_rampdown)
-            look = shared_augmentation(config.views, generator.resolution, rng)
-            images, way.grad, loss, terms = batcher.run(scene.measure, way, look)
-            if not math.isfinite(loss) or not way.grad.isfinite().all():
+            lr = config.lr * lr_scale(index / config.steps, config.lr_rampup, config.lr_rampdown)
+            optimizer.param_groups[0]["lr"] = lr
+            augment = shared_augmentation(config.views, generator.resolution, rng)
+            images, offset.grad, loss, terms = batcher.run(loss_function.backward, offset, augment)
+            if not math.isfinite(loss) or not offset.grad.isfinite().all():
                 raise FloatingPointError(
                     f"Step {index} has a loss of {loss}, or a gradient that is not finite; lower the learning rate."
                 )
             optimizer.step()
             if on_step is not None:
                 on_step(EditStep(index, config.steps, loss, terms, images.detach))
-    return replace(latents, ws=scene.moved(way, slice(None)).to(latents.ws), space=generator.space())
+    return replace(latents, ws=loss_function.moved(offset, slice(None)).to(latents.ws), space=generator.space())
 
 
-class _Scene:
-    """What stays the same from step to step: the start, how the recogniser sees it, and the settings."""
+def _check(
+    generator: Generator, latents: Latents, shift: TextShift, config: TextEditConfig, identity: FaceRecognizer | None
+) -> slice:
+    """The rows that move. Raises ValueError for arguments that do not fit."""
+    if not isinstance(shift, TextShift):
+        raise ValueError(f"Got a {type(shift).__name__}, expected a TextShift: phrases for now and for the result.")
+    check_latents(generator, latents.ws, latents.space, len(latents))
+    if config.id and identity is None:
+        raise ValueError(
+            f"The id term weighs {config.id:g}, but there is no network to compute it; pass "
+            "identity=load_identity(...), or set id to 0."
+        )
+    last = generator.num_ws if config.last_row is None else config.last_row
+    return row_slice((config.first_row, last), generator.num_ws)
+
+
+class _EditLoss:
+    """The loss of latents moved by an offset, and what it compares with: the start and its images and faces."""
 
     def __init__(
         self,
@@ -181,47 +155,41 @@ class _Scene:
             parts = self.before.to(self.start).split(config.batch)
             self.faces = torch.cat([identity(part) for part in parts]) if identity else None  # [N, D]
 
-    def measure(
-        self, way: Tensor, look: Callable[[Tensor], Tensor], batch: int
+    def backward(
+        self, offset: Tensor, augment: Callable[[Tensor], Tensor], batch: int
     ) -> tuple[Tensor, Tensor, float, dict[str, float]]:
-        """Pictures [N, 3, R, R], the gradient of the sum over latents, so that a latent's own is what it would be
-        alone, the mean loss and the mean terms."""
-        pictures, slope = [], torch.zeros_like(way)
+        """Images [N, 3, R, R], the gradient of the summed loss by the offset, the mean loss and the mean terms."""
+        images: list[Tensor] = []
+        gradients: list[Tensor] = []
         total, sums = 0.0, dict.fromkeys(("clip", "l2", "id") if self.identity else ("clip", "l2"), 0.0)
-        for at in (slice(first, first + batch) for first in range(0, len(way), batch)):
-            mine = way[at].detach().requires_grad_()
-            ws = self.moved(mine, at)
-            after = self.draw(ws, at)
-            terms = self.terms(after, at, look) | {"l2": (ws - self.start[at]).square().sum()}
+        for first in range(0, len(offset), batch):
+            part = slice(first, first + batch)
+            moving = offset[part].detach().requires_grad_()
+            ws = self.moved(moving, part)
+            after = synthesize(self.generator, replace(self.latents[part], ws=ws))
+            terms = self.terms(after, part, augment) | {"l2": (ws - self.start[part]).square().sum()}
             loss = torch.stack([getattr(self.config, name) * term for name, term in terms.items()]).sum()
-            (slope[at],) = torch.autograd.grad(loss, mine)  # of the latents alone: the generator keeps its own
-            pictures.append(after.detach())
+            gradients += torch.autograd.grad(loss, moving)  # leaves the .grad of the generator alone
+            images.append(after.detach())
             total += loss.item()
             sums = {name: sums[name] + terms[name].item() for name in sums}
-        means = {name: value / len(way) for name, value in sums.items()}
-        return torch.cat(pictures), slope, total / len(way), means
+        means = {name: value / len(offset) for name, value in sums.items()}
+        return torch.cat(images), torch.cat(gradients), total / len(offset), means
 
-    def terms(self, after: Tensor, at: slice, look: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-        """What is seen of pictures [n, 3, R, R], summed over them."""
-        seen = embed(self.targets, look(after))
-        start = seen  # the global goal has none
-        if self.config.objective == "direction":
+    def terms(self, after: Tensor, part: slice, augment: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """The CLIP and id terms of images [n, 3, R, R], summed over them."""
+        source = embedded = embed(self.targets, augment(after))
+        if self.config.objective == "direction":  # the global loss has no source
             with torch.no_grad():
-                start = embed(self.targets, look(self.before[at].to(after)))
-        loss, _ = objective(self.targets, {self.config.objective: 1.0}, start, seen)
+                source = embed(self.targets, augment(self.before[part].to(after)))
+        loss, _ = objective(self.targets, {self.config.objective: 1.0}, source, embedded)
         terms = {"clip": loss * len(after)}
         if self.identity is not None and self.faces is not None:
-            terms["id"] = (1 - (self.faces[at] * self.identity(after)).sum(1)).sum()
+            terms["id"] = (1 - (self.faces[part] * self.identity(after)).sum(1)).sum()
         return terms
 
-    def moved(self, way: Tensor, at: slice) -> Tensor:
-        """These latents [n, L, C] after going a way [n, 1 or rows, C]."""
-        ws = self.start[at].clone()
-        ws[:, self.rows] += way
+    def moved(self, offset: Tensor, part: slice) -> Tensor:
+        """The latents of a part [n, L, C], moved by the offset [n, 1 or rows, C]."""
+        ws = self.start[part].clone()
+        ws[:, self.rows] += offset
         return ws
-
-    def draw(self, ws: Tensor, at: slice) -> Tensor:
-        """The pictures of ws [n, L, C] with the maps of noise of these latents."""
-        noise = self.latents[at].noise
-        given = noise if isinstance(noise, str) else [maps.to(ws) for maps in noise]
-        return self.generator.synthesize(ws, given)  # type: ignore[arg-type]
