@@ -258,7 +258,7 @@ def test_settings_below_one_are_refused(tmp_path: Path, settings: dict[str, int]
 
 @pytest.mark.parametrize("images", [torch.zeros(3, 32, 32), torch.full((1, 3, 32, 32), torch.nan)])
 def test_what_is_no_picture_is_refused(tmp_path: Path, images: Tensor) -> None:
-    with pytest.raises(ValueError, match="pictures"):
+    with pytest.raises(ValueError, match="images"):
         opened(tmp_path, "psp", dataset_type="cars_encode").encode(images)
 
 

@@ -177,7 +177,7 @@ def test_points_that_determine_no_square(changes: dict[str, Any], message: str) 
         (torch.zeros(3, 400, 400), r"\[3, 400, 400\], expected"),
         (torch.zeros(1, 3, 1, 1), "1 x 1 pixels, expected at least 16"),
         (torch.full((1, 3, 400, 400), math.nan), "NaN"),
-        (torch.full((1, 3, 400, 400), 200.0), "reach 200, expected -1..1"),
+        (torch.full((1, 3, 400, 400), 200.0), "200, expected -1..1"),
     ],
 )
 def test_what_is_no_photo(take: Callable[[Tensor], object], image: Tensor, message: str) -> None:

@@ -256,7 +256,7 @@ def test_pictures_of_any_size_and_kind(generator: tiny.StyleGAN2) -> None:
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (torch.zeros(1, 5, 16, 16), "channels"),
+        (torch.zeros(1, 5, 16, 16), r"\[1, 5, 16, 16\]"),
         (torch.zeros(1, 3, 1, 1), "1 x 1 pixels"),
         (torch.full((1, 3, 16, 16), math.nan), "NaN"),
     ],
