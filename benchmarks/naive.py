@@ -1,17 +1,17 @@
-"""The plain way to train StyleGAN-NADA, restated from its papers to have something to be measured against.
+"""Plain StyleGAN-NADA training, written from the papers: the baseline of `benchmarks.speed` and a reference for tests.
 
-It computes what `nada_core` computes, as the papers write it down and as the first public implementation does:
+It computes the same function as `nada_core`, in the way of the papers and of the first public implementation:
 
-- a set of modulated weights a sample and one grouped convolution (StyleGAN2, arXiv:1912.04958, section 2.2);
-- FIR filters over an image with zeros stuffed between its samples, all channels as a batch;
-- the teacher and the student run on noise of their own unless a test hands both the same;
-- layer selection (StyleGAN-NADA, arXiv:2108.00946, section 4.2) back-propagates to every weight of the generator, the
-  phrase is embedded anew each time, and the choice is computed even where it keeps all layers.
+- modulated weights for each sample and one grouped convolution (StyleGAN2, arXiv:1912.04958, section 2.2);
+- FIR filters over a zero-stuffed image, with all channels as a batch;
+- the frozen and the trained generator draw their own noise, unless the caller passes the same maps to both;
+- layer selection (StyleGAN-NADA, arXiv:2108.00946, section 4.2) back-propagates to every weight of the generator,
+  embeds the text again in every step, and runs even if all layers would be chosen.
 
-Where that implementation wastes more (a guide nobody looks at, gradients for the guides' own weights), this one does
-not, so ratios to it are on the careful side. Only StyleGAN2 is restated.
+It omits two costs of the first implementation (an unused CLIP model, gradients for CLIP weights), so the measured
+ratios are conservative. Only StyleGAN2 is implemented.
 
-Letters: N batch, L rows of a latent, C its width, I and O channels in and out, K kernel size, R a layer's resolution.
+Shapes: N batch, L rows of W+, C width of a row, I and O channels in and out, K kernel size, R resolution of a layer.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Mark = Callable[[str], None]
 
 
 def upfirdn(x: Tensor, up: int, before: int, after: int, gain: float) -> Tensor:
-    """Stuff zeros between the samples of x [N, C, H, W], pad it, correlate it with the 4x4 binomial filter."""
+    """Insert zeros between the samples of x [N, C, H, W], pad, and correlate with the 4x4 binomial filter."""
     taps = x.new_tensor([1.0, 3.0, 3.0, 1.0])
     kernel = torch.outer(taps, taps)
     kernel = kernel / kernel.sum() * gain
@@ -44,7 +44,7 @@ def upfirdn(x: Tensor, up: int, before: int, after: int, gain: float) -> Tensor:
 
 
 def modulated(x: Tensor, weight: Tensor, style: Tensor, demodulate: bool, up: bool) -> Tensor:
-    """Equations 1 to 3 on x [N, I, H, W], weight [O, I, K, K] and style [N, I], the samples as groups."""
+    """Equations 1 to 3 on x [N, I, H, W], weight [O, I, K, K] and style [N, I], with one group per sample."""
     count, channels, height, width = x.shape
     weights = weight[None] * style[:, None, :, None, None] / math.sqrt(weight[0].numel())  # [N, O, I, K, K]
     if demodulate:
@@ -90,7 +90,7 @@ class ToRGB(nn.Module):
 
 
 class NaiveGenerator(nn.Module):
-    """The synthesis network of a StyleGAN2 of ours, with a copy of its weights. `convs` and `rgbs` in order."""
+    """The synthesis network with a copy of the weights of `ours`. `convs` and `rgbs` are ordered by resolution."""
 
     def __init__(self, ours: StyleGAN2) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class NaiveGenerator(nn.Module):
         self.rgbs = nn.ModuleList(ToRGB(block.torgb) for block in ours.synthesis.blocks())
 
     def forward(self, ws: Tensor, noise: Sequence[Tensor] | None = None) -> Tensor:
-        """ws [N, L, C] -> images [N, 3, R, R]. noise: one map [N, 1, R, R] a convolution, or None to draw them."""
+        """ws [N, L, C] -> images [N, 3, R, R]. noise: one map [N, 1, R, R] per convolution, or None to draw them."""
         maps = [None] * len(self.convs) if noise is None else noise
         x = self.convs[0](self.const.repeat(len(ws), 1, 1, 1), ws[:, 0], maps[0])
         rgb = self.rgbs[0](x, ws[:, 1], None)
@@ -111,11 +111,12 @@ class NaiveGenerator(nn.Module):
 
 
 class NaiveTraining:
-    """The training loop as the first implementation has it, a step a call. Of the settings it takes batch, lr and the
-    choice of layers; latents that vote pass all at once.
+    """The training loop of the first implementation; `step` runs one step.
 
-    off_by_one: choose layers by the table of the first implementation, in which row 1 of W+ stands for the first ToRGB
-    layer and every later row for the convolution before the one it feeds.
+    Args:
+        config: only `batch`, `lr` and `layers` are used. Layer selection runs its whole batch at once.
+        off_by_one: select layers by the table of the first implementation, in which row 1 of W+ stands for the first
+            ToRGB layer and each later row for the convolution before the one it feeds.
     """
 
     def __init__(
@@ -139,7 +140,7 @@ class NaiveTraining:
         )
 
     def step(self, mark: Mark = lambda _: None) -> float:
-        """One step; `mark` hears the name of every part that ends."""
+        """Run one step and return its loss. `mark` is called with the name of each part when it ends."""
         layers, config = self.config.layers, self.config
         chosen: Sequence[nn.Module] = self.rows
         if layers.mode == "adaptive":
@@ -169,7 +170,7 @@ class NaiveTraining:
         return loss.item()
 
     def choose(self, layers: LayerChoice) -> Sequence[nn.Module]:
-        """The layers whose rows of W+ move most in one step of gradient descent towards the phrase."""
+        """Return the layers whose rows of W+ move most in gradient descent towards the target text."""
         start = self.draw(layers.batch)
         ws = start.clone().requires_grad_()
         descent = torch.optim.SGD([ws], lr=layers.rate)

@@ -1,17 +1,21 @@
-"""Every target of the built-in world, every method, several seeds: what an adaptation reaches and what it does not.
+"""Measure adaptations in the built-in world: every target, every method, several seeds.
 
-    python -m benchmarks.quality                                  all of it, which takes hours; killed, it goes on
-    python -m benchmarks.quality --targets zombie --seeds 0       some of it
-    python -m benchmarks.quality --methods recipe plain --page    and write docs/quality/ with a grid a target
+    python -m benchmarks.quality                                  everything; takes hours and can be interrupted
+    python -m benchmarks.quality --targets zombie --seeds 0       a part
+    python -m benchmarks.quality --methods recipe plain --page    also write docs/quality/ with one grid per target
 
-Finished runs are kept under out/ and not run again while weights and settings are the same.
+Finished runs are stored under out/ and reused while weights and settings are the same.
 
-`paper` is StyleGAN-NADA by its own settings but for a learning rate that this small generator wants: the directional
-loss on the layers chosen anew every step.
-`recipe` is the built-in world's own. `fresh` has new latents and two views of each every step, and takes as long with
-fewer steps; all others are fresh but for one thing: `global` pulls every picture to the text, `plain` has no term
-beside the direction, `+ NAME` has one more, `selected` trains few layers. Then, what is trained and what leads;
-`chosen` trains twice as long and lets the held-out guide choose the step; `long` trains for 1000 steps.
+Methods:
+
+- `recipe`: the recommended settings of the built-in generator.
+- `paper`: the settings of StyleGAN-NADA (directional loss, adaptive layer selection in every step) with the learning
+  rate that this small generator needs.
+- `fresh`: like `recipe`, but with new latents in every step, two augmented views and fewer steps, for the same time.
+- All other methods are `fresh` with one change. `global`: global CLIP loss. `plain`: directional loss only. `+ NAME`:
+  one more loss term. `selected`: adaptive layer selection. `convolutions`, `affines`, `offsets`, `low-rank`: what is
+  trained. `guide NAME`: other CLIP guides. `chosen`: twice the steps, and the held-out guide selects the best one.
+  `long`: 1000 steps.
 """
 
 from __future__ import annotations
@@ -53,7 +57,7 @@ from nada_core.portraits.content import Content
 
 @dataclass(frozen=True)
 class Method:
-    """Settings, the guides that lead with their weights, and the one that chooses the step."""
+    """Settings, the CLIP guides with their weights, and the held-out guide that selects the step."""
 
     config: AdaptConfig
     guides: tuple[tuple[str, float], ...] = GUIDES
@@ -64,14 +68,14 @@ def _with(base: AdaptConfig, layers: Mapping[str, Any] | None = None, **changes:
     return replace(base, layers=replace(base.layers, **(layers or {})), **changes)
 
 
-#: What the recipe was before latents came again: slower steps, and fewer of them in about the same time.
+#: The recipe without a pool of latents: slower steps, and fewer of them in about the same time.
 _FRESH = replace(RECIPE, pool=0, steps=240, views=2)
 _DIRECTION = {"direction": 1.0}
 _PLAIN = replace(_FRESH, terms=_DIRECTION)
 #: The paper's settings (section 4, appendix I) at the built-in world's learning rate; k = 5 of 9 layers.
 _PAPER = AdaptConfig(lr=_FRESH.lr, batch=_FRESH.batch, noise="const", layers=LayerChoice(mode="adaptive", count=5))
 _TERMS = {"relation": 10.0, "mean_offset": 1.0, "covariance": 1.0, "global": 0.3}
-#: What else is trained, and the learning rate it wants, as a multiple of the recipe's.
+#: Other parametrizations, and their learning rate as a multiple of the recipe's.
 _TRAINED: dict[str, tuple[dict[str, Any], float]] = {
     "selected": ({"mode": "adaptive"}, 1.0),
     "convolutions": ({"train": "convolutions"}, 1.0),
@@ -89,12 +93,12 @@ METHODS: dict[str, Method] = {
     "plain": Method(_PLAIN),
     **{f"+ {name}": Method(replace(_FRESH, terms={**_FRESH.terms, name: weight})) for name, weight in _TERMS.items()},
     "+ patches": Method(replace(_FRESH, patches=2)),
-    "+ anchor": Method(replace(_FRESH, weight_reg=1.0)),
-    "+ anchor by Fisher": Method(replace(_FRESH, weight_reg=1.0, fisher_samples=64)),
+    "+ weight_reg": Method(replace(_FRESH, weight_reg=1.0)),
+    "+ weight_reg, Fisher": Method(replace(_FRESH, weight_reg=1.0, fisher_samples=64)),
     "+ id": Method(replace(_FRESH, id=0.25)),
     **{name: Method(_with(_FRESH, layers, lr=_FRESH.lr * pace)) for name, (layers, pace) in _TRAINED.items()},
-    **{f"led by {name}": Method(_FRESH, ((name, 1.0),)) for name, _ in GUIDES},
-    "led by all three": Method(_FRESH, (*GUIDES, (HELD_OUT, 1.0))),
+    **{f"guide {name}": Method(_FRESH, ((name, 1.0),)) for name, _ in GUIDES},
+    "guides all three": Method(_FRESH, (*GUIDES, (HELD_OUT, 1.0))),
     "chosen": Method(replace(_FRESH, steps=2 * _FRESH.steps, keep_every=40), judge=HELD_OUT),
     "plain, long": Method(replace(_PLAIN, steps=1000)),
     "fresh, long": Method(replace(_FRESH, steps=1000)),
@@ -103,11 +107,11 @@ METHODS: dict[str, Method] = {
 SHOWN = 5
 _DRAWN = ("recipe", "fresh", "paper", "global", "plain, long")
 _FIGURES = ("judge", "attributes", "source_attributes", "distance", "source_distance", "diversity")
-_WIDELY = 0.1  # distance of photos to the truth from which a style counts as changing pixels widely
+_LARGE_CHANGE = 0.1  # distance between photos and reference images above which the higher bar limits the distance
 
 
 def run(target: str, name: str, seed: int) -> tuple[str, str, int, dict[str, Any], torch.Tensor]:
-    """One adaptation and its figures, and the pictures of fixed latents."""
+    """Run one adaptation; return its metrics and the images of fixed latents."""
     torch.set_num_threads(1)
     method, source, content = METHODS[name], load_generator("portraits"), Content.load()
     judge = load_guide(method.judge) if method.judge else None
@@ -130,58 +134,57 @@ def run(target: str, name: str, seed: int) -> tuple[str, str, int, dict[str, Any
 
 
 def key(target: str, name: str, seed: int) -> str:
-    """Names a row; changes with its settings and with the weights of the world."""
+    """Identify a run by its settings and by the weights of all networks it uses."""
     method = METHODS[name]
-    seeing = {HELD_OUT, *(guide for guide, _ in method.guides)}
-    used = [path.with_suffix(".safetensors") for guide, path in built_in_guides().items() if guide in seeing]
-    used += [BUILTIN / f"{part}.safetensors" for part in ("generator", "content", "judge")]
-    weights = [sha256(path)[:12] for path in used]
-    told = {**_unusual(method.config, AdaptConfig()), "layers": _unusual(method.config.layers, LayerChoice())}
-    return f"{target}|{told}|{method.guides}|{method.judge}|{seed}|{weights}"
+    names = {HELD_OUT, *(guide for guide, _ in method.guides)}
+    files = [path.with_suffix(".safetensors") for guide, path in built_in_guides().items() if guide in names]
+    files += [BUILTIN / f"{part}.safetensors" for part in ("generator", "content", "judge")]
+    weights = [sha256(path)[:12] for path in files]
+    settings = {**_changed(method.config, AdaptConfig()), "layers": _changed(method.config.layers, LayerChoice())}
+    return f"{target}|{settings}|{method.guides}|{method.judge}|{seed}|{weights}"
 
 
-def _unusual(settings: AdaptConfig | LayerChoice, usual: AdaptConfig | LayerChoice) -> dict[str, Any]:
-    """The settings that differ from their defaults, so that a new setting that is off makes no run anew."""
-    return {name: value for name, value in sorted(vars(settings).items()) if value != getattr(usual, name)}
+def _changed(settings: AdaptConfig | LayerChoice, defaults: AdaptConfig | LayerChoice) -> dict[str, Any]:
+    """The settings that differ from their defaults, so that a new setting does not invalidate stored runs."""
+    return {name: value for name, value in sorted(vars(settings).items()) if value != getattr(defaults, name)}
 
 
-def other_bar(row: Verdict) -> bool:
-    """Beside `Verdict.passed`: higher for attributes and diversity, and for nearness to the truth, which is asked only
-    where a style changes pixels widely; an elf is a photo but for the ears."""
-    near = row.source_distance < _WIDELY or row.distance <= 0.6 * row.source_distance
+def higher_bar(row: Verdict) -> bool:
+    """A stricter test than `Verdict.passed`. The distance counts only for styles that change many pixels."""
+    near = row.source_distance < _LARGE_CHANGE or row.distance <= 0.6 * row.source_distance
     return row.judge >= 0.9 and row.kept >= 0.8 and 0.85 <= row.diversity <= 1.2 and near
 
 
 def table(rows: dict[tuple[str, str], list[dict[str, Any]]]) -> Iterable[str]:
-    """Markdown: a row a target and method, means over seeds and, where they differ, their standard deviation."""
+    """Markdown: one row per target and method, with mean and standard deviation over seeds."""
     yield (
-        "| target | method | judge | attributes kept | distance to truth (source's) | diversity | structure (true) "
-        "| held-out quality | held-out direction | passes | other bar |"
+        "| target | method | judge | attributes | distance (source's) | diversity | structure (reference's) "
+        "| held-out quality | held-out direction | passed | higher bar |"
     )
     yield "|---" * 11 + "|"
     for (target, name), figures in rows.items():
 
-        def told(figure: str, digits: int = 2, figures: list[dict[str, Any]] = figures) -> str:
+        def mean(figure: str, digits: int = 2, figures: list[dict[str, Any]] = figures) -> str:
             values = [row[figure] for row in figures]
             spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
             return f"{statistics.fmean(values):.{digits}f}{spread}"
 
         own = {figure: statistics.fmean(row[figure] for row in figures) for figure in _FIGURES}
         verdicts = [Verdict(**{figure: row[figure] for figure in _FIGURES}) for row in figures]
-        passed, high = sum(v.passed for v in verdicts), sum(map(other_bar, verdicts))
-        led = HELD_OUT in dict(METHODS[name].guides) or HELD_OUT == METHODS[name].judge
-        seen = ("led" if led else told(figure) for figure in ("quality", "direction"))
+        passed, high = sum(v.passed for v in verdicts), sum(map(higher_bar, verdicts))
+        trained = HELD_OUT in dict(METHODS[name].guides) or HELD_OUT == METHODS[name].judge
+        held_out = ("used" if trained else mean(figure) for figure in ("quality", "direction"))
         yield (
-            f"| {target} | {name} | {told('judge')} | {told('kept')} | {told('distance', 3)} "
-            f"({own['source_distance']:.3f}) | {told('diversity')} | {told('structure')} "
-            f"({statistics.fmean(row['true_structure'] for row in figures):.2f}) | {' | '.join(seen)} "
+            f"| {target} | {name} | {mean('judge')} | {mean('kept')} | {mean('distance', 3)} "
+            f"({own['source_distance']:.3f}) | {mean('diversity')} | {mean('structure')} "
+            f"({statistics.fmean(row['true_structure'] for row in figures):.2f}) | {' | '.join(held_out)} "
             f"| {passed} of {len(figures)} | {high} of {len(figures)} |"
         )
 
 
 def overview(rows: dict[tuple[str, str], list[dict[str, Any]]]) -> Iterable[str]:
-    """Markdown: a row a method, means over its targets and seeds."""
-    yield "| method | targets | judge | attributes kept | distance / source's | diversity | passed | trained bytes |"
+    """Markdown: one row per method, means over its targets and seeds."""
+    yield "| method | targets | judge | attributes | distance / source's | diversity | passed | trained bytes |"
     yield "|---" * 8 + "|"
     for name in dict.fromkeys(name for _, name in rows):
         figures = [row for (_, other), some in rows.items() if other == name for row in some]
@@ -207,33 +210,36 @@ def main() -> None:
         help=f"some of: {'; '.join(METHODS)}",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--jobs", type=int, default=2, help="runs at once, one core each")
+    parser.add_argument("--jobs", type=int, default=2, help="parallel runs, one core each")
     parser.add_argument("--page", action="store_true", help="write README.md and the grids to --out")
-    parser.add_argument("--out", type=Path, default=Path("docs/quality"), help="where the page goes (%(default)s)")
-    parser.add_argument("--runs", type=Path, default=Path("out/quality"), help="where runs are kept (%(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("docs/quality"), help="folder of the page (%(default)s)")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("out/quality"), help="folder of the stored runs (%(default)s)"
+    )
     args = parser.parse_args()
     args.runs.mkdir(parents=True, exist_ok=True)
-    kept_path = args.runs / "rows.jsonl"
-    kept = dict(map(json.loads, kept_path.read_text().splitlines())) if kept_path.exists() else {}
+    store = args.runs / "rows.jsonl"
+    stored = dict(map(json.loads, store.read_text().splitlines())) if store.exists() else {}
     jobs = [(t, m, s) for s in args.seeds for m in args.methods for t in args.targets]
     first = args.seeds[0]
-    todo = [job for job in jobs if key(*job) not in kept or (job[2] == first and not shown(args.runs, *job).exists())]
+    todo = [job for job in jobs if key(*job) not in stored or (job[2] == first and not shown(args.runs, *job).exists())]
     with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
         for done in as_completed([pool.submit(run, *job) for job in todo]):
-            target, name, seed, row, pictures = done.result()
+            target, name, seed, row, images = done.result()
             job = (target, name, seed)
-            kept[key(*job)] = row
-            with kept_path.open("a") as file:
+            stored[key(*job)] = row
+            with store.open("a") as file:
                 file.write(json.dumps([key(*job), row]) + "\n")
-            torch.save(pictures, shown(args.runs, *job))
-            told = ", ".join(f"{figure} {value:.3g}" for figure, value in row.items() if isinstance(value, float))
-            sys.stderr.write(f"{', '.join(map(str, job))}: {told} {row['because']}\n")
-    if args.page:  # of everything there is
+            torch.save(images, shown(args.runs, *job))
+            figures = ", ".join(f"{figure} {value:.3g}" for figure, value in row.items() if isinstance(value, float))
+            sys.stderr.write(f"{', '.join(map(str, job))}: {figures} {row['because']}\n")
+    if args.page:  # all stored runs
         args.targets, args.methods, args.seeds = TARGETS, METHODS, range(10)
-    found = {
-        (t, m): [kept[k] for s in args.seeds if (k := key(t, m, s)) in kept] for t in args.targets for m in args.methods
-    }
-    rows = {job: figures for job, figures in found.items() if figures}
+    rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for target in args.targets:
+        for name in args.methods:
+            if seeds := [stored[k] for seed in args.seeds if (k := key(target, name, seed)) in stored]:
+                rows[target, name] = seeds
     lines = [*overview(rows), "", *table(rows)]
     sys.stdout.write("\n".join(lines) + "\n")
     if args.page:
@@ -242,46 +248,47 @@ def main() -> None:
 
 
 def shown(runs: Path, target: str, name: str, seed: int) -> Path:
-    """Where the pictures of a run are kept."""
+    """The file with the images of a run."""
     return runs / f"{target}-{name}-{seed}.pt".replace(" ", "_")
 
 
 def draw(runs: Path, folder: Path, rows: Iterable[tuple[str, str]], seed: int) -> None:
-    """A grid a target: source, some methods, truth; the same latents in a row."""
+    """Draw one grid per target: source, some methods, reference; one latent per row."""
     source, content = load_generator("portraits"), Content.load()
     latents = sample(source, range(SHOWN), psi=1.0)
     for target in TARGETS:
         columns = {SOURCE: render_latents(source, latents, batch=8)}
         for name in (name for name in _DRAWN if (target, name) in rows and shown(runs, target, name, seed).exists()):
             columns[name] = torch.load(shown(runs, target, name, seed), weights_only=True)[:SHOWN]
-        columns["truth"] = render(content(latents.ws), target)
+        columns["reference"] = render(content(latents.ws), target)
         save_image(compare_grid(columns, title=f"{SOURCE} to {target}"), folder / f"{target.replace(' ', '_')}.png")
 
 
 def page(lines: list[str], seed: int) -> str:
-    """docs/quality/README.md."""
+    """The text of docs/quality/README.md."""
     pictures = "\n\n".join(f"![{t}]({t.replace(' ', '_')}.png)" for t in TARGETS)
-    return f"""# The built-in world, target by target
+    return f"""# Adaptation quality in the built-in world
 
-Printed by `python -m benchmarks.quality`: mean ± standard deviation over one to three seeds (as many as "passes" is
-of), 192 latents nobody trained on. What the methods are stands at the top of `benchmarks/quality.py`; those and the
-targets that are not listed have not been run.
+Printed by `python -m benchmarks.quality`: mean ± standard deviation over one to three seeds (their number is in the
+column "passed"), 192 held-out latents. The docstring of `benchmarks/quality.py` describes the methods. Methods and
+targets that are not listed have not been measured.
 
-- **judge**: share of pictures an independent network takes for the target style.
-- **attributes kept**: correlation of the attributes it reads with those of the latent, as a share of the source's own.
-- **distance to truth**: mean absolute difference to the true render, 0..1; in brackets that of the unadapted picture.
-- **diversity**: mean pairwise distance of the pictures over that of the true renders; far below 1 is collapse.
-- **structure**: overlap of edges with the source's picture; in brackets the true render's.
-- **held-out quality, direction**: as `{HELD_OUT}` sees it; "led" where that guide itself led the run or chose its step.
-- **passes**: judge >= 0.90, attributes kept >= 0.75, distance <= 0.85 of the source's, diversity 0.8 to 1.25.
-- **other bar**: judge >= 0.90, attributes kept >= 0.8, diversity 0.85 to 1.2, and distance <= 0.6 of the source's, but
-  only where photos are at least {_WIDELY:g} from the truth: an elf is a photo but for the ears.
+- **judge**: share of images that an independent network classifies as the target style.
+- **attributes**: correlation of the attributes it predicts with those of the latent, relative to the source's images.
+- **distance**: mean absolute difference to the reference image, 0..1; in brackets that of the source's image.
+- **diversity**: mean pairwise distance of the images, relative to the reference images; far below 1 is mode collapse.
+- **structure**: overlap of edges with the source's image; in brackets that of the reference image.
+- **held-out quality, direction**: CLIP similarity and directional similarity by `{HELD_OUT}`; "used" where that guide
+  took part in the training or in selecting the step.
+- **passed**: judge >= 0.90, attributes >= 0.75, distance <= 0.85 of the source's, diversity 0.8 to 1.25.
+- **higher bar**: judge >= 0.90, attributes >= 0.8, diversity 0.85 to 1.2, and distance <= 0.6 of the source's for
+  styles whose source distance is at least {_LARGE_CHANGE:g}. An elf differs from a photo by the ears only.
 
-The recipe was chosen by trying variants with seed 0 on part of these latents; other seeds played no part in that.
+The recipe was tuned with seed 0 on a part of these latents; other seeds were not used.
 
 {chr(10).join(lines)}
 
-Grids of seed {seed}: source, some methods, and the truth, the same latent in a row.
+Grids of seed {seed}: source, some methods and the reference; one latent per row.
 
 {pictures}
 """

@@ -1,15 +1,15 @@
-"""What a training step costs: beside the plain restatement of the original's mathematics, by part, and at its peak.
+"""Measure the time and memory of a training step, compared with the plain implementation in `benchmarks/naive.py`.
 
-    python -m benchmarks.speed                            every case; docs/speed.md shows what has been measured
-    python -m benchmarks.speed --cases 64-off 256-real    some of them
-    python -m benchmarks.speed --resolution 128 --select real --guides 2 --precision bf16    one of your own
-    python -m benchmarks.speed --growth                   time against batch, memory against steps
+    python -m benchmarks.speed                            all cases; writes docs/speed.md
+    python -m benchmarks.speed --cases 64-off 256-real    some cases
+    python -m benchmarks.speed --resolution 128 --select real --guides 2 --precision bf16    a case of your own
+    python -m benchmarks.speed --growth                   time over batch size, memory over steps
 
-Random weights: StyleGAN2 of configuration F, guides of ViT-B/32's or another architecture. Each side of a case is a
-process of its own, so that its peak of memory is its own too; they take turns step by step, and a ratio is that of the
-median steps. What is compared is CPU time on one thread, which a busy machine disturbs less than the clock on the wall.
-The first step of each is not timed; its floating-point operations are counted. Rows that were measured are kept under
-out/ and not measured again; remove them to do so.
+The weights are random: StyleGAN2 config F and CLIP models of the architecture ViT-B/32 or another. Each side of a case
+runs in its own process, so that its peak memory can be measured. The sides run alternately, step by step. The figure is
+the median CPU time of a step on one thread, because other processes disturb it less than wall time. The first step is
+not timed; its floating-point operations are counted. Measured rows are stored under out/ and reused; delete them to
+measure again.
 """
 
 from __future__ import annotations
@@ -61,9 +61,12 @@ POOL = Side("fp32, known latents", pool=1)
 
 @dataclass(frozen=True)
 class Case:
-    """select: off; real, two thirds of the layers are chosen each step; all, every layer would be chosen anyway.
-    voters: latents that choose; batch 2 and 8 voters are the original's, which cost its restatement much memory.
-    steps: timed ones. goal: the ratio that is wanted at least, and the one that is aimed at."""
+    """One training setup.
+
+    select: "off"; "real", two thirds of the layers are chosen in each step; "all", the selection chooses every layer.
+    voters: latents of the layer selection; batch 2 with 8 voters are the settings of the first implementation.
+    steps: timed steps. goal: the minimum ratio and the desired one.
+    """
 
     resolution: int
     select: str
@@ -73,7 +76,7 @@ class Case:
     steps: int = 3
     sides: tuple[Side, ...] = (OURS, TORCH)
     goal: str = "-"
-    world: bool = False  # the built-in generator and guides, in place of random ones
+    world: bool = False  # use the built-in generator and guides instead of random weights
 
     @property
     def layers(self) -> LayerChoice:
@@ -93,7 +96,7 @@ CASES: dict[str, Case] = {
     "256-all": Case(256, "all", guides=2, steps=1, goal="9, 14"),
     "256-real-4": Case(256, "real", voters=4, steps=1),
     "512-off": Case(512, "off", steps=1),
-    # One side less, for they share the memory of the machine.
+    # Fewer sides, because they share the memory of the machine.
     "1024-off": Case(1024, "off", guides=2, steps=1, sides=(OURS,), goal="4, 6"),
     "1024-off-1": Case(1024, "off", batch=1, steps=1),
 }
@@ -101,11 +104,11 @@ CASES: dict[str, Case] = {
 
 @dataclass(frozen=True)
 class Run:
-    """One side of a case: seconds by part of every timed step, pictures of shared latents and noise [2, 3, R, R]."""
+    """The measurement of one side: seconds of each part of each timed step, and images [2, 3, R, R] of shared latents."""
 
     steps: list[dict[str, float]]
     images: Tensor
-    flops: float  # of a step
+    flops: float  # of one step
     peak: int
 
     @property
@@ -117,7 +120,7 @@ class Run:
 
 
 class Counter(TorchDispatchMode):
-    """Floating-point operations by torch's own table. Its FlopCounterMode cannot follow torch.autograd.grad."""
+    """Count floating-point operations with torch's table. torch's FlopCounterMode does not support autograd.grad."""
 
     flops = 0
 
@@ -125,14 +128,14 @@ class Counter(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         if count := flop_registry.get(func.overloadpacket):
             self.flops += count(*args, **(kwargs or {}), out_val=out)
-        elif func.namespace == "nada_winograd":  # counted as the direct method's, of which it has a quarter
+        elif func.namespace == "nada_winograd":  # counted as a direct convolution, which needs four times as many
             x, other = args[:2]
             self.flops += 18 * x.numel() * (out if func.overloadpacket.__name__ == "convolve" else other).shape[1]
         return out
 
 
 def shift_parts(case: Case, architecture: str) -> tuple[StyleGAN2, list[ClipGuide], AdaptConfig]:
-    """The same weights in every process."""
+    """Build the generator, the CLIP models and the settings of a case, with the same weights in every process."""
     import open_clip
 
     config = AdaptConfig(steps=100_000, batch=case.batch, layers=case.layers)
@@ -154,7 +157,7 @@ def shift_parts(case: Case, architecture: str) -> tuple[StyleGAN2, list[ClipGuid
 
 
 def work(side: Side, case: Case, architecture: str, link: Connection) -> None:
-    """A process: sends its pictures, then the seconds of a step each time it is asked for one, and last its peak."""
+    """Body of a side's process: send its images, then the times of one step per request, at last its peak memory."""
     torch.set_num_threads(1)
     if not side.native:
         os.environ["NADA_NATIVE"] = "0"
@@ -195,7 +198,7 @@ def work(side: Side, case: Case, architecture: str, link: Connection) -> None:
 
 
 def compare(case: Case, architecture: str) -> dict[Side, Run]:
-    """The sides of a case, taking turns."""
+    """Measure all sides of a case, alternating step by step."""
     context = get_context("spawn")
     links: dict[Side, Any] = {}
     images: dict[Side, Tensor] = {}
@@ -219,7 +222,7 @@ def compare(case: Case, architecture: str) -> dict[Side, Run]:
 
 
 def matmul_peak(dtype: torch.dtype, size: int = 2048) -> float:
-    """Floating-point operations a second of CPU time, as a large product of matrices reaches them."""
+    """Floating-point operations per second of CPU time in a large matrix product."""
     a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
     seconds = []
     for _ in range(5):
@@ -230,12 +233,12 @@ def matmul_peak(dtype: torch.dtype, size: int = 2048) -> float:
 
 
 def rows(case: Case, runs: dict[Side, Run], peak: float) -> Iterator[str]:
-    """A row of the table a side."""
+    """One table row for each side."""
     naive = runs[NAIVE]
     for side, run in runs.items():
         ratio, error = naive.seconds / run.seconds, (run.images - naive.images).abs()
-        about = "the measure" if side == NAIVE else f"{ratio:.1f}x"
-        # Products of fewer bits have a higher peak of their own; all are held against that of float32.
+        about = "1" if side == NAIVE else f"{ratio:.1f}x"
+        # Matrix products in bf16 have a higher peak; all rows are compared with that of float32.
         voters = f" by {case.voters}" if case.select == "real" else ""
         where = "built-in world" if case.world else f"{case.resolution} px"
         yield (
@@ -250,10 +253,10 @@ def rows(case: Case, runs: dict[Side, Run], peak: float) -> Iterator[str]:
 COLUMNS = (
     "case",
     "side",
-    "CPU time a step",
+    "CPU time per step",
     "ratio",
-    "wanted",
-    "largest (mean) error of a picture",
+    "goal",
+    "largest (mean) error",
     "peak memory",
     "GFLOP",
     "share of matmul's peak",
@@ -263,9 +266,9 @@ HEAD = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
 
 
 def growth(steps: int) -> Iterator[str]:
-    """In the built-in world: seconds against the batch, resident memory against the number of steps."""
+    """Built-in generator: seconds per step over the batch size, resident memory over the number of steps."""
     generator, guide, shift = load_generator("portraits"), load_guide("portraits"), TextShift("photo", "joker")
-    yield "| batch | CPU time a step | a latent |"
+    yield "| batch | CPU time per step | per latent |"
     yield "|---|---|---|"
     for batch in (1, 2, 4, 8, 16):
         config = replace(RECIPE, steps=12, batch=batch, layers=LayerChoice())
@@ -274,27 +277,27 @@ def growth(steps: int) -> Iterator[str]:
         yield f"| {batch} | {seconds * 1e3:.0f} ms | {seconds * 1e3 / batch:.1f} ms |"
     resident: list[float] = []
 
-    def look(_: Any) -> None:
+    def record(_: Any) -> None:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
         resident.append(pages * 4096 / 2**10)
 
-    adapt(generator, guide, shift, replace(RECIPE, steps=steps), look)
+    adapt(generator, guide, shift, replace(RECIPE, steps=steps), record)
     late = torch.tensor(resident[steps // 5 :])
     index = torch.arange(len(late), dtype=late.dtype)
     slope = ((index - index.mean()) * (late - late.mean())).sum() / (index - index.mean()).square().sum()
     yield (
-        f"\nResident memory over {steps} steps, the first fifth left out: {late[0] / 1024:.0f} MiB then, "
-        f"{late[-1] / 1024:.0f} MiB at the end, {slope:.2f} KiB a step."
+        f"\nResident memory over {steps} steps without the first fifth: {late[0] / 1024:.0f} MiB at the start, "
+        f"{late[-1] / 1024:.0f} MiB at the end, slope {slope:.2f} KiB per step."
     )
 
 
 def page(tables: list[str]) -> str:
-    """docs/speed.md."""
+    """The text of docs/speed.md."""
     table = "".join([HEAD, "\n", *tables])
-    return f"""# What a training step costs
+    return f"""# Time and memory of a training step
 
-Printed by `python -m benchmarks.speed`, which says how. One thread of a CPU, torch {torch.__version__}. On a GPU: not
-measured.
+Printed by `python -m benchmarks.speed`; its docstring describes the method. One CPU thread, torch {torch.__version__}. On a
+GPU: not measured.
 
 - **naive**: `benchmarks/naive.py`, a plain implementation of the papers.
 - **fp32**: this package with the native convolution (`nada_core/models/ops/winograd.cpp`, built by
@@ -320,24 +323,24 @@ Negative result: Winograd's F(4x4, 3x3) in plain torch is no faster than torch's
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__.split("\n")[0])
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=tuple(CASES))
-    parser.add_argument("--guide", default="ViT-B-32", help="an architecture of open_clip (%(default)s)")
-    parser.add_argument("--resolution", type=int, help="a case of your own, instead of those above")
+    parser.add_argument("--guide", default="ViT-B-32", help="architecture of the CLIP models (%(default)s)")
+    parser.add_argument("--resolution", type=int, help="measure a case of your own instead")
     parser.add_argument("--select", default="off", choices=("off", "real", "all"))
     parser.add_argument("--guides", type=int, default=1)
     parser.add_argument("--precision", default="fp32", choices=tuple(PRECISIONS))
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--voters", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=3, help="timed ones of a case of your own (%(default)s)")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps of a case of your own (%(default)s)")
     parser.add_argument(
         "--growth",
         type=int,
         nargs="?",
         const=1000,
         metavar="STEPS",
-        help="only time against batch, and memory against steps (%(const)s)",
+        help="measure only time over batch size and memory over steps (%(const)s)",
     )
-    parser.add_argument("--out", type=Path, default=Path("docs"), help="where speed.md goes (%(default)s)")
-    parser.add_argument("--runs", type=Path, default=Path("out/speed"), help="where rows are kept (%(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("docs"), help="folder of speed.md (%(default)s)")
+    parser.add_argument("--runs", type=Path, default=Path("out/speed"), help="folder of the stored rows (%(default)s)")
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.growth:
@@ -358,8 +361,8 @@ def main() -> None:
             path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         sys.stdout.write(path.read_text(encoding="utf-8"))
         sys.stdout.flush()
-    found = [path for name in CASES if (path := args.runs / f"{name}.md").exists()]
-    (args.out / "speed.md").write_text(page([path.read_text(encoding="utf-8") for path in found]), encoding="utf-8")
+    measured = [path for name in CASES if (path := args.runs / f"{name}.md").exists()]
+    (args.out / "speed.md").write_text(page([path.read_text(encoding="utf-8") for path in measured]), encoding="utf-8")
 
 
 if __name__ == "__main__":
