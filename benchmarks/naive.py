@@ -95,8 +95,9 @@ class NaiveGenerator(nn.Module):
     def __init__(self, ours: StyleGAN2) -> None:
         super().__init__()
         self.const = _copy(ours.synthesis.get_parameter("b4.const"))
-        self.convs = nn.ModuleList(Convolution(conv) for _, conv in ours.synthesis.convolutions())
-        self.rgbs = nn.ModuleList(ToRGB(block.torgb) for block in ours.synthesis.blocks())
+        blocks = list(ours.synthesis.blocks())
+        self.convs = nn.ModuleList(Convolution(conv) for block in blocks for _, conv in block.convolutions())
+        self.rgbs = nn.ModuleList(ToRGB(block.torgb) for block in blocks)
 
     def forward(self, ws: Tensor, noise: Sequence[Tensor] | None = None) -> Tensor:
         """ws [N, L, C] -> images [N, 3, R, R]. noise: one map [N, 1, R, R] per convolution, or None to draw them."""

@@ -145,8 +145,9 @@ def shift_parts(case: Case, architecture: str) -> tuple[StyleGAN2, list[ClipGuid
         return named, [load_guide(name) for name, _ in GUIDES[: case.guides]], config
     generator = StyleGAN2(case.resolution, rng=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        for _, conv in generator.synthesis.convolutions():
-            conv.noise_strength.fill_(0.1)
+        for block in generator.synthesis.blocks():
+            for _, conv in block.convolutions():
+                conv.noise_strength.fill_(0.1)
     guides = []
     for index in range(case.guides):
         torch.manual_seed(index)
