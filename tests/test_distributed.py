@@ -39,7 +39,11 @@ CONFIG = AdaptConfig(
     autosave_every=2,
     layers=LayerChoice(mode="adaptive", count=2, batch=3, every=2),
 )
-CONFIGS = {"adaptive": CONFIG, "const": replace(CONFIG, noise="const", layers=LayerChoice(), chunk=1)}
+CONFIGS = {
+    "adaptive": CONFIG,
+    "const": replace(CONFIG, noise="const", layers=LayerChoice(), chunk=1),
+    "one vote": replace(CONFIG, layers=replace(CONFIG.layers, batch=1)),  # rank 1 has no latent to measure
+}
 
 
 def work(rank: int, folder: Path) -> None:
@@ -56,6 +60,7 @@ def work(rank: int, folder: Path) -> None:
         result = adapt(generator(), [guide(0), guide(5)], SHIFT, config, look, autosave=path)
         assert shares == [2] * 4
         torch.save((result.generator.state_dict(), result.history), folder / f"{name}.{rank}.pt")
+    (folder / f"broadcast.{rank}").write_text(str(processes.broadcast({"rank": rank})))
     try:
         adapt(generator(), guide(), SHIFT, replace(CONFIG, batch=3))
     except ValueError as error:
@@ -87,6 +92,11 @@ def test_a_batch_is_shared_evenly_or_not_at_all(folder: Path) -> None:
     assert all("a batch of 3 for 2 processes" in (folder / f"refused.{rank}").read_text() for rank in (0, 1))
 
 
+def test_broadcast_takes_the_value_of_rank_zero(folder: Path) -> None:
+    assert [(folder / f"broadcast.{rank}").read_text() for rank in (0, 1)] == ["{'rank': 0}"] * 2
+    assert processes.broadcast("alone") == "alone"
+
+
 def test_alone_nothing_is_shared() -> None:
     batch = torch.ones(3, 2)
     assert processes.world_size() == 1 and processes.rank() == 0 and processes.shard(batch) is batch
@@ -96,6 +106,14 @@ def test_alone_nothing_is_shared() -> None:
     assert torch.equal(batch, torch.ones(3, 2))
     with processes.process_group(torch.device("cpu")) as device:
         assert device.type == "cpu" and not dist.is_initialized()
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match="local rank 1"), processes.process_group(torch.device("cuda")):
+        pytest.fail("two processes on one GPU")
 
 
 def test_torchrun_adapts_and_one_process_speaks(tmp_path: Path) -> None:

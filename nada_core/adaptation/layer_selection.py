@@ -150,6 +150,8 @@ def _total_movement(
     device = generator.w_avg.device
     total = torch.zeros(generator.num_ws, device=device)
     for part in shard(z.to(device)).split(chunk):
+        if not len(part):  # more processes than latents
+            continue
         with torch.no_grad():
             start = generator.map(part, generator.one_hot(label, len(part)))
         ws = start.clone().requires_grad_()

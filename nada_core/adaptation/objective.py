@@ -70,7 +70,7 @@ class Objective:
                 share = penalty / world_size()  # gradients are summed over the processes
                 loss = loss + self.config.weight_reg * (share + (penalty - share).detach())
                 terms = {**terms, "weight_reg": float(penalty.detach())}
-            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            self.scaler.scale(loss).backward()
         return StepResult(student.images, loss.item(), terms)
 
     @torch.no_grad()

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..guidance.targets import ClipTarget
 from ..models.generator import Generator
 from ..runtime.batching import MicroBatcher
-from ..runtime.distributed import all_reduce
+from ..runtime.distributed import all_reduce, broadcast
 from .config import AdaptConfig
 from .layer_selection import SelectedLayers, select_layers
 from .parameters import TrainedParameters
@@ -87,7 +87,7 @@ class TrainState:
         """Measure the weights that would be returned now, and keep them when they are the best so far."""
         latest = self.parameters.copy() if self.average else {}
         self.parameters.load(self.average)
-        candidate = validator.measure(student, self.index, self.batcher.size)
+        candidate = broadcast(validator.measure(student, self.index, self.batcher.size))
         self.validation.add(candidate, self.parameters.copy("cpu"))
         self.parameters.load(latest)
         self.history[-1]["candidate"] = asdict(candidate)

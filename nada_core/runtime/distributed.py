@@ -10,10 +10,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def world_size() -> int:
@@ -62,6 +65,15 @@ def all_reduce(tensors: Sequence[Tensor]) -> None:
             tensor.copy_(total.view_as(tensor))
 
 
+def broadcast(value: T) -> T:
+    """Rank 0's value, on every rank: for decisions that must not depend on a rank's rounding."""
+    if world_size() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
 @contextmanager
 def process_group(device: torch.device) -> Iterator[torch.device]:
     """Inside, the processes that torchrun has started know of each other; gives the device this one works on."""
@@ -69,7 +81,13 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
         yield device
         return
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        local_rank, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if local_rank >= gpus:
+            raise ValueError(
+                f"Got local rank {local_rank} on a machine with {gpus} GPUs, expected one GPU a process; "
+                "start at most as many processes as there are GPUs."
+            )
+        device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
