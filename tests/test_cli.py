@@ -158,6 +158,10 @@ def test_the_readme_speaks_of_what_exists() -> None:
         assert line.startswith(tuple(cli._COMMANDS)) or line.startswith(("--help", "build-native")), line
     for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
         assert (ROOT / link).exists(), f"README.md links {link}"
+    nodes = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))
+    templates = [path.stem for path in (ROOT / "workflows").glob("*.json")]
+    for name in (*(node["display_name"] for node in nodes.values()), *templates):
+        assert re.search(rf"\b{name}\b", text.replace("\n", " ")), f"README.md does not mention {name}"
 
 
 def test_the_cli_page_has_an_example_of_every_command() -> None:
