@@ -412,6 +412,17 @@ def test_similarity_terms_reduce_the_change(kept: dict[str, float], chunk: int) 
     )
 
 
+def test_similarity_networks_never_see_more_than_a_chunk() -> None:
+    sizes: list[int] = []
+
+    def watched(images: Tensor) -> Tensor:
+        sizes.append(len(images))
+        return recognise(images)
+
+    adapt(generator(), guide(), SHIFT, settings(steps=2, batch=4, chunk=1, id=0.5), identity=watched)
+    assert set(sizes) == {1}
+
+
 def test_similarity_term_without_network_is_refused() -> None:
     with pytest.raises(ValueError, match=r"id term weighs 1, .*load_identity"):
         adapt(generator(), guide(), SHIFT, settings(id=1.0), perceptual=Small())

@@ -81,7 +81,8 @@ class Objective:
         source = run_batch(self.source, self.targets, batch, chunk, self.config.precision)
         weights = self.config.similarity_weights
         if weights:
-            return source.embeddings, ReconstructionLoss(source.images, weights, self.perceptual, self.identity)
+            loss = ReconstructionLoss(source.images, weights, self.perceptual, self.identity, chunk)
+            return source.embeddings, loss
         if self.config.pool:
             self.source_embeddings[batch.key] = source.embeddings
         return source.embeddings, None

@@ -44,6 +44,9 @@ class ReconstructionLoss:
 
     Every term is a squared Euclidean distance between features of an image and of its target. Terms of weight 0 are
     not computed. Raises ValueError as `check_networks`.
+
+    Args:
+        chunk: targets that pass through the networks at once; None: all.
     """
 
     def __init__(
@@ -52,12 +55,14 @@ class ReconstructionLoss:
         weights: Mapping[str, float],
         perceptual: Features | None = None,
         identity: FaceRecognizer | None = None,
+        chunk: int | None = None,
     ) -> None:
         check_networks(weights, perceptual, identity)
         self.weights = {name: value for name, value in weights.items() if value}
         self.perceptual, self.identity, self.targets = perceptual, identity, targets
         with torch.no_grad():
-            self.target_features = self._features(targets)
+            chunks = [self._features(part) for part in targets.split(chunk or len(targets))]
+            self.target_features = {name: torch.cat([part[name] for part in chunks]) for name in chunks[0]}
 
     def __call__(self, images: Tensor, rows: Tensor) -> Tensor:
         """Return the loss [n] of images [n, 3, R, R] against the targets with the indices `rows` [n]."""
