@@ -1,10 +1,10 @@
-"""Pivotal tuning (PTI, Roich et al., arXiv:2106.05744): move the generator a little so that it draws given pictures.
+"""Pivotal tuning (PTI, Roich et al., arXiv:2106.05744): fine-tune a generator until it draws given images exactly.
 
-The latents of an inversion, the pivots, stay as they are; a copy of the generator learns to draw the pictures from them
-(section 3.2), while the locality regulariser (section 3.3) holds every other latent where it was. What the tuning
-changed is a `Domain`: small in a file, applied in any strength, and on generators adapted from the same source too.
+The pivots, latents of an inversion, are fixed; a copy of the generator learns to draw the images from them (section
+3.2). A locality regularizer (section 3.3) keeps the images of other latents. The change is a `Domain`, which applies to
+generators adapted from the same source too.
 
-Letters: N pictures, n of them in a step, L rows of W+, C width of a row, R pixels a side.
+Letters: N images, n of them in a step, L rows of W+, C width of a row, R pixels a side.
 """
 
 from __future__ import annotations
@@ -27,12 +27,14 @@ from ..runtime.batching import MicroBatcher
 from ..runtime.config import check, setting
 from ..runtime.precision import tf32
 from ..runtime.schedules import lr_scale
-from .sampling import Latents, check_latents, render
+from .sampling import Latents, check_latents, render, synthesize
+
+_ADVICE = "Take a smaller perceptual network, or none, or a generator of lower resolution."
 
 
 @dataclass(frozen=True)
 class TuneConfig:
-    """Settings of one tuning. The defaults are the paper's (appendix A) with its regulariser on."""
+    """Settings of a tuning. The defaults are the paper's (appendix A) with its regularizer on."""
 
     steps: int = setting(350, "optimiser steps", low=1, high=100_000)
     lr: float = setting(3e-4, "Adam's learning rate", low=1e-7, high=1.0, step=1e-4)
@@ -59,33 +61,26 @@ class TuneConfig:
 
 @dataclass(frozen=True)
 class TuneStep:
-    """One finished step: its loss, what of it is the locality regulariser, and the mean PSNR in dB of its pictures.
-
-    images: gives those pictures [n, 3, R, R], detached; nobody who looks away pays.
-    """
+    """One finished step: its loss, the locality term in it, and the mean PSNR (dB) of all images so far."""
 
     index: int
     steps: int
     loss: float
     locality: float
     psnr: float
-    images: Callable[[], Tensor]
+    images: Callable[[], Tensor]  # returns the images of this step [n, 3, R, R], detached
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """A finished tuning: the tuned generator, what changed in it, and how close every picture came, on the CPU.
-
-    images and targets: [N, 3, R, R] in -1..1. psnr: dB, one a picture. history: loss, locality and psnr, one record a
-    step.
-    """
+    """A tuned generator and how close it came, on the CPU."""
 
     generator: Generator
-    domain: Domain
-    images: Tensor
-    targets: Tensor
-    psnr: list[float]
-    history: list[dict[str, float]]
+    domain: Domain  # what the tuning changed
+    images: Tensor  # [N, 3, R, R]
+    targets: Tensor  # [N, 3, R, R] in -1..1
+    psnr: list[float]  # dB, per image
+    history: list[dict[str, float]]  # loss, locality and psnr, per step
     config: TuneConfig
 
 
@@ -98,18 +93,20 @@ def tune(
     identity: FaceRecognizer | None = None,
     on_step: Callable[[TuneStep], None] | None = None,
 ) -> Tuning:
-    """Tune a copy of `generator` to draw pictures [N, C, H, W] from their latents; the one given stays bit-identical.
+    """Tune a copy of the generator to draw images [N, C, H, W] from their latents.
 
-    images: the same that were inverted, of any size (`images.square`). latents: one a picture, from `invert` or an
-    encoder. perceptual and identity: what the terms lpips and id see with, on the generator's device. Several pictures
-    share one tuned generator. When memory runs out, the step is done again with half as many pictures, and so are those
-    that follow. on_step is called after every step, and whatever it raises ends the work.
+    Several images share one tuned generator. When memory runs out, a step is repeated in smaller parts.
+
+    Args:
+        images: the inverted ones, of any size; made square first.
+        latents: one per image, from `invert` or an encoder.
+        perceptual, identity: networks of the lpips and id terms, on the generator's device.
+        on_step: called after every step; may raise to stop.
 
     Raises:
-        ValueError: for pictures that `square` refuses, a term without its network, latents of another generator,
-            number or shape.
-        FloatingPointError: when a loss is not finite; the weights have not taken it in.
-        torch.cuda.OutOfMemoryError: when one picture at a time is still too much.
+        ValueError: for invalid images, a term without its network, and latents of another generator, number or shape.
+        FloatingPointError: when a loss is not finite.
+        torch.cuda.OutOfMemoryError: when a single image does not fit.
     """
     config = config or generator.recommended_settings("tune", TuneConfig)
     check_networks(config.weights, perceptual, identity)
@@ -117,104 +114,109 @@ def tune(
     check_latents(generator, latents.ws, latents.space, len(targets))
     with keep_freed_memory(generator.w_avg.device), tf32(False), torch.inference_mode(False), torch.enable_grad():
         tuned = copy.deepcopy(generator).requires_grad_(False).eval()
-        tuned.source = None  # the file's weights are what it will no longer have
-        history = _learn(generator, tuned, targets, latents, config, perceptual, identity, on_step)
+        tuned.source = None  # its weights are no longer those of the file
+        history = _Tuner(generator, tuned, targets, latents, config, perceptual, identity).run(on_step)
         tuned.requires_grad_(False).zero_grad(set_to_none=True)
-    pictures = render(tuned, latents, config.batch)
-    told = {"pivotal tuning": {"pictures": len(targets), "steps": len(history), "config": asdict(config)}}
-    domain = Domain.between(generator, tuned, told)
-    return Tuning(tuned, domain, pictures, targets, psnr(pictures, targets).tolist(), history, config)
+    result = render(tuned, latents, config.batch)
+    provenance = {"pivotal tuning": {"pictures": len(targets), "steps": len(history), "config": asdict(config)}}
+    domain = Domain.between(generator, tuned, provenance)
+    return Tuning(tuned, domain, result, targets, psnr(result, targets).tolist(), history, config)
 
 
-def _learn(
-    source: Generator,
-    tuned: Generator,
-    targets: Tensor,
-    latents: Latents,
-    config: TuneConfig,
-    perceptual: Features | None,
-    identity: FaceRecognizer | None,
-    on_step: Callable[[TuneStep], None] | None,
-) -> list[dict[str, float]]:
-    """The loop. `tuned` is trained in place: all of its synthesis network, nothing of its mapping network."""
-    trained = [weight.requires_grad_() for name, weight in tuned.named_parameters() if not name.startswith("mapping.")]
-    optimizer = torch.optim.Adam(trained, lr=config.lr)
-    likeness = ReconstructionLoss(targets.to(source.w_avg), config.weights, perceptual, identity)
-    rng = torch.Generator().manual_seed(config.seed)
-    batch = min(config.batch, len(targets))
-    batcher = MicroBatcher(batch, "Take a smaller perceptual network, or none, or a generator of lower resolution.")
-    close = [0.0] * len(targets)  # PSNR and LPIPS of every picture when it was last seen
-    unlike = [math.inf] * len(targets)
-    history: list[dict[str, float]] = []
+class _Tuner:
+    """Trains `tuned` in place: its whole synthesis network, nothing of its mapping network."""
 
-    def attempt(rows: Tensor, others: Tensor | None, size: int) -> tuple[Tensor, Tensor, float, float]:
-        """Where a step's memory goes, and so what is done again if there is too little. It leaves gradients only."""
-        optimizer.zero_grad(set_to_none=True)
-        drawn, alike, loss, strayed = [], [], 0.0, 0.0
+    def __init__(
+        self,
+        source: Generator,
+        tuned: Generator,
+        targets: Tensor,
+        latents: Latents,
+        config: TuneConfig,
+        perceptual: Features | None,
+        identity: FaceRecognizer | None,
+    ) -> None:
+        self.source, self.tuned, self.latents, self.config = source, tuned, latents, config
+        self.perceptual, self.identity = perceptual, identity
+        self.loss_function = ReconstructionLoss(targets.to(source.w_avg), config.weights, perceptual, identity)
+        parameters = [p.requires_grad_() for name, p in tuned.named_parameters() if not name.startswith("mapping.")]
+        self.optimizer = torch.optim.Adam(parameters, lr=config.lr)
+        self.psnr = torch.zeros(len(targets))  # of every image when it was drawn last
+        self.lpips = torch.full((len(targets),), math.inf)
+
+    def run(self, on_step: Callable[[TuneStep], None] | None) -> list[dict[str, float]]:
+        """Train until the last step or until every image is close enough; returns the history."""
+        config, count = self.config, len(self.psnr)
+        rng = torch.Generator().manual_seed(config.seed)
+        batch = min(config.batch, count)
+        batcher = MicroBatcher(batch, _ADVICE)
+        history: list[dict[str, float]] = []
+        for index in range(config.steps):
+            rows = torch.arange(index * batch, (index + 1) * batch) % count
+            neighbours = _neighbours(self.source, self.latents, rows, config, rng) if config.locality else None
+            images, loss, locality = batcher.run(self.backward, rows, neighbours)
+            if not math.isfinite(loss):
+                raise FloatingPointError(f"Step {index} has a loss of {loss}; lower the learning rate.")
+            history.append({"loss": loss, "locality": locality, "psnr": sum(self.psnr.tolist()) / count})
+            if on_step is not None:
+                on_step(TuneStep(index, config.steps, **history[-1], images=images.detach))
+            if self._close_enough():
+                break  # before the update: the values are those of the weights as they are
+            lr = config.lr * lr_scale(index / config.steps, 0.0, config.lr_rampdown)
+            self.optimizer.param_groups[0]["lr"] = lr
+            self.optimizer.step()
+        return history
+
+    def backward(self, rows: Tensor, neighbours: Tensor | None, size: int) -> tuple[Tensor, float, float]:
+        """Compute the gradients of a step, `size` latents at a time.
+
+        Returns:
+            The images [n, 3, R, R] of `rows`, the loss, and the locality term.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        images: list[Tensor] = []
+        total = locality = 0.0
         for part in rows.split(size):
-            pictures = _draw(tuned, latents, part)
-            terms = likeness.terms(pictures, part.to(pictures.device))
-            whole = torch.stack([config.weights[name] * term for name, term in terms.items()]).sum() / len(rows)
-            whole.backward()
-            loss += whole.item()
-            drawn.append(pictures.detach())
-            alike.append(terms["lpips"].detach() if "lpips" in terms else pictures.new_full((len(part),), math.inf))
-        for part in others.split(size) if others is not None else ():
-            with torch.no_grad():
-                before = source.synthesize(part)
-            same = ReconstructionLoss(before, config.weights, perceptual, identity)
-            moved = (
-                same(tuned.synthesize(part), torch.arange(len(part), device=part.device)).sum() / config.num_neighbours
-            )
-            (config.locality * moved).backward()
-            strayed += moved.item()
-        return torch.cat(drawn), torch.cat(alike), loss + config.locality * strayed, strayed
+            drawn = synthesize(self.tuned, self.latents.select(part.tolist()))
+            terms = self.loss_function.terms(drawn, part.to(drawn.device))
+            loss = torch.stack([self.config.weights[name] * term for name, term in terms.items()]).sum() / len(rows)
+            loss.backward()
+            total += loss.item()
+            images.append(drawn.detach())
+            self.psnr[part] = psnr(images[-1], self.loss_function.targets[part]).cpu()
+            self.lpips[part] = terms["lpips"].detach().cpu() if "lpips" in terms else torch.tensor(math.inf)
+        for points in neighbours.split(size) if neighbours is not None else ():
+            change = self._change(points) / self.config.num_neighbours
+            (self.config.locality * change).backward()
+            locality += change.item()
+        return torch.cat(images), total + self.config.locality * locality, locality
 
-    for index in range(config.steps):
-        rows = torch.arange(index * batch, (index + 1) * batch) % len(targets)  # all of them in turn
-        pictures, alike, loss, strayed = batcher.run(attempt, rows, _neighbours(source, latents, rows, config, rng))
-        if not math.isfinite(loss):
-            raise FloatingPointError(f"Step {index} has a loss of {loss}; lower the learning rate.")
-        for row, one, other in zip(
-            rows.tolist(), psnr(pictures, likeness.targets[rows]).tolist(), alike.tolist(), strict=True
-        ):
-            close[row], unlike[row] = one, other
-        history.append({"loss": loss, "locality": strayed, "psnr": sum(close) / len(close)})
-        if on_step is not None:
-            on_step(TuneStep(index, config.steps, loss, strayed, history[-1]["psnr"], pictures.detach))
-        if min(close) >= (config.stop_psnr or math.inf) or max(unlike) <= config.stop_lpips:
-            break  # before the step: it is these weights that came so close
-        optimizer.param_groups[0]["lr"] = config.lr * lr_scale(index / config.steps, 0.0, config.lr_rampdown)
-        optimizer.step()
-    return history
+    def _change(self, ws: Tensor) -> Tensor:
+        """How much the images of latents [n, L, C] changed, summed over them (section 3.3)."""
+        with torch.no_grad():
+            before = self.source.synthesize(ws)
+        loss_function = ReconstructionLoss(before, self.config.weights, self.perceptual, self.identity)
+        return loss_function(self.tuned.synthesize(ws), torch.arange(len(ws), device=ws.device)).sum()
+
+    def _close_enough(self) -> bool:
+        config = self.config
+        return self.psnr.min().item() >= (config.stop_psnr or math.inf) or self.lpips.max().item() <= config.stop_lpips
 
 
-def _draw(generator: Generator, latents: Latents, rows: Tensor) -> Tensor:
-    """The pictures of some latents, [n, 3, R, R], with gradients."""
-    like, noise = generator.w_avg, latents.noise
-    if not isinstance(noise, str):
-        noise = [(maps[rows] if maps.ndim == 4 and len(maps) == len(latents) else maps).to(like) for maps in noise]
-    return generator.synthesize(latents.ws[rows].to(like), noise)  # type: ignore[arg-type]
+def _neighbours(source: Generator, latents: Latents, rows: Tensor, config: TuneConfig, rng: torch.Generator) -> Tensor:
+    """Sample latents whose images should stay [num_neighbours, L, C]: from pivots towards random ones (section 3.3).
 
-
-def _neighbours(
-    source: Generator, latents: Latents, rows: Tensor, config: TuneConfig, rng: torch.Generator
-) -> Tensor | None:
-    """Latents that shall stay what they are, [others, L, C]: from a pivot `reach` towards random ones (section 3.3).
-
-    The way is measured over all rows together, as in the authors' implementation.
+    The distance is measured over all rows together, as in the authors' implementation.
     """
-    if not config.locality:
-        return None
-    like = source.w_avg
-    pivots = latents.ws[rows[torch.randint(len(rows), (config.num_neighbours,), generator=rng)]].to(like)
-    z = torch.randn(config.num_neighbours, source.z_dim, generator=rng).to(like)
+    like, count = source.w_avg, config.num_neighbours
+    pivots = latents.ws[rows[torch.randint(len(rows), (count,), generator=rng)]].to(like)
+    z = torch.randn(count, source.z_dim, generator=rng).to(like)
     label = None
     if source.c_dim:
-        label = F.one_hot(torch.randint(source.c_dim, (config.num_neighbours,), generator=rng), source.c_dim).to(like)
+        label = F.one_hot(torch.randint(source.c_dim, (count,), generator=rng), source.c_dim).to(like)
     with torch.no_grad():
-        towards = source.map(z, label, config.psi)
+        random = source.map(z, label, config.psi)
     if not config.distance:
-        return towards
-    way = towards - pivots
-    return pivots + config.distance * way / way.norm(dim=(1, 2), keepdim=True).clamp(min=1e-8)
+        return random
+    direction = random - pivots
+    return pivots + config.distance * direction / direction.norm(dim=(1, 2), keepdim=True).clamp(min=1e-8)
