@@ -1,10 +1,4 @@
-"""Which layers a step trains: all, named ones, or those the text moves most (StyleGAN-NADA, arXiv:2108.00946, 4.2).
-
-Adaptive choice: random latents are spread over the rows of W+, moved a few steps towards the target text, and the rows
-that moved most name the layers to train. Only d loss / d w is needed, so no weight of the generator gets a gradient.
-
-Letters: N latents, L rows of W+, C width of a row.
-"""
+"""Settings of an adaptation (StyleGAN-NADA, Gal et al., arXiv:2108.00946, section 4 and appendix I)."""
 
 from __future__ import annotations
 
@@ -17,24 +11,26 @@ from ..runtime.precision import PRECISIONS
 
 @dataclass(frozen=True)
 class LayerChoice:
-    """How to choose layers. `all` trains every convolution and the constant input, `named` the listed layers
-    and no others."""
+    """Which layers are trained (section 4.2): all of them, named ones, or those the text moves most."""
 
-    mode: str = setting("all", "how the trained layers are chosen", choices=("all", "adaptive", "named"))
-    count: int = setting(12, "adaptive: how many layers a step trains", low=1, high=18)
-    steps: int = setting(1, "adaptive: optimisation steps on the latents", low=1, high=100)
-    batch: int = setting(8, "adaptive: how many latents vote", low=1, high=256)
-    chunk: int = setting(4, "adaptive: latents that pass through the generator at once", low=1, high=256)
-    every: int = setting(1, "adaptive: choose anew every so many training steps", low=1, high=10_000)
+    mode: str = setting(
+        "all",
+        "which layers are trained: all, adaptive (those the text moves most), or named",
+        choices=("all", "adaptive", "named"),
+    )
+    count: int = setting(12, "adaptive: number of layers to train", low=1, high=18)
+    steps: int = setting(1, "adaptive: optimizer steps on the latents", low=1, high=100)
+    batch: int = setting(8, "adaptive: number of latents to measure", low=1, high=256)
+    chunk: int = setting(4, "adaptive: latents processed at a time; lower needs less memory", low=1, high=256)
+    every: int = setting(1, "adaptive: training steps between two selections", low=1, high=10_000)
     rate: float = setting(0.01, "adaptive: step size on the latents", low=1e-6, high=10.0, step=0.001)
-    names: tuple[str, ...] = setting((), "named: the layers to train, as the generator calls them")
-    rgb: bool = setting(False, "all, adaptive: train the ToRGB layers too")
-    noise: bool = setting(False, "train the noise strengths too")
+    names: tuple[str, ...] = setting((), "named: names of the layers to train")
+    rgb: bool = setting(False, "all, adaptive: also train the ToRGB layers")
+    noise: bool = setting(False, "also train the noise strengths")
     train: str = setting(
         "weights",
-        "what of a layer is trained: weights, all of it; convolutions, kernel and bias; affines, what makes "
-        "styles of latents; offsets, one constant a style (StyleSpace), which wants ten times the learning rate or "
-        "more; low-rank, a change of the kernel of few degrees of freedom",
+        "parameters trained in each layer: weights (all), convolutions (kernel and bias), affines (style layers), "
+        "offsets (style biases, StyleSpace; needs about 10 times the learning rate), low-rank (low-rank kernel change)",
         choices=("weights", "convolutions", "affines", "offsets", "low-rank"),
     )
     rank: int = setting(4, "low-rank: rank of the change of a kernel", low=1, high=64)
@@ -49,19 +45,17 @@ class LayerChoice:
 class AdaptConfig:
     """Settings of one adaptation. The defaults are the paper's (section 4, appendix I) for a published generator."""
 
-    steps: int = setting(300, "optimiser steps", low=1, high=100_000)
-    batch: int = setting(2, "latents a step", low=1, high=256)
-    lr: float = setting(0.002, "Adam's learning rate", low=1e-7, high=1.0, step=1e-4)
-    schedule: str = setting("constant", "learning rate after the warm-up", choices=("constant", "cosine"))
-    warmup: int = setting(10, "steps over which the learning rate rises from zero", low=0, high=10_000)
-    beta1: float = setting(0.0, "Adam's first decay", low=0.0, high=0.999, step=0.01)
-    beta2: float = setting(0.992, "Adam's second decay", low=0.0, high=0.99999, step=0.001)
-    grad_clip: float = setting(
-        10.0, "longest gradient, as a norm over all trained weights", low=1e-6, high=1e6, step=0.5
-    )
+    steps: int = setting(300, "training steps", low=1, high=100_000)
+    batch: int = setting(2, "latents per step", low=1, high=256)
+    lr: float = setting(0.002, "Adam learning rate", low=1e-7, high=1.0, step=1e-4)
+    schedule: str = setting("constant", "learning-rate schedule after the warm-up", choices=("constant", "cosine"))
+    warmup: int = setting(10, "warm-up steps, over which the learning rate rises from 0", low=0, high=10_000)
+    beta1: float = setting(0.0, "Adam beta1", low=0.0, high=0.999, step=0.01)
+    beta2: float = setting(0.992, "Adam beta2", low=0.0, high=0.99999, step=0.001)
+    grad_clip: float = setting(10.0, "maximum gradient norm", low=1e-6, high=1e6, step=0.5)
     ema: float = setting(
         0.0,
-        "decay of the averaged weights that are returned; 0 returns the last ones",
+        "decay of the moving average of the weights, which is returned; 0 returns the last weights",
         low=0.0,
         high=0.9999,
         step=0.001,
@@ -71,71 +65,71 @@ class AdaptConfig:
     )
     views: int = setting(
         0,
-        "augmented views a guide judges each pair by, alike before and after; 0: the images as they are",
+        "augmented views of each image for CLIP, the same before and after; 0 uses the images as they are",
         low=0,
         high=16,
     )
-    psi: float = setting(1.0, "truncation of the training latents", low=0.0, high=1.0, step=0.05)
+    psi: float = setting(1.0, "truncation psi of the training latents", low=0.0, high=1.0, step=0.05)
     label: int | None = setting(None, "class of a conditional generator", low=0)
-    noise: str = setting("random", "noise maps, shared by both generators", choices=("random", "const", "none"))
-    seed: int = setting(0, "seed of everything random in the run", low=0, high=2**32 - 1)
-    autosave_every: int = setting(50, "write the autosave file every so many steps", low=1, high=100_000)
+    noise: str = setting("random", "noise maps, the same for both generators", choices=("random", "const", "none"))
+    seed: int = setting(0, "random seed of the run", low=0, high=2**32 - 1)
+    autosave_every: int = setting(50, "steps between two autosaves", low=1, high=100_000)
     chunk: int = setting(
         0,
-        "latents that pass through the networks at once, with the same result for less memory; 0: the whole batch",
+        "latents processed at a time, 0 for the whole batch; lower needs less memory and gives the same result",
         low=0,
         high=256,
     )
     precision: str = setting(
         "fp32",
-        "arithmetic of the generators; all but fp32 is quicker, where the machine has it, "
-        "and changes the pictures a little",
+        "arithmetic of the generators; tf32, bf16 and fp16 are faster where supported and change the result slightly",
         choices=tuple(PRECISIONS),
     )
     checkpointing: int = setting(
         0,
-        "blocks of at least so many pixels a side are computed again on the way back, with "
-        "the same result for less memory; 0: none",
+        "recompute blocks from this resolution up in the backward pass, to save memory; 0 recomputes none",
         low=0,
         high=1024,
     )
     layers: LayerChoice = field(default_factory=LayerChoice)
     weight_reg: float = setting(
         0.0,
-        "weight of the distance of the trained weights from where they started, as a share "
-        "of their length; it needs more steps",
+        "weight of the distance of the trained weights from their start (L2-SP); needs more steps",
         low=0.0,
         high=1e6,
         step=0.5,
     )
     fisher_samples: int = setting(
-        0, "latents that tell how much each weight matters to the anchor; 0: all alike", low=0, high=1000
+        0,
+        "latents to estimate the importance of each weight (EWC) for weight_reg; 0 treats all weights alike",
+        low=0,
+        high=1000,
     )
     keep_every: int = setting(
         0,
-        "let a held-out guide look every so many steps, and return what it liked best; 0: return the last state",
+        "steps between two validations by a held-out CLIP model, whose best step is returned; 0 returns the last step",
         low=0,
         high=100_000,
     )
     patience: int = setting(
-        0, "looks without a better state, one after another, after which the run ends; 0: never", low=0, high=1000
+        0, "validations without improvement after which the run stops; 0 never stops early", low=0, high=1000
     )
-    mirror: bool = setting(False, "mirror every second view; a single one in every second step or so")
-    patches: int = setting(0, "further views, each of a quarter of the picture: textures close by", low=0, high=16)
+    mirror: bool = setting(False, "mirror every second view; with one view, mirror it in about half of the steps")
+    patches: int = setting(0, "additional views of a quarter of the image each, for fine texture", low=0, high=16)
     lpips: float = setting(
+        0.0, "weight of the LPIPS distance between each image and its source image", low=0.0, high=1e4, step=0.05
+    )
+    id: float = setting(
         0.0,
-        "weight of LPIPS between every picture and what it was before, which keeps its look",
+        "weight of 1 - cosine of the face embeddings of each image and its source image",
         low=0.0,
         high=1e4,
         step=0.05,
     )
-    id: float = setting(
-        0.0, "weight of 1 - cosine of the faces before and after, which keeps the person", low=0.0, high=1e4, step=0.05
-    )
     pool: int = setting(
         0,
-        "so many batches of latents take turns, and what the guides see in the source is worked out "
-        "once for each; 0: new latents every step",
+        "reuse a fixed pool of this many latent batches, whose source embeddings are computed once; "
+        "0 draws new latents every step",
         low=0,
         high=100_000,
     )
@@ -145,11 +139,11 @@ class AdaptConfig:
         if not isinstance(self.layers, LayerChoice):
             raise ValueError(f"AdaptConfig.layers is {self.layers!r}, expected a LayerChoice, such as LayerChoice().")
         if self.fisher_samples and not self.weight_reg:
-            raise ValueError("AdaptConfig.fisher_samples has no anchor to weigh; give the anchor a weight, such as 10.")
+            raise ValueError("AdaptConfig.fisher_samples needs a positive weight_reg, such as 10.")
         if self.patience and not self.keep_every:
-            raise ValueError("AdaptConfig.patience has no looks to count; set keep_every, such as 25.")
+            raise ValueError("AdaptConfig.patience needs a positive keep_every, such as 25.")
         if not any(self.terms.values()):
-            raise ValueError("AdaptConfig.terms weighs nothing; give at least one term a weight, as direction 1.")
+            raise ValueError("AdaptConfig.terms are all 0; give at least one a weight, such as direction 1.")
 
     @property
     def similarity_weights(self) -> dict[str, float]:
