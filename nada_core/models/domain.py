@@ -102,7 +102,7 @@ class Domain:
                 f"this domain was made from another generator: got the mapping network {space[:12]}, expected "
                 f"{self.space[:12]}. Load the generator the adaptation started from, or one adapted from it."
             )
-        shapes = {name: parameter.shape for name, parameter in generator.named_parameters()}
+        shapes = {name: tuple(parameter.shape) for name, parameter in generator.named_parameters()}
         for name, tensor in (*self.changes.items(), *self.gains.items()):
             shape = shapes.get(name)
             if name in self.gains:
