@@ -594,7 +594,9 @@ def test_out_of_memory_selection_is_retried_in_smaller_chunks() -> None:
 def test_out_of_memory_for_one_latent_is_reported(layers: LayerChoice) -> None:
     made = generator()
     before = weights(made)
-    with pytest.raises(torch.cuda.OutOfMemoryError, match=r"one latent at a time \(no room\)\. Take a smaller guide"):
+    with pytest.raises(
+        torch.cuda.OutOfMemoryError, match=r"one latent at a time \(no room\)\. Use a smaller CLIP model"
+    ):
         adapt(made, guide(model=Narrow(0, 0)), SHIFT, settings(batch=4, layers=layers))
     assert not changed(before, made.state_dict())
 

@@ -1,4 +1,4 @@
-"""Two processes on a CPU train as one does."""
+"""Two processes on a CPU train like one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from nada_core.adaptation.config import AdaptConfig, LayerChoice
 from nada_core.guidance.shifts import TextShift
 from nada_core.io.metadata import read_metadata
 from nada_core.models.checkpoints import load_generator, save_generator
-from nada_core.runtime import distributed as processes
+from nada_core.runtime import distributed
 
 ROOT = Path(__file__).parents[1]
 SHIFT = TextShift("photo", "sketch", ("a {} of a face", "the {}"))
@@ -47,20 +47,20 @@ CONFIGS = {
 
 
 def work(rank: int, folder: Path) -> None:
-    """What each of two processes does: everything, and its own part of every batch."""
+    """Run in each of two distributed."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     for name, config in CONFIGS.items():
         shares: list[int] = []
 
-        def look(step: Step, shares: list[int] = shares) -> None:
+        def count(step: Step, shares: list[int] = shares) -> None:
             shares.append(len(step.images()))
 
         path = folder / f"{name}.autosave.safetensors"
-        result = adapt(generator(), [guide(0), guide(5)], SHIFT, config, look, autosave=path)
+        result = adapt(generator(), [guide(0), guide(5)], SHIFT, config, count, autosave=path)
         assert shares == [2] * 4
         torch.save((result.generator.state_dict(), result.history), folder / f"{name}.{rank}.pt")
-    (folder / f"broadcast.{rank}").write_text(str(processes.broadcast({"rank": rank})))
+    (folder / f"broadcast.{rank}").write_text(str(distributed.broadcast({"rank": rank})))
     try:
         adapt(generator(), guide(), SHIFT, replace(CONFIG, batch=3))
     except ValueError as error:
@@ -70,13 +70,13 @@ def work(rank: int, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("crew")
+    folder = tmp_path_factory.mktemp("processes")
     torch.multiprocessing.spawn(work, (folder,), nprocs=2)
     return folder
 
 
 @pytest.mark.parametrize("name", list(CONFIGS))
-def test_two_processes_do_as_one(folder: Path, name: str) -> None:
+def test_two_processes_train_like_one(folder: Path, name: str) -> None:
     alone = adapt(generator(), [guide(0), guide(5)], SHIFT, CONFIGS[name])
     first, second = (torch.load(folder / f"{name}.{rank}.pt", weights_only=True) for rank in (0, 1))
     for key, value in alone.generator.state_dict().items():
@@ -88,23 +88,23 @@ def test_two_processes_do_as_one(folder: Path, name: str) -> None:
     assert "run" in read_metadata(folder / f"{name}.autosave.safetensors")
 
 
-def test_a_batch_is_shared_evenly_or_not_at_all(folder: Path) -> None:
+def test_uneven_batches_are_refused(folder: Path) -> None:
     assert all("a batch of 3 for 2 processes" in (folder / f"refused.{rank}").read_text() for rank in (0, 1))
 
 
 def test_broadcast_takes_the_value_of_rank_zero(folder: Path) -> None:
     assert [(folder / f"broadcast.{rank}").read_text() for rank in (0, 1)] == ["{'rank': 0}"] * 2
-    assert processes.broadcast("alone") == "alone"
+    assert distributed.broadcast("alone") == "alone"
 
 
-def test_alone_nothing_is_shared() -> None:
+def test_single_process_shares_nothing() -> None:
     batch = torch.ones(3, 2)
-    assert processes.world_size() == 1 and processes.rank() == 0 and processes.shard(batch) is batch
-    assert processes.all_gather([batch])[0] is batch
-    processes.all_reduce([batch])
-    processes.check_batch_size(3)
+    assert distributed.world_size() == 1 and distributed.rank() == 0 and distributed.shard(batch) is batch
+    assert distributed.all_gather([batch])[0] is batch
+    distributed.all_reduce([batch])
+    distributed.check_batch_size(3)
     assert torch.equal(batch, torch.ones(3, 2))
-    with processes.process_group(torch.device("cpu")) as device:
+    with distributed.process_group(torch.device("cpu")) as device:
         assert device.type == "cpu" and not dist.is_initialized()
 
 
@@ -112,11 +112,11 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(ValueError, match="local rank 1"), processes.process_group(torch.device("cuda")):
+    with pytest.raises(ValueError, match="local rank 1"), distributed.process_group(torch.device("cuda")):
         pytest.fail("two processes on one GPU")
 
 
-def test_torchrun_adapts_and_one_process_speaks(tmp_path: Path) -> None:
+def test_torchrun_trains_and_one_process_writes(tmp_path: Path) -> None:
     save_generator(generator(), tmp_path / "a.safetensors", {})
     (tmp_path / "guide-two.json").write_text(json.dumps(CLIP))
     torch.manual_seed(0)

@@ -252,33 +252,6 @@ class Narrow(Encoder):
         return super().encode_image(x)
 
 
-@pytest.mark.parametrize(("size", "tried"), [(8, [8, 4, 2, 1]), (5, [5, 3, 2, 1]), (1, [1])])
-def test_micro_batcher_halves_down_to_one(size: int, tried: list[int]) -> None:
-    asked: list[tuple[str, int]] = []
-
-    def act(word: str, count: int) -> None:
-        asked.append((word, count))
-        raise torch.cuda.OutOfMemoryError("full\nof details")
-
-    with pytest.raises(torch.cuda.OutOfMemoryError, match=r"one latent at a time \(full\)\. Take a smaller guide"):
-        MicroBatcher(size).run(act, "x")
-    assert asked == [("x", count) for count in tried]
-
-
-def test_micro_batcher_remembers_its_size_and_passes_other_errors() -> None:
-    batcher = MicroBatcher(8)
-
-    def act(count: int) -> int:
-        if count > 3:
-            raise torch.cuda.OutOfMemoryError
-        return count
-
-    assert batcher.run(act) == batcher.run(act) == batcher.size == 2
-    with pytest.raises(ZeroDivisionError):
-        batcher.run(lambda count: count // 0)
-    assert batcher.size == 2
-
-
 def test_measurement_is_retried_in_smaller_chunks() -> None:
     z, narrow, choice, batcher = torch.randn(7, 6, generator=rng(1)), Narrow(0, 2), adaptive(chunk=7), MicroBatcher(7)
     squeezed = clip_targets(guide(model=narrow), TextShift("photo", "sketch"))

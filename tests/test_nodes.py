@@ -613,7 +613,7 @@ def test_no_room_at_all_is_said_clearly(
     result = world.executor.run(nodes)
     node_id, error = result.error
     assert node_id == "adapt" and isinstance(error, torch.cuda.OutOfMemoryError) and world.host.unloaded == 1
-    assert "Memory ran out with one latent at a time" in str(error) and "Take a smaller guide" in str(error)
+    assert "Memory ran out with one latent at a time" in str(error) and "Use a smaller CLIP model" in str(error)
     assert same(result["load"][0], world.generator)
     with pytest.raises(torch.cuda.OutOfMemoryError, match="Memory ran out .* 64 pixels on the CPU"):
         world.call("Render", generator=world.generator, latents=world.latents(1))

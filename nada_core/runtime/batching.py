@@ -1,4 +1,4 @@
-"""Work that does not fit into memory, done again in smaller portions; and memory that a process keeps for itself."""
+"""Batch sizes that adapt to the memory of the GPU."""
 
 from __future__ import annotations
 
@@ -10,37 +10,36 @@ import torch
 
 T = TypeVar("T")
 
-#: What to do when even one latent does not fit through a training.
-OOM_ADVICE = (
-    "Take a smaller guide, fewer guides, fewer trained layers, half the views, or a generator of lower resolution."
-)
+#: What helps when a training step does not fit even with one latent at a time.
+OOM_ADVICE = "Use a smaller CLIP model, fewer of them, fewer trained layers or views, or a smaller generator."
 
 
 class MicroBatcher:
-    """How many latents pass through the networks at once: half as many whenever memory runs out, and from then on.
+    """Runs functions with a batch size that is halved, for all later calls too, whenever GPU memory runs out.
 
-    advice: what to do when even one is too many, in a sentence.
+    Args:
+        size: batch size of the first call.
+        advice: one sentence for the error message when batches of one do not fit.
     """
 
     def __init__(self, size: int, advice: str = OOM_ADVICE) -> None:
         self.size, self.advice = size, advice
 
-    def run(self, act: Callable[..., T], *given: Any) -> T:
-        """act(*given, size), done again with half the size as often as memory runs out. An act that failed must have
-        left nothing behind.
+    def run(self, function: Callable[..., T], *args: Any) -> T:
+        """Return function(*args, size). A call that runs out of memory must leave no side effects.
 
         Raises:
-            torch.cuda.OutOfMemoryError: when one latent at a time is still too many; the message says what to do.
+            torch.cuda.OutOfMemoryError: when a batch of one does not fit.
         """
         while True:
             try:
-                return act(*given, self.size)
+                return function(*args, self.size)
             except torch.cuda.OutOfMemoryError as error:
-                told = str(error).partition("\n")[0]
-            # Out here, because as long as the error is alive its traceback keeps every tensor of the act alive.
+                reason = str(error).partition("\n")[0]
+            # Continue outside of the handler: the traceback of a live exception keeps the function's tensors alive.
             if self.size == 1:
-                raise torch.cuda.OutOfMemoryError(f"Memory ran out with one latent at a time ({told}). {self.advice}")
+                raise torch.cuda.OutOfMemoryError(f"Memory ran out with one latent at a time ({reason}). {self.advice}")
             self.size = (self.size + 1) // 2
-            gc.collect()  # a guide of another make may hold on to its error in a circle
+            gc.collect()  # exceptions can be part of reference cycles
             if torch.cuda.is_initialized():
                 torch.cuda.empty_cache()

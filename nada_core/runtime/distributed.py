@@ -1,8 +1,8 @@
-"""One training by several processes, on one machine or more (data-parallel SGD, Goyal et al., arXiv:1706.02677, 2.3).
+"""Data-parallel training by several processes (synchronous SGD, Goyal et al., arXiv:1706.02677, section 2.3).
 
-Every process draws the whole batch from the same seed and takes its share of it, so that a batch is the same batch
-however many share it. Embeddings meet in every process, gradients are added up: the step is that of one process, up to
-the order of sums. Alone, all of this does nothing.
+Every process draws the whole batch from the same seed and takes its shard, so that the batch does not depend on the
+number of processes. Embeddings are gathered and gradients summed: a step equals that of a single process up to the
+order of sums. In a single process all of this does nothing.
 """
 
 from __future__ import annotations
@@ -20,46 +20,43 @@ T = TypeVar("T")
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of them this is; 0 is the one that writes files and speaks."""
+    """Return the index of this process; 0 writes files and prints."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 def shard(batch: Tensor) -> Tensor:
-    """This process's part of a batch that all have drawn; it may be empty."""
+    """Return this process's rows of a batch; there may be none."""
     return batch if world_size() == 1 else batch.tensor_split(world_size())[rank()]
 
 
 def check_batch_size(batch: int) -> None:
-    """Raises ValueError for a batch that the processes cannot share evenly."""
+    """Raise ValueError unless the processes can share a batch evenly."""
     if batch % world_size():
-        raise ValueError(
-            f"got a batch of {batch} for {world_size()} processes, expected one that they can share evenly; "
-            "make it a multiple of their number."
-        )
+        raise ValueError(f"Got a batch of {batch} for {world_size()} processes, expected a multiple of their number.")
 
 
-def all_gather(parts: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Every tensor [n, D] with those of the other processes, [count n, D]; only the own rows carry gradients."""
+def all_gather(shards: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Concatenate every tensor [n, D] with those of the other processes; only the own rows carry gradients."""
     if world_size() == 1:
-        return tuple(parts)
-    whole = []
-    for own in parts:
+        return tuple(shards)
+    gathered = []
+    for own in shards:
         rows = [torch.empty_like(own, requires_grad=False) for _ in range(world_size())]
         dist.all_gather(rows, own.detach().contiguous())
         rows[rank()] = own
-        whole.append(torch.cat(rows))
-    return tuple(whole)
+        gathered.append(torch.cat(rows))
+    return tuple(gathered)
 
 
 def all_reduce(tensors: Sequence[Tensor]) -> None:
-    """Replace every tensor by the sum over the processes; they agree on it to the bit."""
+    """Replace every tensor by its sum over the processes, which is bit-identical in all of them."""
     if world_size() > 1 and tensors:
-        flat = torch.cat([tensor.flatten() for tensor in tensors])  # one message instead of a hundred
+        flat = torch.cat([tensor.flatten() for tensor in tensors])  # one message for all tensors
         dist.all_reduce(flat)
         for tensor, total in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             tensor.copy_(total.view_as(tensor))
@@ -76,7 +73,7 @@ def broadcast(value: T) -> T:
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[torch.device]:
-    """Inside, the processes that torchrun has started know of each other; gives the device this one works on."""
+    """Join the processes that torchrun started; yields the device of this one."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield device
         return
