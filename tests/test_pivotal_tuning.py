@@ -170,3 +170,15 @@ def test_what_does_not_fit_is_refused(generator: tiny.StyleGAN2, pivots: Latents
         TuneConfig(locality=-1.0)
     with pytest.raises(FloatingPointError, match="lower the learning rate"):
         tune(generator, strange, pivots, replace(PLAIN, id=1.0), identity=lambda x: x.flatten(1)[:, :2] * math.nan)
+
+
+def test_non_finite_gradient_of_a_finite_loss_stops_the_tuning(
+    generator: tiny.StyleGAN2, pivots: Latents, strange: Tensor
+) -> None:
+    def root(images: Tensor) -> Tensor:
+        return images.flatten(1)[:, :2].mul(0).sqrt()  # 0, with the gradient inf * 0
+
+    steps: list[TuneStep] = []
+    with pytest.raises(FloatingPointError, match="Step 0"):
+        tune(generator, strange, pivots, replace(PLAIN, id=1.0), identity=root, on_step=steps.append)
+    assert len(steps) == 1 and math.isfinite(steps[0].loss)

@@ -105,7 +105,7 @@ def tune(
 
     Raises:
         ValueError: for invalid images, a term without its network, and latents of another generator, number or shape.
-        FloatingPointError: when a loss is not finite.
+        FloatingPointError: when a loss or gradient is not finite.
         torch.cuda.OutOfMemoryError: when a single image does not fit.
     """
     config = config or generator.recommended_settings("tune", TuneConfig)
@@ -164,6 +164,7 @@ class _Tuner:
                 break  # before the update: the values are those of the weights as they are
             lr = config.lr * lr_scale(index / config.steps, 0.0, config.lr_rampdown)
             self.optimizer.param_groups[0]["lr"] = lr
+            self._check_gradients(index)
             self.optimizer.step()
         return history
 
@@ -197,6 +198,11 @@ class _Tuner:
             before = self.source.synthesize(ws)
         loss_function = ReconstructionLoss(before, self.config.weights, self.perceptual, self.identity)
         return loss_function(self.tuned.synthesize(ws), torch.arange(len(ws), device=ws.device)).sum()
+
+    def _check_gradients(self, index: int) -> None:
+        gradients = [p.grad for p in self.optimizer.param_groups[0]["params"] if p.grad is not None]
+        if not torch.stack([gradient.norm() for gradient in gradients]).isfinite().all():
+            raise FloatingPointError(f"Step {index} has a gradient that is not finite; lower the learning rate.")
 
     def _close_enough(self) -> bool:
         config = self.config
