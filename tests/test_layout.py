@@ -189,13 +189,22 @@ def changed_layer(layer: str, **attributes: Any) -> Any:
         ("synthesis.b8", "architecture", "resnet"),
     ],
 )
-@pytest.mark.parametrize("file", ["x.pkl", "x.pt"])
+@pytest.mark.parametrize("write", [dump, _save])
 def test_settings_that_change_pictures_are_refused(
-    tmp_path: Path, layer: str, name: str, value: Any, file: str
+    tmp_path: Path, layer: str, name: str, value: Any, write: Callable[[object, Path], object]
 ) -> None:
-    (dump if file == "x.pkl" else _save)({"G_ema": changed_layer(layer, **{name: value})}, tmp_path / file)
+    write({"G_ema": changed_layer(layer, **{name: value})}, tmp_path / "x")
     with pytest.raises(UnsupportedCheckpointError, match=f"{layer}.{name} is {value!r}"):
-        load_generator(tmp_path / file)
+        load_generator(tmp_path / "x")
+
+
+@pytest.mark.parametrize("taps", [[1.0, 2.0, 2.0, 1.0], [1.0, 3.0, 3.0, 2.0], [1.0, 1.0]])
+def test_other_filters_are_refused(tmp_path: Path, taps: list[float]) -> None:
+    kernel = torch.outer(torch.tensor(taps), torch.tensor(taps))
+    state = dict(toy().state_dict()) | {"synthesis.b8.conv0.resample_filter": kernel / kernel.sum()}
+    torch.save({"G_ema": state}, tmp_path / "x.pt")
+    with pytest.raises(UnsupportedCheckpointError, match=r"b8\.conv0\.resample_filter"):
+        load_generator(tmp_path / "x.pt")
 
 
 def test_usual_settings_are_accepted(tmp_path: Path) -> None:
