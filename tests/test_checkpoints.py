@@ -13,7 +13,9 @@ from torch import Tensor
 from nada_core.io.checkpoint_file import RawCheckpoint, sha256
 from nada_core.io.errors import CheckpointError, UnsupportedCheckpointError
 from nada_core.io.metadata import write_safetensors
+from nada_core.latents.sampling import render, sample
 from nada_core.models.checkpoints import export_rosinality, load_generator, read_provenance, save_generator
+from nada_core.models.domain import Domain
 from nada_core.models.layout import find_network
 from nada_core.models.stylegan2 import StyleGAN2
 from nada_core.models.stylegan2_layouts import LAYOUTS, rosinality_names, to_rosinality
@@ -104,6 +106,23 @@ def test_missing_mean_is_estimated(tmp_path: Path) -> None:
     assert torch.equal(first.w_avg, again.w_avg)
     w = first.mapping(torch.randn(10_000, 6, generator=rng(3)))
     torch.testing.assert_close(first.w_avg, w.mean(dim=0), atol=0.1, rtol=0.1)
+
+
+def test_adapted_file_without_mean_fits_its_source(tmp_path: Path) -> None:
+    """The first implementation's results have no latent_avg: the estimate differs, the mapping weights do not."""
+
+    def adapt(content: dict[str, Any]) -> None:
+        content["g_ema"] |= {name: value * 1.1 for name, value in content["g_ema"].items() if "conv.weight" in name}
+        del content["latent_avg"]
+
+    source, adapted = (
+        load_generator(rosinality(tmp_path / "x.pt")),
+        load_generator(rosinality(tmp_path / "y.pt", adapt)),
+    )
+    assert not torch.equal(source.w_avg, adapted.w_avg) and source.space() == adapted.space()
+    assert render(adapted, sample(source, [0, 1])).shape == (2, 3, 32, 32)
+    domain = Domain.between(source, adapted)
+    assert domain.changes.keys() | domain.gains.keys() >= {"synthesis.b8.conv0.weight"}
 
 
 def test_missing_noise_maps_are_drawn_and_stay(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The generator: published sizes, latents, layers, noise, and refused input."""
 
 import copy
+import hashlib
 import json
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nada_core.models.checkpoints import FAMILIES, build
-from nada_core.models.generator import Generator
+from nada_core.models.generator import Generator, same_space
 from nada_core.models.stylegan2 import StyleGAN2
 
 
@@ -184,7 +185,24 @@ def test_space_depends_on_the_mapping_network_alone() -> None:
         changed.get_parameter("synthesis.b8.conv0.weight").add_(1)
     assert changed.space() == generator.space()
     changed.w_avg.add_(1)
+    assert changed.space() == generator.space()
+    with torch.no_grad():
+        changed.get_parameter("mapping.fc0.bias").add_(1)
     assert changed.space() != generator.space()
+
+
+def test_fingerprints_of_old_files_are_accepted() -> None:
+    """Version 0.1.0 hashed w_avg as well; such a fingerprint still tells generators apart."""
+    generator, other = tiny(), build(tiny().spec() | {"rng": rng(1)})
+    generator.w_avg.add_(1)
+    digest = hashlib.sha256()
+    for name, value in sorted(generator.mapping.state_dict().items()):
+        digest.update(f"{name}{list(value.shape)}".encode() + value.numpy().tobytes())
+    old = digest.hexdigest()
+    assert generator.accepts(old) and generator.accepts("") and generator.accepts(generator.space())
+    assert not other.accepts(old) and not other.accepts(generator.space()) and not generator.accepts("unknown")
+    assert same_space(old, generator.space()) and same_space("", old) and not same_space(old, old[::-1])
+    assert not same_space(generator.space(), other.space())
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from torch import Tensor
 from ..io.checkpoint_file import RawCheckpoint, read_checkpoint
 from ..io.errors import DamagedCheckpointError, UnsupportedCheckpointError
 from ..io.metadata import read_description, write_safetensors
-from ..models.generator import Generator
+from ..models.generator import Generator, same_space
 from .sampling import Latents
 
 KIND = "nada_directions"
@@ -104,7 +104,7 @@ def edit(
     """
     if len(direction) != 1:
         raise ValueError(f"Got {len(direction)} directions, expected one: take directions[0] or directions[name].")
-    if latents.space and direction.space and latents.space != direction.space:
+    if not same_space(latents.space, direction.space):
         raise ValueError(
             f"This direction belongs to another mapping network (space {direction.space[:12]}) than the "
             f"latents ({latents.space[:12]}); find it anew for the generator they come from."
@@ -235,10 +235,10 @@ def load_directions(path: str | Path, generator: Generator | None = None) -> Dir
             ) from error
     if generator is None:
         return found
-    if found.space and found.space != (own := generator.space()):
+    if not generator.accepts(found.space):
         raise ValueError(
-            f"{path}: directions of another generator (space {found.space[:12]}, this one is {own[:12]});"
-            " load the one they were made for, or one adapted from it."
+            f"{path}: directions of another generator (space {found.space[:12]}, this one is "
+            f"{generator.space()[:12]}); load the one they were made for, or one adapted from it."
         )
     if found.vectors.shape[1] not in (1, generator.num_ws) or found.vectors.shape[2] != generator.w_dim:
         raise UnsupportedCheckpointError(
@@ -246,7 +246,7 @@ def load_directions(path: str | Path, generator: Generator | None = None) -> Dir
             f"expected [1, {generator.w_dim}] or [{generator.num_ws}, {generator.w_dim}] "
             "for this generator; load the one they were made for."
         )
-    return found
+    return replace(found, space=found.space and generator.space())  # a file of 0.1.0 has another fingerprint
 
 
 def _foreign(path: str | Path, raw: RawCheckpoint, generator: Generator | None) -> Directions:

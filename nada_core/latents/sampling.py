@@ -20,7 +20,7 @@ from torch import Tensor
 from ..io.checkpoint_file import RawCheckpoint, read_checkpoint
 from ..io.errors import DamagedCheckpointError, UnsupportedCheckpointError
 from ..io.metadata import read_description, write_safetensors
-from ..models.generator import Generator
+from ..models.generator import Generator, same_space
 from ..runtime.batching import MicroBatcher
 
 KIND = "nada_latents"
@@ -109,7 +109,7 @@ def mix(first: Latents, second: Latents, amount: float = 1.0, rows: tuple[int, i
         ValueError: for different mapping networks or shapes, counts that differ and are not 1, rows out of range, and
             an amount that is not finite.
     """
-    if first.space and second.space and first.space != second.space:
+    if not same_space(first.space, second.space):
         raise ValueError(
             f"Got latents of two mapping networks (spaces {first.space[:12]} and {second.space[:12]}), "
             "expected one; sample both from the same generator, or from ones adapted from it."
@@ -247,6 +247,7 @@ def load_latents(path: str | Path, generator: Generator | None = None) -> Latent
         ) from error
     if generator is not None:
         check_latents(generator, latents.ws, latents.space, len(latents), f"The latents in {path}")
+        return replace(latents, space=latents.space and generator.space())  # a file of 0.1.0 has another fingerprint
     return latents
 
 
@@ -323,7 +324,7 @@ def row_slice(rows: tuple[int, int] | None, count: int) -> slice:
 
 def check_space(subject: str, space: str, generator: Generator) -> None:
     """Raise ValueError when `space` is known and not the generator's."""
-    if space and space != generator.space():
+    if not generator.accepts(space):
         raise ValueError(
             f"{subject} come from another generator (space {space[:12]}, this one is {generator.space()[:12]}); "
             "use the one they were made with, or one adapted from it."

@@ -97,10 +97,10 @@ class Domain:
         return result
 
     def _check_fits(self, generator: Generator) -> None:
-        if (space := generator.space()) != self.space:
+        if not generator.accepts(self.space):
             raise ValueError(
-                f"this domain was made from another generator: got the mapping network {space[:12]}, expected "
-                f"{self.space[:12]}. Load the generator the adaptation started from, or one adapted from it."
+                f"this domain was made from another generator: got the mapping network {generator.space()[:12]}, "
+                f"expected {self.space[:12]}. Load the generator the adaptation started from, or one adapted from it."
             )
         shapes = {name: tuple(parameter.shape) for name, parameter in generator.named_parameters()}
         for name, tensor in (*self.changes.items(), *self.gains.items()):

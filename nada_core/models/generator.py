@@ -8,7 +8,7 @@ Shapes: N batch, L rows of ws (num_ws), C w_dim, R resolution of a layer, H and 
 import dataclasses
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, TypeVar
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 Noise = Literal["const", "random", "none"] | Sequence[Tensor]
 
 Settings = TypeVar("Settings")
+
+_SPACE_LENGTH = 32  # of a fingerprint; those of version 0.1.0 have 64 digits
 
 Rng = torch.Generator | Sequence[torch.Generator] | None
 
@@ -140,13 +142,17 @@ class Generator(nn.Module):
         raise NotImplementedError
 
     def space(self) -> str:
-        """Return the sha256 of the mapping network and w_avg. Generators with the same one share their latents."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self.mapping.state_dict().items()):
-            array = value.detach().to("cpu", torch.float32).contiguous()
-            digest.update(f"{name}{list(array.shape)}".encode())
-            digest.update(array.numpy().tobytes())
-        return digest.hexdigest()
+        """Return the fingerprint of the mapping weights. Generators with the same one share their latents.
+
+        w_avg is not part of it: files store it rounded or not at all, and it only matters for truncation.
+        """
+        return _fingerprint(self.mapping.named_parameters())[:_SPACE_LENGTH]
+
+    def accepts(self, space: str) -> bool:
+        """Whether latents with this fingerprint are this generator's: the same one, that of an old file, or unknown."""
+        if space and len(space) != _SPACE_LENGTH:  # version 0.1.0 hashed w_avg as well
+            return space == _fingerprint(self.mapping.state_dict().items())
+        return not space or space == self.space()
 
     def _check_ws(self, ws: Tensor) -> None:
         if ws.ndim != 3 or ws.shape[1:] != (self.num_ws, self.w_dim):
@@ -175,6 +181,23 @@ class Generator(nn.Module):
                     f"or [{count}, 1, {size}, {size}]; see draw_noise."
                 )
         return noise
+
+
+def same_space(first: str, second: str) -> bool:
+    """Whether two fingerprints may belong to the same mapping network.
+
+    Unknown ones may, and so may one of version 0.1.0 and one of today, which cannot be compared without the generator.
+    """
+    return not first or not second or first == second or {len(first), len(second)} == {_SPACE_LENGTH, 64}
+
+
+def _fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors):
+        array = value.detach().to("cpu", torch.float32).contiguous()
+        digest.update(f"{name}{list(array.shape)}".encode())
+        digest.update(array.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _normal(count: int, size: int, rng: Rng) -> Tensor:
