@@ -18,7 +18,8 @@ from nada_core.io.images import resize
 from nada_core.io.metadata import write_torch
 from nada_core.models.arcface import ArcFace, Identity, SmallFace, load_identity
 from nada_core.models.checkpoints import save_generator
-from nada_core.models.irse import Sizes, Unit, fill, stage_starts, trunk_of
+from nada_core.models.irse import Sizes, Unit, stage_starts, trunk_of
+from nada_core.models.state_dict import load_weights
 
 State = dict[str, Tensor]
 
@@ -83,7 +84,7 @@ def test_unit_matches_the_formula(index: int, stride: int, squeezed: int) -> Non
     state = irse(Draw(1), squeezed=squeezed)
     outputs, inputs = state[f"body.{index}.res_layer.1.weight"].shape[:2]
     unit = Unit(Sizes(inputs, outputs, squeezed), stride)
-    fill(
+    load_weights(
         unit,
         {
             name.removeprefix(f"body.{index}."): value
@@ -107,7 +108,7 @@ def test_sizes_come_from_the_tensors() -> None:
 def test_trunk_returns_the_last_map_of_every_stage() -> None:
     state = irse(Draw(0))
     trunk = trunk_of(state)
-    fill(trunk, state)
+    load_weights(trunk, state)
     maps = trunk(images(1, 32))
     assert [tuple(one.shape[1:]) for one in maps] == [(4, 16, 16), (6, 8, 8), (8, 4, 4), (10, 2, 2)]
     torch.testing.assert_close(maps[-1], trunk_by_hand(state, images(1, 32)), rtol=1e-4, atol=1e-5)

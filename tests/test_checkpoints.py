@@ -217,7 +217,7 @@ def edit(name: str, value: Tensor | None) -> Callable[[dict[str, Any]], None]:
         (edit("to_rgb1.bias", torch.zeros(1, 4, 1, 1)), r"ill-shaped are g_ema\.to_rgb1\.bias \[4\] where \[3\]"),
         (edit("attention.weight", torch.zeros(3)), r"unexpected are attention\.weight"),
         (edit("style.1.weight", None), r"mapping\.fc0|style\.1"),
-        (edit("conv1.conv.modulation.weight", torch.zeros(3)), r"conv1\.conv\.modulation\.weight is with 1 axes"),
+        (edit("conv1.conv.modulation.weight", torch.zeros(3)), r"conv1\.conv\.modulation\.weight is of shape \[3\]"),
         (edit("convs.0.conv.blur.kernel", torch.ones(4, 4)), "not the filter"),
         (lambda content: content.update(latent_avg=torch.zeros(4, 6)), r"mapping\.w_avg \[24\]"),
     ],

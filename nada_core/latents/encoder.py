@@ -26,7 +26,8 @@ from ..io.images import square
 from ..models.checkpoints import assemble
 from ..models.file_kinds import describe
 from ..models.generator import Generator
-from ..models.irse import Trunk, fill, shape, trunk_of
+from ..models.irse import Trunk, trunk_of
+from ..models.state_dict import load_weights, shape
 from ..models.stylegan2 import Linear
 from ..models.stylegan2_layouts import LAYOUTS
 from ..runtime.batching import MicroBatcher
@@ -309,7 +310,7 @@ def _style_net(state: Mapping[str, Tensor], design: Design) -> StyleNet:
     # What else lies in the encoder is not run by this type; the authors' own loaders leave it as well.
     used = {*trunk.layers, "styles", *(("latlayer1", "latlayer2") if design.pyramid else ())}
     own = {name: value for name, value in state.items() if name.partition(".")[0] in used}
-    fill(
+    load_weights(
         net, {f"trunk.{name}" if name.partition(".")[0] in trunk.layers else name: value for name, value in own.items()}
     )
     return net

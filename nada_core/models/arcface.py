@@ -19,7 +19,8 @@ from ..io.checkpoint_file import BUILTIN, RawCheckpoint, read_checkpoint
 from ..io.errors import CheckpointError, UnsupportedCheckpointError
 from ..io.images import resize
 from .file_kinds import describe
-from .irse import Trunk, fill, shape, trunk_of
+from .irse import Trunk, trunk_of
+from .state_dict import load_weights, shape
 
 BUILTINS = {"portraits": BUILTIN / "identity.safetensors"}
 
@@ -149,7 +150,7 @@ def _small_face(raw: RawCheckpoint) -> SmallFace:
         raise CheckpointError(f"trunk.0.weight has {width} channels, expected a multiple of 8; the file is damaged.")
     with torch.device("meta"):
         net = SmallFace(width, dim)
-    fill(net, raw.tensors)
+    load_weights(net, raw.tensors)
     return net
 
 
@@ -169,5 +170,7 @@ def _arc_face(raw: RawCheckpoint) -> ArcFace:
                 f"and the first layer {trunk.channels} channels, expected 3. The file is damaged or unsupported."
             )
         net = ArcFace(trunk, trunk.reduction * last, dim, "output_layer.4.weight" in raw.tensors)
-    fill(net, {re.sub(r"^(?=input_layer\.|body\.)", "trunk.", name): value for name, value in raw.tensors.items()})
+    load_weights(
+        net, {re.sub(r"^(?=input_layer\.|body\.)", "trunk.", name): value for name, value in raw.tensors.items()}
+    )
     return net

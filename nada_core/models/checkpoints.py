@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..io.checkpoint_file import BUILTIN, RawCheckpoint, read_checkpoint
 from ..io.errors import CheckpointError, UnsupportedCheckpointError
@@ -18,6 +17,7 @@ from ..io.metadata import read_description, read_metadata, read_object, write_sa
 from .file_kinds import describe
 from .generator import Generator
 from .layout import Layout, Reading, find_network
+from .state_dict import load_weights
 from .stylegan2 import StyleGAN2
 from .stylegan2_layouts import LAYOUTS, to_rosinality
 from .tensorflow_layout import TENSORFLOW
@@ -145,52 +145,20 @@ def assemble(reading: Reading) -> Generator:
     with torch.device("meta"):
         generator = build(reading.spec)
     expected = generator.state_dict()
-
-    # Check names and shapes before allocating anything of the size that the file claims.
-    noise = {name: value for name, value in expected.items() if name.endswith(".noise_const")}
-    if noise.keys() & reading.state.keys():
-        noise = {}
+    absent = [name for name in expected if name.endswith(".noise_const")]
+    if any(name in reading.state for name in absent):
+        absent = []
     estimate_w_avg = "mapping.w_avg" not in reading.state and not generator.c_dim
-    w_avg = {"mapping.w_avg": expected["mapping.w_avg"]} if estimate_w_avg else {}
-    _check_fit(expected, {**reading.state, **noise, **w_avg}, reading.names)
+    load_weights(generator, reading.state, reading.names, [*absent, *(["mapping.w_avg"] if estimate_w_avg else [])])
 
-    # Copies: the tensors of a file may be half precision, share storage, or be memory-mapped.
-    state = {
-        name: value.detach().to(torch.float32, memory_format=torch.contiguous_format, copy=True)
-        for name, value in reading.state.items()
-    }
     rng = torch.Generator().manual_seed(0)
-    state |= {name: torch.randn(value.shape, generator=rng) for name, value in noise.items()}
-    state |= {name: torch.zeros(value.shape) for name, value in w_avg.items()}
-    generator.load_state_dict(state, assign=True)
-    generator.eval().requires_grad_(False)
+    generator.load_state_dict(
+        {name: torch.randn(expected[name].shape, generator=rng) for name in absent}, strict=False, assign=True
+    )
     if estimate_w_avg:
         z = torch.randn(10_000, generator.z_dim, generator=torch.Generator().manual_seed(0))
-        generator.w_avg.copy_(generator.mapping(z).mean(dim=0))
+        generator.mapping.register_buffer("w_avg", generator.mapping(z).mean(dim=0))
     return generator
-
-
-def _check_fit(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
-    """Compare names and shapes. names: our name -> the name in the file."""
-    problems = {
-        "missing are": [names.get(name, name) for name in expected if name not in state],
-        "unexpected are": [names.get(name, name) for name in state if name not in expected],
-        "ill-shaped are": [
-            f"{names.get(name, name)} {list(state[name].shape)} where {list(value.shape)} was expected"
-            for name, value in expected.items()
-            if name in state and state[name].shape != value.shape
-        ],
-    }
-    listed = [
-        f"{problem} {', '.join(tensors[:4])}" + (f" and {len(tensors) - 4} more" if len(tensors) > 4 else "")
-        for problem, tensors in problems.items()
-        if tensors
-    ]
-    if listed:
-        raise CheckpointError(
-            f"the tensors do not form one generator: {'; '.join(listed)}. "
-            "The file is incomplete, or an unsupported variant of the architecture."
-        )
 
 
 FAMILIES: dict[str, Callable[..., Generator]] = {StyleGAN2.family: StyleGAN2}

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..io.errors import CheckpointError
+from .state_dict import shape
 
 
 class Sizes(NamedTuple):
@@ -129,52 +130,6 @@ def trunk_of(state: Mapping[str, Tensor]) -> Trunk:
     resnet = "input_layer.0.weight" not in state
     channels = shape(state, "conv1.weight" if resnet else "input_layer.0.weight", 4)[1]
     return Trunk(channels, [_unit_sizes(state, index, resnet) for index in range(count)], resnet)
-
-
-def shape(state: Mapping[str, Tensor], name: str, axes: int) -> tuple[int, ...]:
-    """Return the shape of a required tensor.
-
-    Raises:
-        CheckpointError: if it is missing, empty, or has another number of axes.
-    """
-    if name not in state or state[name].ndim != axes or not state[name].numel():
-        got = f"of shape {list(state[name].shape)}" if name in state else "missing"
-        raise CheckpointError(
-            f"{name} is {got}, expected a tensor with {axes} axes. The file is incomplete, or an unsupported variant."
-        )
-    return tuple(state[name].shape)
-
-
-def fill(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load weights into a module on the meta device: float32 copies, frozen, in evaluation mode.
-
-    Raises:
-        CheckpointError: if names or shapes differ.
-    """
-    # Copies: the tensors of a file may be half precision, share storage, or be memory-mapped.
-    copies = {
-        name: value.detach().to(
-            torch.float32 if value.is_floating_point() else value.dtype,
-            memory_format=torch.contiguous_format,
-            copy=True,
-        )
-        for name, value in state.items()
-    }
-    try:
-        missing, unexpected = module.load_state_dict(copies, strict=False, assign=True)
-    except RuntimeError as error:  # one line per tensor of another shape, after a headline
-        lines = str(error).splitlines()
-        raise CheckpointError(
-            f"{len(lines) - 1} tensors have another shape than the rest of the file implies: {lines[1].strip()} "
-            "The file is damaged, or an unsupported variant."
-        ) from error
-    for problem, names in (("missing are", missing), ("unexpected are", unexpected)):
-        if names:
-            more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-            raise CheckpointError(
-                f"{problem} {', '.join(names[:4])}{more}. The file is incomplete, or an unsupported variant."
-            )
-    module.eval().requires_grad_(False)
 
 
 def _projection(inputs: int, outputs: int, stride: int) -> nn.Sequential:

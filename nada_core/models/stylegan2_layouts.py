@@ -4,6 +4,7 @@ Everything about the architecture is read off the tensors' shapes. Where the sec
 numbers under other names and with extra axes of length one, `rosinality_names` pairs the names.
 """
 
+import functools
 import logging
 import math
 import re
@@ -14,10 +15,10 @@ import torch
 from torch import Tensor
 
 from ..io.checkpoint_file import RawCheckpoint
-from ..io.errors import CheckpointError
 from .layout import Layout, Reading, file_settings, value_at
 from .layout_checks import check_filter, check_picture, check_settings, only_value
 from .ops.fir import TAPS
+from .state_dict import shape
 from .stylegan2 import StyleGAN2
 
 
@@ -185,27 +186,18 @@ def _own(raw: RawCheckpoint, prefix: str, derived: str) -> dict[str, Tensor]:
 
 def spec_of(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Any]:
     """The architecture, from the shapes of tensors by our names. names: our name -> the file's, for messages."""
-
-    def shape(name: str, axes: int) -> tuple[int, ...]:
-        if name not in state or state[name].ndim != axes:
-            got = f"with {state[name].ndim} axes" if name in state else "missing"
-            raise CheckpointError(
-                f"{names.get(name, name)} is {got}, expected a tensor with {axes} axes; "
-                "without it the size of the network cannot be told. Is the file complete?"
-            )
-        return tuple(state[name].shape)
-
+    size = functools.partial(shape, state, names=names)
     check_picture(state, names)
     widths: list[int] = []
     while f"synthesis.b{4 * 2 ** len(widths)}.conv1.weight" in state:
-        widths.append(shape(f"synthesis.b{4 * 2 ** len(widths)}.conv1.weight", 4)[0])
+        widths.append(size(f"synthesis.b{4 * 2 ** len(widths)}.conv1.weight", 4)[0])
     depth = sum(bool(re.fullmatch(r"mapping\.fc\d+\.weight", name)) for name in state)
-    embedded, c_dim = shape("mapping.embed.weight", 2) if "mapping.embed.weight" in state else (0, 0)
+    embedded, c_dim = size("mapping.embed.weight", 2) if "mapping.embed.weight" in state else (0, 0)
     return {
         "family": StyleGAN2.family,
         "resolution": 2 * 2 ** len(widths),
-        "z_dim": shape("mapping.fc0.weight", 2)[1] - embedded,
-        "w_dim": shape("synthesis.b4.conv1.affine.weight", 2)[1],
+        "z_dim": size("mapping.fc0.weight", 2)[1] - embedded,
+        "w_dim": size("synthesis.b4.conv1.affine.weight", 2)[1],
         "c_dim": c_dim,
         "mapping_layers": depth,
         "widths": widths,
