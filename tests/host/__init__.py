@@ -1,6 +1,6 @@
-"""A test double of ComfyUI: as much of the host as this pack touches, held to the facts of real versions.
+"""A test double of ComfyUI: the parts of the host that this pack uses, checked against facts of real versions.
 
-ComfyUI is on no package registry, so tests without it need a stand-in. `contract.json` has the facts,
-`make_contract.py` reads them from a real tree, `double.py` puts modules of those shapes in place, `executor.py` runs
-prompts on them. Everything is written from behaviour and signatures; no line of ComfyUI is in it.
+ComfyUI is not installed with the tests. `contract.json` holds facts about its versions, `make_contract.py` reads them
+from a source tree, `double.py` provides modules of the same shape, and `executor.py` runs prompts on them. Everything
+is written from behaviour and signatures; it contains no code of ComfyUI.
 """

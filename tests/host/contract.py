@@ -1,4 +1,4 @@
-"""contract.json as Python: signatures that refuse what the chosen version would refuse."""
+"""contract.json in Python: signatures that reject what the chosen version of ComfyUI would reject."""
 
 from __future__ import annotations
 
@@ -14,26 +14,28 @@ VERSIONS: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("contr
 
 def facts(version: str) -> dict[str, Any]:
     if version not in VERSIONS:
-        raise ValueError(f"no facts of ComfyUI {version}, only of {', '.join(VERSIONS)}; see make_contract.py")
+        raise ValueError(
+            f"Got ComfyUI {version}, expected one of {', '.join(VERSIONS)}; make_contract.py adds a version."
+        )
     return VERSIONS[version]
 
 
-def signature(text: str) -> inspect.Signature:
-    """`a, *b, c=1, **d` as a signature."""
-    args = ast.parse(f"def told({text}): ...").body[0].args
+def signature(parameters: str) -> inspect.Signature:
+    """Parse `a, *b, c=1, **d` into a signature."""
+    args = ast.parse(f"def function({parameters}): ...").body[0].args
     kinds = inspect.Parameter
-    made = []
+    result = []
     positional = [*args.posonlyargs, *args.args]
     missing = [None] * (len(positional) - len(args.defaults))
     for arg, default in zip(positional, [*missing, *args.defaults], strict=True):
-        made.append(_parameter(arg, kinds.POSITIONAL_OR_KEYWORD, default))
+        result.append(_parameter(arg, kinds.POSITIONAL_OR_KEYWORD, default))
     if args.vararg:
-        made.append(_parameter(args.vararg, kinds.VAR_POSITIONAL, None))
+        result.append(_parameter(args.vararg, kinds.VAR_POSITIONAL, None))
     for arg, default in zip(args.kwonlyargs, args.kw_defaults, strict=True):
-        made.append(_parameter(arg, kinds.KEYWORD_ONLY, default))
+        result.append(_parameter(arg, kinds.KEYWORD_ONLY, default))
     if args.kwarg:
-        made.append(_parameter(args.kwarg, kinds.VAR_KEYWORD, None))
-    return inspect.Signature(made)
+        result.append(_parameter(args.kwarg, kinds.VAR_KEYWORD, None))
+    return inspect.Signature(result)
 
 
 def _parameter(arg: ast.arg, kind: Any, default: ast.expr | None) -> inspect.Parameter:
@@ -41,22 +43,22 @@ def _parameter(arg: ast.arg, kind: Any, default: ast.expr | None) -> inspect.Par
     return inspect.Parameter(arg.arg, kind, default=value)
 
 
-def bind(told: inspect.Signature, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments by name with defaults; TypeError, as Python words it, for what the signature does not have."""
+def bind(expected: inspect.Signature, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments by name, with defaults; TypeError, worded as by Python, if the signature does not fit."""
     try:
-        bound = told.bind(*args, **kwargs)
+        bound = expected.bind(*args, **kwargs)
     except TypeError as error:
-        raise TypeError(f"{name}{told}: {error}") from None
+        raise TypeError(f"{name}{expected}: {error}") from None
     bound.apply_defaults()
     return dict(bound.arguments)
 
 
-def speaking(name: str, text: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that is called like the host's and does what `behaviour` does with the same names."""
-    told = signature(text)
+def with_signature(name: str, parameters: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a function so that it takes exactly these parameters and passes them on by name."""
+    expected = signature(parameters)
 
-    def spoken(*args: Any, **kwargs: Any) -> Any:
-        return behaviour(**bind(told, name, args, kwargs))
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        return function(**bind(expected, name, args, kwargs))
 
-    spoken.__name__, spoken.__signature__ = name, told
-    return spoken
+    wrapped.__name__, wrapped.__signature__ = name, expected
+    return wrapped

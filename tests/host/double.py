@@ -1,10 +1,10 @@
-"""The modules of ComfyUI that the pack imports, doubled: `install` puts them in place, `load_pack` loads the pack.
+"""The modules of ComfyUI that the pack imports, as doubles: `install` inserts them, `load_pack` loads the pack.
 
     host = install(monkeypatch, tmp_path, version="0.20.1")
     with load_pack(ROOT, host) as pack:
         executor = Executor(host, pack.nodes)
 
-A call that the chosen version would refuse is refused, and so is any name that the contract does not have.
+A call that the chosen version would reject raises, and so does any name that the contract does not have.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from .contract import bind, facts, signature, speaking
+from .contract import bind, facts, signature, with_signature
 from .folders import Folders
 from .pictures import build_ui
 from .schema import build_io
@@ -31,11 +31,11 @@ from .schema import build_io
 
 @dataclass
 class Bar:
-    """A progress bar: every call a node made, and which of them the user was shown."""
+    """A progress bar: the calls of a node, and those that reach the user."""
 
     total: int
     ticks: list[tuple[int, int, Any]] = field(default_factory=list)  # value, total, preview
-    shown: list[int] = field(default_factory=list)  # values that got through the throttle
+    shown: list[int] = field(default_factory=list)  # the values that passed the throttle
 
     @property
     def previews(self) -> list[Any]:
@@ -44,31 +44,31 @@ class Bar:
 
 @dataclass
 class Host:
-    """The host as a test sees it: what the nodes asked of it, and switches for what it answers."""
+    """The host of a test: a record of the calls that nodes make, and settings for the answers."""
 
     version: str
     root: Path
     interrupt_base: type[BaseException]
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))  # what get_torch_device answers
-    free_bytes: int = 8 << 30  # what get_free_memory answers
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))  # the result of get_torch_device
+    free_bytes: int = 8 << 30  # the result of get_free_memory
     bars: list[Bar] = field(default_factory=list)
     freed: list[tuple[float, torch.device]] = field(default_factory=list)  # requests to free_memory
     emptied: int = 0  # calls of soft_empty_cache
     unloaded: int = 0  # calls of unload_all_models
     previews: list[Path] = field(default_factory=list)  # pictures written to temp
     saved: list[Path] = field(default_factory=list)  # pictures written to output by ImageSaveHelper
-    checks: int = 0  # how often somebody asked whether to stop
+    checks: int = 0  # checks for an interruption
     args: SimpleNamespace = field(default_factory=SimpleNamespace)
     modules: dict[str, ModuleType] = field(default_factory=dict)
-    interrupted: bool = False  # the user's click, until somebody notices it
+    interrupted: bool = False  # the user has pressed Cancel and no node has noticed yet
     _countdown: int | None = None
 
     def __post_init__(self) -> None:
-        told = facts(self.version)
-        self.args = SimpleNamespace(**told["cli_args"])
+        contract = facts(self.version)
+        self.args = SimpleNamespace(**contract["cli_args"])
         self.InterruptProcessingException = type("InterruptProcessingException", (self.interrupt_base,), {})
         self.OOM_EXCEPTION = torch.OutOfMemoryError
-        self.folder_paths = Folders(self.root, told["supported_pt_extensions"], self.at_least(0, 28))
+        self.folder_paths = Folders(self.root, contract["supported_pt_extensions"], self.at_least(0, 28))
         self.models_dir, self.input, self.output, self.temp = (
             Path(self.folder_paths.models_dir),
             *(Path(getattr(self.folder_paths.served, kind)) for kind in ("input", "output", "temp")),
@@ -80,11 +80,11 @@ class Host:
         return tuple(int(part) for part in self.version.split(".")) >= version
 
     def interrupt_after(self, n_checks: int) -> None:
-        """The user clicks Cancel: the next `n_checks` questions whether to stop are answered no, then one yes."""
+        """Simulate the Cancel button: the next `n_checks` checks pass, and the one after them interrupts."""
         self._countdown = n_checks
 
     def check(self) -> None:
-        """A node asks whether to stop."""
+        """Check for an interruption, as a node does."""
         self.checks += 1
         if self._countdown is not None:
             self._countdown -= 1
@@ -93,7 +93,7 @@ class Host:
 
     def stop_if_interrupted(self) -> None:
         if self.interrupted:
-            self.interrupted, self._countdown = False, None  # a click stops one prompt
+            self.interrupted, self._countdown = False, None  # one interruption stops one prompt
             raise self.InterruptProcessingException
 
     def is_oom(self, error: BaseException) -> bool:
@@ -104,13 +104,14 @@ class Host:
 def install(
     patch: Any, tmp_path: Path, version: str = "0.33.0", interrupt_base: type[BaseException] | None = None
 ) -> Host:
-    """Put the double of `version` in place until the test ends.
+    """Insert the double of `version` into sys.modules until the test ends.
 
-    patch: pytest's monkeypatch, or a mapping such as a copy of sys.modules that the modules are written into.
-    interrupt_base: overrides what InterruptProcessingException derives from: Exception up to 0.19, BaseException since.
+    Args:
+        patch: pytest's monkeypatch, or a mapping such as a copy of sys.modules that receives the modules.
+        interrupt_base: The base class of InterruptProcessingException: Exception up to 0.19, BaseException since.
     """
-    told = facts(version)
-    base = interrupt_base or {"Exception": Exception, "BaseException": BaseException}[told["interrupt_base"]]
+    contract = facts(version)
+    base = interrupt_base or {"Exception": Exception, "BaseException": BaseException}[contract["interrupt_base"]]
     host = Host(version, tmp_path, base)
     host.modules = build_modules(host)
     for name, module in host.modules.items():
@@ -125,20 +126,23 @@ def install(
 
 
 class Doubled(ModuleType):
-    """A module that says what to do about a name it has not got."""
+    """A module whose missing names raise an error with instructions."""
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(
-            f"the double of {self.__name__} has no {name!r}: if the oldest ComfyUI we support has it, "
-            "add it to tests/host/make_contract.py and to the double"
+            f"The double of {self.__name__} has no {name!r}. If the oldest supported ComfyUI has it, add it to "
+            "tests/host/make_contract.py and to the double."
         )
 
 
 def build_modules(host: Host) -> dict[str, ModuleType]:
-    told = facts(host.version)
+    contract = facts(host.version)
 
     def functions(owner: Any, group: str) -> dict[str, Any]:
-        return {name: speaking(f"{group}.{name}", text, getattr(owner, name)) for name, text in told[group].items()}
+        return {
+            name: with_signature(f"{group}.{name}", parameters, getattr(owner, name))
+            for name, parameters in contract[group].items()
+        }
 
     folders = host.folder_paths
     values: dict[str, dict[str, Any]] = {
@@ -159,14 +163,14 @@ def build_modules(host: Host) -> dict[str, ModuleType]:
             **functions(folders, "folder_paths"),
         },
     }
-    made: dict[str, ModuleType] = {}
+    modules: dict[str, ModuleType] = {}
     for name, members in values.items():
-        made[name] = Doubled(name)
-        vars(made[name]).update(members)
+        modules[name] = Doubled(name)
+        vars(modules[name]).update(members)
         parent, _, last = name.rpartition(".")
         if parent:
-            setattr(made[parent], last, made[name])
-    return made
+            setattr(modules[parent], last, modules[name])
+    return modules
 
 
 class ComfyExtension:
@@ -178,7 +182,7 @@ class ComfyExtension:
 
 
 class Management:
-    """The functions of comfy.model_management, with parameters named like the host's."""
+    """The functions of comfy.model_management, with the host's parameter names."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
@@ -216,48 +220,48 @@ class Management:
 
 
 def progress_bar(host: Host) -> type:
-    """The bar shows, and looks for a click on Cancel, only when the throttle lets a call through."""
-    told = facts(host.version)
-    seconds, percent = told["throttle"]["seconds"], told["throttle"]["percent"]
+    """The class ProgressBar. Only calls that pass the throttle are displayed and check for an interruption."""
+    contract = facts(host.version)
+    seconds, percent = contract["throttle"]["seconds"], contract["throttle"]["percent"]
 
-    def given(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        return bind(signature(told["utils"][name]), f"comfy.utils.{name}", args, kwargs)
+    def arguments(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        return bind(signature(contract["utils"][name]), f"comfy.utils.{name}", args, kwargs)
 
     class ProgressBar:
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            self.total = given("ProgressBar", args, kwargs)["total"]
-            self.current, self.told, self.when = 0, -1, 0.0
+            self.total = arguments("ProgressBar", args, kwargs)["total"]
+            self.current, self.last_value, self.last_time = 0, -1, 0.0
             self.bar = Bar(self.total)
             host.bars.append(self.bar)
 
         def update_absolute(self, *args: Any, **kwargs: Any) -> None:
-            values = given("ProgressBar.update_absolute", args, kwargs)
+            values = arguments("ProgressBar.update_absolute", args, kwargs)
             self.total = self.bar.total = self.total if values["total"] is None else values["total"]
             self.current, preview = min(values["value"], self.total), values["preview"]
             self.bar.ticks.append((self.current, self.total, preview))
             if preview is not None:
                 check_preview(preview)
-            now, moved = time.perf_counter(), 100 * (self.current - max(0, self.told)) / (self.total or 1)
-            due = now - self.when >= seconds and moved >= percent
-            if preview is not None or self.told < 0 or self.current >= self.total or due:
+            now, moved = time.perf_counter(), 100 * (self.current - max(0, self.last_value)) / (self.total or 1)
+            due = now - self.last_time >= seconds and moved >= percent
+            if preview is not None or self.last_value < 0 or self.current >= self.total or due:
                 host.check()
-                self.told, self.when = self.current, now
+                self.last_value, self.last_time = self.current, now
                 self.bar.shown.append(self.current)
 
         def update(self, *args: Any, **kwargs: Any) -> None:
-            self.update_absolute(self.current + given("ProgressBar.update", args, kwargs)["value"])
+            self.update_absolute(self.current + arguments("ProgressBar.update", args, kwargs)["value"])
 
     return ProgressBar
 
 
 def check_preview(preview: Any) -> None:
-    """The server would only fail later, in another thread, where no test looks."""
+    """Raise here, because ComfyUI fails later and in another thread, where a test would not notice."""
     from PIL import Image
 
     match preview:
         case ("JPEG" | "PNG", Image.Image(), int() | None):
             return
-    raise TypeError(f"expected a preview ('JPEG', a PIL image, size), got {preview!r}")
+    raise TypeError(f"Got preview {preview!r}, expected ('JPEG' or 'PNG', a PIL image, size).")
 
 
 # ---- loading the pack ---------------------------------------------------------------------------------------------
@@ -271,12 +275,12 @@ class Pack:
 
 @contextmanager
 def load_pack(root: Path, host: Host, name: str = "/x/custom_nodes/stylegan-nada") -> Iterator[Pack]:
-    """The pack in `root`, loaded as ComfyUI does it: under its path as the module's name, not as a package on a path.
+    """Load the pack in `root` as ComfyUI does: with its path as the name of the module.
 
-    Its modules are forgotten afterwards, so that the next test may load it on another version of the host.
+    Its modules are removed from sys.modules afterwards, so that another test can load it with another host.
     """
-    door = Path(root) / "__init__.py"
-    spec = importlib.util.spec_from_file_location(name, door, submodule_search_locations=[str(root)])
+    init = Path(root) / "__init__.py"
+    spec = importlib.util.spec_from_file_location(name, init, submodule_search_locations=[str(root)])
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
@@ -289,21 +293,21 @@ def load_pack(root: Path, host: Host, name: str = "/x/custom_nodes/stylegan-nada
 
 
 async def _nodes(module: ModuleType, host: Host) -> list[type]:
-    """The classes of the pack's extension; whatever would make ComfyUI drop the whole pack raises here."""
+    """The node classes of the extension. Raises for everything that would make ComfyUI skip the whole pack."""
     if getattr(module, "NODE_CLASS_MAPPINGS", None) is not None:
-        raise TypeError("with NODE_CLASS_MAPPINGS in the module ComfyUI never calls comfy_entrypoint")
+        raise TypeError("The module has NODE_CLASS_MAPPINGS, so ComfyUI would not call comfy_entrypoint.")
     extension = module.comfy_entrypoint()
     extension = await extension if asyncio.iscoroutine(extension) else extension
     if not isinstance(extension, ComfyExtension):
-        raise TypeError(f"comfy_entrypoint gave {extension!r}, expected a ComfyExtension")
+        raise TypeError(f"comfy_entrypoint returned {extension!r}, expected a ComfyExtension.")
     if host.at_least(0, 14):
         await extension.on_load()
     nodes = await extension.get_node_list()
     if not isinstance(nodes, list):
-        raise TypeError(f"get_node_list gave a {type(nodes).__name__}, ComfyUI takes nothing but a list")
+        raise TypeError(f"get_node_list returned a {type(nodes).__name__}, expected a list.")
     ids = [node.GET_SCHEMA().node_id for node in nodes]
     if len(set(ids)) < len(ids):
-        raise ValueError(f"node ids are not unique: {ids}")
+        raise ValueError(f"Got the node ids {ids}, expected each once.")
     for node in nodes:
         node.RELATIVE_PYTHON_MODULE = f"custom_nodes.{os.path.basename(module.__name__)}"
     return nodes

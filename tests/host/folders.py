@@ -1,4 +1,4 @@
-"""The double of `folder_paths`: model folders, the three folders ComfyUI serves, and names for new files."""
+"""The double of `folder_paths`: model folders, the input, output and temp folders, and names for new files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MARKS = ("output", "input", "temp")
 
 
 class Folders:
-    """The functions, as methods named like them; `double.install` makes a module of them."""
+    """The functions of the module, as methods with the same names."""
 
     def __init__(self, root: Path, extensions: Collection[str], refuses_traversal: bool) -> None:
         self.models_dir = str(root / "models")
@@ -23,7 +23,7 @@ class Folders:
             os.makedirs(folder)
         self.supported_pt_extensions = set(extensions)
         self.refuses_traversal = refuses_traversal
-        # Not every core kind, but one of each sort: some packs and core itself keep a list where others keep a set.
+        # A selection of the core kinds. Some have their extensions in a set and others in a list.
         self.folder_names_and_paths: dict[str, tuple[list[str], Collection[str]]] = {
             "checkpoints": ([os.path.join(self.models_dir, "checkpoints")], self.supported_pt_extensions),
             "loras": ([os.path.join(self.models_dir, "loras")], self.supported_pt_extensions),
@@ -34,7 +34,7 @@ class Folders:
     # ---- models ----
 
     def add_model_folder_path(self, folder_name: str, full_folder_path: str, is_default: bool) -> None:
-        """A new kind gets no extensions, and then every file counts."""
+        """Add a folder. A new kind has no extensions, and then all files match."""
         paths, _ = self.folder_names_and_paths.setdefault(folder_name, ([], set()))
         if full_folder_path in paths and not is_default:
             return
@@ -46,7 +46,7 @@ class Folders:
         return list(self.folder_names_and_paths[folder_name][0])
 
     def get_filename_list(self, folder_name: str) -> list[str]:
-        """Relative paths in all folders of the kind, sorted; KeyError for a kind nobody registered."""
+        """Return the sorted relative paths in all folders of a kind. Raises KeyError for an unknown kind."""
         folders, extensions = self.folder_names_and_paths[folder_name]
         found = set()
         for folder in folders:
@@ -60,7 +60,7 @@ class Folders:
         return sorted(found)
 
     def get_full_path(self, folder_name: str, filename: str) -> str | None:
-        """The first folder that has the file; `..` does not lead out of it."""
+        """Return the path in the first folder that has the file, ignoring `..` at the root."""
         folders, _ = self.folder_names_and_paths.get(folder_name, ([], ()))
         inside = os.path.relpath(os.path.normpath(os.path.join(os.sep, filename)), os.sep)
         return next((path for folder in folders if os.path.isfile(path := os.path.join(folder, inside))), None)
@@ -87,13 +87,13 @@ class Folders:
 
     def filter_files_content_types(self, files: list[str], content_types: list[str]) -> list[str]:
         def kind(name: str) -> str:
-            told = "image/webp" if name.endswith(".webp") else mimetypes.guess_type(name, strict=False)[0]
-            return (told or "").split("/")[0]
+            mime = "image/webp" if name.endswith(".webp") else mimetypes.guess_type(name, strict=False)[0]
+            return (mime or "").split("/")[0]
 
         return [name for name in files if kind(name) in content_types]
 
     def _annotated(self, name: str, default_dir: str | None = None) -> tuple[str, str, bool]:
-        """Where `picture.png [output]` lies, as path, its base folder, and whether it is inside of that."""
+        """Return the path of `picture.png [output]`, its base folder, and whether the path is inside of it."""
         base = default_dir or self.served.input
         for mark in MARKS:
             if name.endswith(f"[{mark}]"):
@@ -114,7 +114,7 @@ class Folders:
     def get_save_image_path(
         self, filename_prefix: str, output_dir: str, image_width: int, image_height: int
     ) -> tuple[str, str, int, str, str]:
-        """Folder, name, number, folder below the output folder, prefix: for files called `name_00001_...`."""
+        """Return folder, name, next number, subfolder and prefix of files called `name_00001_...`."""
         now = time.localtime()
         tokens = {
             "width": image_width,

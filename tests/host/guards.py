@@ -1,6 +1,6 @@
-"""What a good guest does not do: change its inputs or global state, or leave outputs that others stumble over.
+"""Checks that a node changes neither its inputs nor global state, and that its outputs are usable by other nodes.
 
-ComfyUI itself notices none of this; the harm shows later, in another node or another run. Here it is a `Violation`.
+ComfyUI does not check this; the effects appear later, in another node or another run. Here they raise `Violation`.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from torch import Tensor, nn
 
 
 class Violation(AssertionError):  # noqa: N818
-    """A node broke a rule of the host or of this pack."""
+    """A node broke a rule of ComfyUI or of this pack."""
 
 
-# ---- everything reachable -----------------------------------------------------------------------------------------
+# ---- reachable values -- -----------------------------------------------------------------------------------------
 
 PRIMITIVES = (int, float, complex, str, bytes, type(None), Enum, torch.dtype, torch.device)
 OPAQUE = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType)
 
 
 def leaves(value: Any, path: str = "", module: bool = False, seen: dict[int, Any] | None = None) -> Iterator[Any]:
-    """(path, leaf, whether it lies in an nn.Module) of every tensor and plain value that an object leads to.
+    """Yield (path, leaf, whether it belongs to an nn.Module) for all tensors and plain values reachable from `value`.
 
-    Goes through modules with their buffers and flags, dataclasses, mappings, lists, tuples, sets and attributes; not
-    into functions, classes and modules of Python.
+    Follows the parameters, buffers and flags of modules, dataclasses, mappings, sequences, sets and attributes, but not
+    functions, classes and Python modules.
     """
     seen = {} if seen is None else seen
     if isinstance(value, (*PRIMITIVES, np.ndarray, torch.Generator)):
@@ -40,7 +40,7 @@ def leaves(value: Any, path: str = "", module: bool = False, seen: dict[int, Any
         return
     if id(value) in seen or isinstance(value, OPAQUE):
         return
-    seen[id(value)] = value  # kept alive, so that no other object gets its id
+    seen[id(value)] = value  # a reference, so that no other object gets this id
     if isinstance(value, Tensor):
         yield path, value, module
         if value.is_leaf and value.grad is not None:
@@ -67,7 +67,7 @@ def parts(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def content(tensor: Tensor) -> str:
-    """A digest of a tensor's bytes."""
+    """Hash the bytes of a tensor."""
     if tensor.device.type == "meta":
         return "meta"
     flat = tensor.detach().cpu().contiguous().reshape(-1)
@@ -75,7 +75,7 @@ def content(tensor: Tensor) -> str:
 
 
 def described(leaf: Any) -> tuple[Any, ...]:
-    """All about a leaf that a node must leave alone."""
+    """Describe everything about a leaf that a node must not change."""
     if isinstance(leaf, Tensor):
         facts = (tuple(leaf.shape), leaf.dtype, str(leaf.device), leaf.requires_grad, leaf.is_inference())
         return ("content", content(leaf), "shape, dtype, device, requires_grad or inference mode", facts)
@@ -91,19 +91,21 @@ def snapshot(value: Any) -> dict[str, tuple[Any, ...]]:
 
 
 def differences(before: Mapping[str, tuple[Any, ...]], after: Mapping[str, tuple[Any, ...]]) -> list[str]:
-    """What changed, in words. A plain value that is new is something remembered, as a tokenizer remembers words, and no
-    harm; a tensor that is new was most likely made in inference mode, and whoever trains later trips over it.
+    """Describe the changes between two snapshots.
+
+    A new plain value is allowed: it is a cache, such as that of a tokenizer. A new tensor is not: it was probably made
+    in inference mode, and a later training with it would fail.
     """
-    told = []
+    changes = []
     for path in dict.fromkeys([*before, *after]):
         if path not in after:
-            told.append(f"{path} is gone")
+            changes.append(f"{path} is gone")
         elif path not in before:
-            told += [f"{path} is new"] if after[path][0] != "value" else []
+            changes += [f"{path} is new"] if after[path][0] != "value" else []
         elif before[path] != after[path]:
             what = [a for a, b, c in zip(before[path], before[path][1:], after[path][1:], strict=False) if b != c]
-            told.append(f"{path}: {what[0]} changed")
-    return told
+            changes.append(f"{path}: {what[0]} changed")
+    return changes
 
 
 # ---- global state -------------------------------------------------------------------------------------------------
@@ -159,7 +161,7 @@ def global_state() -> dict[str, Any]:
 
 
 def restore(before: Mapping[str, Any]) -> list[str]:
-    """The names of what is no longer as it was; it is put back, so that one bad node fails one test."""
+    """Restore global state and return the names of what had changed, so that one faulty node fails one test only."""
     changed = []
     for name, (get, put) in GLOBALS.items():
         if get() != before[name]:
@@ -172,7 +174,7 @@ def restore(before: Mapping[str, Any]) -> list[str]:
 
 
 def check_output(value: Any, io_type: str, where: str) -> None:
-    """Refuse what other nodes of this type's users could not take."""
+    """Raise Violation if other nodes that accept this type could not use the value."""
     if value is None:
         raise Violation(f"{where} is None")
     if io_type in CHECKS:
@@ -181,20 +183,20 @@ def check_output(value: Any, io_type: str, where: str) -> None:
         if not isinstance(leaf, Tensor):
             continue
         if leaf.device.type != "cpu":
-            raise Violation(f"{where}{path} is on {leaf.device}; outputs are cached and belong on the CPU")
+            raise Violation(f"{where}{path} is on {leaf.device}, expected cpu: outputs are cached.")
         if in_module and leaf.is_inference():
-            raise Violation(f"{where}{path} was made in inference mode, so nobody can train this module")
+            raise Violation(f"{where}{path} was made in inference mode, so this module cannot be trained.")
         if not in_module and leaf.requires_grad:
-            raise Violation(f"{where}{path} requires grad; detach what leaves a node")
+            raise Violation(f"{where}{path} requires grad, expected a detached tensor.")
 
 
 def _tensor(value: Any, where: str, shape: str) -> None:
     if not isinstance(value, Tensor) or value.dtype != torch.float32 or value.dim() != len(shape):
-        found = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise Violation(f"{where}: expected a float32 tensor [{', '.join(shape)}], got {found}")
+        actual = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise Violation(f"{where}: expected a float32 tensor [{', '.join(shape)}], got {actual}")
     if value.numel() == 0:
         raise Violation(f"{where}: the tensor {tuple(value.shape)} is empty")
-    if value.device.type == "cpu":  # elsewhere is refused in a moment, with words about the place
+    if value.device.type == "cpu":  # other devices raise a better message below
         low, high = value.min().item(), value.max().item()
         if not (0 <= low and high <= 1):  # also for NaN
             raise Violation(f"{where}: expected values in 0..1, got {low:.3g} .. {high:.3g}")
@@ -212,7 +214,7 @@ def _mask(value: Any, where: str) -> None:
 
 def _of(*kinds: type) -> Callable[[Any, str], None]:
     def check(value: Any, where: str) -> None:
-        if type(value) not in kinds:  # a bool is no INT here
+        if type(value) not in kinds:  # a bool is not an int here
             raise Violation(f"{where}: expected {' or '.join(k.__name__ for k in kinds)}, got {type(value).__name__}")
 
     return check

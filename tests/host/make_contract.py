@@ -1,7 +1,7 @@
-"""Reads the facts of a ComfyUI tree into contract.json: `python tests/host/make_contract.py PATH_TO_COMFYUI`.
+"""Read facts about a ComfyUI source tree into contract.json: `python tests/host/make_contract.py PATH_TO_COMFYUI`.
 
-Nothing is imported from the tree, only parsed: names, parameters, defaults, option keys. A signature is kept as the
-text between its parentheses, without `self` and annotations. What a table below names, the double may have.
+The tree is parsed and not imported. The facts are names, parameters, defaults and option keys; a signature is stored as
+the text between its parentheses, without `self` and annotations. The lists below select the names.
 """
 
 from __future__ import annotations
@@ -64,14 +64,14 @@ CORE = {
 
 
 class Source:
-    """One parsed file; classes are found by their dotted name."""
+    """A parsed file; classes have dotted names."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.body = ast.parse(path.read_text(encoding="utf-8")).body
 
     def named(self, name: str, kind: type[ast.stmt] | tuple[type[ast.stmt], ...]) -> Any:
-        """A class or function; `Int.Input` is the class Input inside the class Int. The last definition counts."""
+        """Return the last definition of a class or function; `Int.Input` is the class Input in the class Int."""
         *outer, last = name.split(".")
         body = self.body if not outer else self.named(".".join(outer), ast.ClassDef).body
         found = [node for node in body if isinstance(node, kind) and getattr(node, "name", None) == last]
@@ -89,13 +89,13 @@ class Source:
         return self.named(name, ast.ClassDef)
 
     def signature(self, name: str) -> str:
-        """The parameters of a function, or of a method without its first one."""
+        """Return the parameters of a function, or of a method without the first one."""
         node = self.named(name, (ast.FunctionDef, ast.AsyncFunctionDef))
         static = any(ast.unparse(mark) == "staticmethod" for mark in node.decorator_list)
         return parameters(node.args, drop_first="." in name and not static)
 
     def value(self, name: str) -> Any:
-        """The literal assigned to a name at the top of the file."""
+        """Return the literal that the module assigns to a name."""
         for node in self.body:
             targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
             if any(isinstance(target, ast.Name) and target.id == name for target in targets):
@@ -103,13 +103,13 @@ class Source:
         raise LookupError(f"{self.path} does not assign {name}")
 
     def ancestry(self, name: str) -> Iterator[str]:
-        """A class and its first bases as far as this file has them; a type without an Input has its base's."""
+        """Yield a class and its first bases in this file; a type without an Input inherits that of its base."""
         while True:
             while not self.has(name):
                 outer, _, last = name.rpartition(".")
                 name = f"{self.first_base(outer)}.{last}"
             yield name
-            # Inside a class body, a base of the nested class's own name is the one at the top of the file.
+            # In a class body, a base with the name of the nested class is the one at module level.
             base = self.first_base(name)
             if base is None or not self.has(base):
                 return
@@ -120,14 +120,14 @@ class Source:
         return ast.unparse(bases[0]) if bases else None
 
     def constructor(self, name: str) -> str:
-        """The parameters of the nearest __init__."""
+        """Return the parameters of the nearest __init__."""
         for ancestor in self.ancestry(name):
             if any(getattr(node, "name", None) == "__init__" for node in self.cls(ancestor).body):
                 return self.signature(f"{ancestor}.__init__")
         raise LookupError(f"{name} has no __init__")
 
     def option_keys(self, name: str) -> list[str]:
-        """The constant keys its as_dict writes, those of the bases first."""
+        """Return the constant keys that as_dict writes, those of the bases first."""
         keys: list[str] = []
         for ancestor in reversed(list(self.ancestry(name))):
             for node in self.cls(ancestor).body:
@@ -137,21 +137,21 @@ class Source:
         return list(dict.fromkeys(keys))
 
     def fields(self, name: str) -> str:
-        """The fields of a dataclass as a signature; a list made by default_factory counts as []."""
-        told = []
+        """Return the fields of a dataclass as a signature; `default_factory=list` becomes []."""
+        fields = []
         for node in self.cls(name).body:
             if isinstance(node, ast.AnnAssign):
                 default = "" if node.value is None else "=" + ast.unparse(node.value)
-                told.append(ast.unparse(node.target) + default.replace("field(default_factory=list)", "[]"))
-        return ", ".join(told)
+                fields.append(ast.unparse(node.target) + default.replace("field(default_factory=list)", "[]"))
+        return ", ".join(fields)
 
     def assignments(self, name: str) -> dict[str, Any]:
-        """The literals assigned in a class body: the members of an enum."""
-        told = {}
+        """Return the literals assigned in a class body: the members of an enum."""
+        members = {}
         for node in self.cls(name).body:
             if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
-                told[ast.unparse(node.targets[0])] = node.value.value
-        return told
+                members[ast.unparse(node.targets[0])] = node.value.value
+        return members
 
 
 def parameters(args: ast.arguments, drop_first: bool) -> str:
@@ -191,8 +191,8 @@ def io_facts(source: Source) -> dict[str, Any]:
 
 
 def core_facts(root: Path) -> dict[str, Any]:
-    """What object_info says of the core nodes, as far as their source says it in literals."""
-    told = {}
+    """Return the facts about the core nodes that their source has as literals."""
+    nodes = {}
     for name, file in CORE.items():
         source = Source(root / file)
         facts: dict[str, Any] = {"inputs": [], "outputs": [], "output_node": False}
@@ -200,16 +200,16 @@ def core_facts(root: Path) -> dict[str, Any]:
             for node in source.cls(ancestor).body:
                 target = ast.unparse(node.targets[0]) if isinstance(node, ast.Assign) else getattr(node, "name", "")
                 if target == "RETURN_TYPES":
-                    # A name such as IO.STRING stands for itself.
+                    # A name such as IO.STRING is the type STRING.
                     facts["outputs"] = [ast.unparse(part).split(".")[-1].strip("'") for part in node.value.elts]
                 elif target == "OUTPUT_NODE":
                     facts["output_node"] = ast.literal_eval(node.value)
                 elif target == "INPUT_TYPES":
-                    given = next(part for part in ast.walk(node) if isinstance(part, ast.Dict))
-                    sections = {ast.literal_eval(k): v for k, v in zip(given.keys, given.values, strict=True)}
+                    inputs = next(part for part in ast.walk(node) if isinstance(part, ast.Dict))
+                    sections = {ast.literal_eval(k): v for k, v in zip(inputs.keys, inputs.values, strict=True)}
                     facts["inputs"] = [ast.literal_eval(key) for key in sections["required"].keys]
-        told[name] = facts
-    return told
+        nodes[name] = facts
+    return nodes
 
 
 def version(root: Path) -> str:
@@ -217,16 +217,16 @@ def version(root: Path) -> str:
 
 
 def facts(root: Path) -> dict[str, Any]:
-    """Everything the double is held to, of one ComfyUI tree."""
+    """Return all facts about one ComfyUI tree."""
     node_io, ui = Source(root / "comfy_api/latest/_io.py"), Source(root / "comfy_api/latest/_ui.py")
     folders, tools = Source(root / "folder_paths.py"), Source(root / "comfy/utils.py")
     management, flags = Source(root / "comfy/model_management.py"), Source(root / "comfy/cli_args.py")
-    told_flags = [
+    flag_names = [
         ast.literal_eval(node.args[0])
         for node in ast.walk(ast.Module(flags.body, []))
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "parser.add_argument"
     ]
-    if "--disable-metadata" not in told_flags:
+    if "--disable-metadata" not in flag_names:
         raise LookupError(f"{flags.path} has no --disable-metadata")
     return {
         "io": io_facts(node_io),

@@ -1,4 +1,4 @@
-"""Writes locales/en from the schemas of the nodes: `python -m tests.host.make_locales`, in the repository's root."""
+"""Write locales/en from the schemas of the nodes: `python -m tests.host.make_locales` in the root of the repository."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ ENGLISH = ROOT / "locales" / "en" / "nodeDefs.json"
 
 
 def texts(schemas: Iterable[Any]) -> dict[str, Any]:
-    """Every text of the nodes' schemas that the page translates, in the form of a nodeDefs.json."""
+    """Return all translatable texts of the nodes' schemas, in the format of nodeDefs.json."""
 
-    def told(one: Any) -> dict[str, Any]:
+    def names(one: Any) -> dict[str, Any]:
         return {"name": one.display_name or one.id, "tooltip": one.tooltip}
 
-    made = {}
+    result = {}
     for schema in schemas:
-        made[schema.node_id] = {
+        result[schema.node_id] = {
             "display_name": schema.display_name,
             "description": schema.description,
-            "inputs": {one.id: told(one) for one in schema.inputs},
-            "outputs": {str(index): told(one) for index, one in enumerate(schema.outputs)},
+            "inputs": {one.id: names(one) for one in schema.inputs},
+            "outputs": {str(index): names(one) for index, one in enumerate(schema.outputs)},
         }
-    return made
+    return result
 
 
-def written(told: dict[str, Any]) -> str:
-    return json.dumps(told, ensure_ascii=False, indent=2) + "\n"
+def written(texts: dict[str, Any]) -> str:
+    return json.dumps(texts, ensure_ascii=False, indent=2) + "\n"
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The double of `comfy_api.latest.io`: what a node declares, and the shape in which /object_info tells it."""
+"""The double of `comfy_api.latest.io`: what a node declares, and its entry in /object_info."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 from .contract import bind, facts, signature
 
-# Options whose name in /object_info is not the parameter's.
-SPELLED = {
+# Options whose name in /object_info differs from the parameter.
+PARAMETERS = {
     "rawLink": "raw_link",
     "widgetType": "widget_type",
     "forceInput": "force_input",
@@ -21,23 +21,23 @@ WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 
 
 class Declared:
-    """An input or output. The subclasses made below know their signature, their option keys and their type."""
+    """An input or output. `build_io` makes subclasses with a signature, option keys and a type."""
 
     io_type: str
-    called: str
-    told_signature: Any
-    told_options: list[str]
+    full_name: str
+    signature: Any
+    option_keys: list[str]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        for name, value in bind(self.told_signature, self.called, args, kwargs).items():
+        for name, value in bind(self.signature, self.full_name, args, kwargs).items():
             setattr(self, name, value)
 
     def get_io_type(self) -> str:
         return self.io_type
 
     def as_dict(self) -> dict[str, Any]:
-        """The options that were given, by the names they have in /object_info."""
-        values = {key: getattr(self, SPELLED.get(key, key), None) for key in self.told_options}
+        """Return the options that are set, by their names in /object_info."""
+        values = {key: getattr(self, PARAMETERS.get(key, key), None) for key in self.option_keys}
         return {key: plain(value) for key, value in values.items() if value is not None}
 
 
@@ -74,7 +74,7 @@ class Output(Declared):
 
 
 class HiddenValues:
-    """What stands in `cls.hidden`; a value that was not asked for is None."""
+    """The value of `cls.hidden`; what the schema does not ask for is None."""
 
     def __init__(self, values: dict[str, Any]) -> None:
         self.__dict__.update(values)
@@ -84,14 +84,14 @@ class HiddenValues:
 
 
 class NodeOutput:
-    """The values a node gives, and what it shows."""
+    """The outputs of a node and its ui."""
 
-    told_signature: Any
+    signature: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        given = bind(self.told_signature, "NodeOutput", args, kwargs)
-        self.args: tuple[Any, ...] = given["args"]
-        self.ui, self.expand, self.block_execution = given["ui"], given["expand"], given["block_execution"]
+        values = bind(self.signature, "NodeOutput", args, kwargs)
+        self.args: tuple[Any, ...] = values["args"]
+        self.ui, self.expand, self.block_execution = values["ui"], values["expand"], values["block_execution"]
 
     @property
     def result(self) -> tuple[Any, ...] | None:
@@ -102,7 +102,7 @@ class NodeOutput:
 
 
 class ComfyNode:
-    """The base of all V3 nodes. Classes, never instances: the host runs a locked copy of the class."""
+    """The base class of V3 nodes. It is not instantiated; the host calls a locked subclass."""
 
     RELATIVE_PYTHON_MODULE: str | None = None
     hidden: Any = None
@@ -156,12 +156,12 @@ class ComfyNode:
 
 
 def overrides(cls: type, name: str) -> bool:
-    """Whether a node defines one of the host's functions itself."""
+    """Whether a node overrides a function of ComfyNode."""
     return getattr(cls, name).__func__ is not getattr(ComfyNode, name).__func__
 
 
 def locked(cls: type, hidden: dict[str, Any]) -> type:
-    """What the host calls instead of the node's class: a subclass with `hidden` filled in that refuses changes."""
+    """Return the subclass that the host calls: it has values for `hidden` and rejects changes."""
 
     class Locked(type(cls)):
         def __setattr__(self, name: str, value: Any) -> None:
@@ -178,7 +178,7 @@ def plain(value: Any) -> Any:
 
 
 class SchemaBehaviour:
-    """The methods of io.Schema; its fields come from the contract."""
+    """The methods of io.Schema; the contract has its fields."""
 
     def validate(self) -> None:
         for what, declared in (("Input", self.inputs), ("Output", self.outputs)):
@@ -189,7 +189,7 @@ class SchemaBehaviour:
 
     def finalize(self) -> None:
         self.inputs, self.outputs, self.hidden = list(self.inputs or []), list(self.outputs or []), self.hidden or []
-        if self.is_output_node:  # the workflow goes into what it saves
+        if self.is_output_node:  # output nodes store the workflow in their files
             kind = self.known_hidden
             self.hidden += [one for one in (kind.prompt, kind.extra_pnginfo) if one not in self.hidden]
         for index, output in enumerate(self.outputs):
@@ -197,7 +197,7 @@ class SchemaBehaviour:
                 output.id = f"_{index}_{output.io_type}_"
 
     def get_v1_info(self, cls: type) -> dict[str, Any]:
-        """The entry of /object_info, every field of the version in its order."""
+        """Return the entry of /object_info, with the fields of the host's version in their order."""
         sections: dict[str, dict[str, Any]] = {"required": {}}
         for one in self.inputs:
             options = one.as_dict()
@@ -222,56 +222,56 @@ class SchemaBehaviour:
             "python_module": cls.RELATIVE_PYTHON_MODULE or "nodes",
             "search_aliases": self.search_aliases or None,
         }
-        # The other fields are called as in the schema, or are about things that the double has not got.
-        return {field: known.get(field, getattr(self, field, None)) for field in self.told_fields}
+        # The other fields have the names of the schema, or the double does not support them.
+        return {field: known.get(field, getattr(self, field, None)) for field in self.field_names}
 
 
-def build_schema(told: dict[str, Any], hidden: type[Enum]) -> type:
+def build_schema(contract: dict[str, Any], hidden: type[Enum]) -> type:
     fields: list[Any] = []
-    for name, parameter in signature(told["schema"]).parameters.items():
+    for name, parameter in signature(contract["schema"]).parameters.items():
         if parameter.default is parameter.empty:
             fields.append((name, Any))
         elif isinstance(parameter.default, list):
             fields.append((name, Any, dataclasses.field(default_factory=list)))
         else:
             fields.append((name, Any, dataclasses.field(default=parameter.default)))
-    bases = (type("Methods", (SchemaBehaviour,), {"known_hidden": hidden, "told_fields": told["node_info"]}),)
+    bases = (type("Methods", (SchemaBehaviour,), {"known_hidden": hidden, "field_names": contract["node_info"]}),)
     return dataclasses.make_dataclass("Schema", fields, bases=bases)
 
 
 def build_io(version: str) -> SimpleNamespace:
     """The names of `comfy_api.latest.io` that the contract has."""
-    told = facts(version)["io"]
-    enums = {name: Enum(name, members, type=str) for name, members in told["enums"].items()}
+    contract = facts(version)["io"]
+    enums = {name: Enum(name, members, type=str) for name, members in contract["enums"].items()}
 
-    def side(kind: str, called: str, io_type: str) -> type:
-        base = Output if kind == "Output" else WidgetInput if io_type in WIDGETS and called != "Custom" else Input
-        base = ComboInput if called == "Combo" and kind == "Input" else base
-        name = f"{called}.{kind}"
+    def side(kind: str, type_name: str, io_type: str) -> type:
+        base = Output if kind == "Output" else WidgetInput if io_type in WIDGETS and type_name != "Custom" else Input
+        base = ComboInput if type_name == "Combo" and kind == "Input" else base
+        name = f"{type_name}.{kind}"
         return type(
             kind,
             (base,),
             {
                 "io_type": io_type,
-                "called": f"io.{name}",
-                "told_options": told["options"][name],
-                "told_signature": signature(told["calls"][name]),
+                "full_name": f"io.{name}",
+                "option_keys": contract["options"][name],
+                "signature": signature(contract["calls"][name]),
             },
         )
 
-    def declare(called: str, io_type: str) -> type:
-        sides = {kind: side(kind, called, io_type) for kind in ("Input", "Output")}
-        return type(called, (), {"io_type": io_type, **sides})
+    def declare(type_name: str, io_type: str) -> type:
+        sides = {kind: side(kind, type_name, io_type) for kind in ("Input", "Output")}
+        return type(type_name, (), {"io_type": io_type, **sides})
 
-    made: dict[str, Any] = {
-        **{name: declare(name, io_type) for name, io_type in told["types"].items()},
+    names: dict[str, Any] = {
+        **{name: declare(name, io_type) for name, io_type in contract["types"].items()},
         **enums,
         "Custom": lambda io_type: declare("Custom", io_type),
         "Input": Input,
         "WidgetInput": WidgetInput,
         "Output": Output,
         "ComfyNode": ComfyNode,
-        "NodeOutput": type("NodeOutput", (NodeOutput,), {"told_signature": signature(told["calls"]["NodeOutput"])}),
-        "Schema": build_schema(told, enums["Hidden"]),
+        "NodeOutput": type("NodeOutput", (NodeOutput,), {"signature": signature(contract["calls"]["NodeOutput"])}),
+        "Schema": build_schema(contract, enums["Hidden"]),
     }
-    return SimpleNamespace(**{name: made[name] for name in told["public"]})
+    return SimpleNamespace(**{name: names[name] for name in contract["public"]})

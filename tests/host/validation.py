@@ -1,6 +1,6 @@
-"""What POST /prompt looks at before a prompt may run, with the traps that ComfyUI's validation has.
+"""The checks of POST /prompt before a prompt runs, with the pitfalls of ComfyUI's validation.
 
-Names and wording of the errors are those of `node_errors` in its reply.
+The types and texts of the errors are those of `node_errors` in its response.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CONVERSIONS = {"INT": int, "FLOAT": float, "STRING": str, "BOOLEAN": bool}
 
 @dataclass(frozen=True)
 class NodeError:
-    """Why ComfyUI would refuse a prompt: `type` and `details` are worded as in its `node_errors`."""
+    """A validation error; `type` and `details` are those of ComfyUI's `node_errors`."""
 
     node_id: str | None
     type: str
@@ -39,7 +39,7 @@ class Refused(Exception):  # noqa: N818
 
 @dataclass
 class Facts:
-    """A node class as the executor reads it from its own /object_info entry."""
+    """A node class and its /object_info entry."""
 
     cls: Any
     info: dict[str, Any]
@@ -55,16 +55,18 @@ class Facts:
         self.schema = self.cls.FINALIZE_SCHEMA() if overrides(self.cls, "define_schema") else None
         lazy = [name for name, (_, options, _) in self.inputs.items() if options.get("lazy")]
         if lazy:
-            raise NotImplementedError(f"{self.info['name']}: the double does not do lazy inputs ({', '.join(lazy)})")
+            raise NotImplementedError(
+                f"{self.info['name']} has the lazy inputs {', '.join(lazy)}, which the double does not support."
+            )
 
     @property
     def named_by_id(self) -> bool:
-        """Whether the node's id belongs to its cache key."""
+        """Whether the cache key includes the node's id."""
         return "unique_id" in self.hidden or bool(self.schema and self.schema.not_idempotent)
 
 
-class Given:
-    """A value handed to `call` in place of a link; it stands in the prompt as a node with one output."""
+class ValueNode:
+    """A value passed to `Executor.call` for a linked input: a node of the prompt with one output."""
 
     def __init__(self, io_type: str, value: Any) -> None:
         self.io_type, self.value = io_type, value
@@ -79,25 +81,25 @@ def is_widget(io_type: Any) -> bool:
     return isinstance(io_type, list) or io_type in WIDGETS
 
 
-def fits(sent: Any, wanted: Any) -> bool:
-    """Whether a link may be: the types, each a union written with commas, have one in common; * goes everywhere."""
-    if sent == wanted or "*" in (sent, wanted):
+def fits(sent: Any, expected: Any) -> bool:
+    """Whether an output may be linked to an input: the types, unions separated by commas, overlap; * matches all."""
+    if sent == expected or "*" in (sent, expected):
         return True
-    if not isinstance(sent, str) or not isinstance(wanted, str):
-        return isinstance(sent, list) and wanted == "COMBO"
-    sent_types, wanted_types = ({part.strip() for part in told.split(",")} for told in (sent, wanted))
-    return "*" in sent_types | wanted_types or bool(sent_types & wanted_types)
+    if not isinstance(sent, str) or not isinstance(expected, str):
+        return isinstance(sent, list) and expected == "COMBO"
+    sent_types, expected_types = ({part.strip() for part in types.split(",")} for types in (sent, expected))
+    return "*" in sent_types | expected_types or bool(sent_types & expected_types)
 
 
 def finished(value: Any) -> Any:
-    """The result of a function of a node, which may be `async`."""
+    """Return the result of a node's function, which may be a coroutine."""
     return asyncio.run(value) if inspect.iscoroutine(value) else value
 
 
 def mapped(facts: Facts, name: str, inputs: dict[str, list[Any]], hidden: dict[str, Any]) -> list[Any]:
-    """Call a function of a node once for every element of its inputs, on a locked copy of its class.
+    """Call a function of a node, on its locked subclass, for every element of its input lists.
 
-    The last element of a shorter list is repeated; a node with is_input_list gets the lists themselves, once.
+    Shorter lists repeat their last element. A node with is_input_list is called once, with the lists.
     """
     function = getattr(locked(facts.cls, hidden), name)
     if facts.info["is_input_list"] or not inputs:
@@ -110,7 +112,7 @@ def mapped(facts: Facts, name: str, inputs: dict[str, list[Any]], hidden: dict[s
 
 
 class Validation:
-    """What POST /prompt looks at. Converts the constants of `prompt` in place, as ComfyUI does."""
+    """The validation of one prompt. Converts the constants of `prompt` in place, as ComfyUI does."""
 
     def __init__(self, executor: Executor, prompt: dict[str, Any], targets: list[str] | None = None) -> None:
         self.executor, self.prompt, self.targets = executor, prompt, targets or []
@@ -119,7 +121,7 @@ class Validation:
 
     def errors(self) -> list[NodeError]:
         for node_id, node in self.prompt.items():
-            if isinstance(node, Given):
+            if isinstance(node, ValueNode):
                 continue
             if node.get("class_type") not in self.executor.classes:
                 return [NodeError(node_id, "missing_node_type", str(node.get("class_type")))]
@@ -136,26 +138,26 @@ class Validation:
         if node_id in self.path:
             around = " -> ".join([*self.path[self.path.index(node_id) :], node_id])
             self.done[node_id] = [NodeError(node_id, "dependency_cycle", around)]
-        if node_id in self.done or isinstance(self.prompt.get(node_id), Given):
+        if node_id in self.done or isinstance(self.prompt.get(node_id), ValueNode):
             return
         self.path.append(node_id)
         try:
-            found = self.check(node_id)
-        except Exception as error:  # whatever a node's validation raises makes the prompt invalid, no more
-            found = [NodeError(node_id, "exception_during_validation", f"{type(error).__name__}: {error}")]
+            errors = self.check(node_id)
+        except Exception as error:  # as in ComfyUI, any exception makes the prompt invalid
+            errors = [NodeError(node_id, "exception_during_validation", f"{type(error).__name__}: {error}")]
         self.path.pop()
-        self.done[node_id] = [*self.done.get(node_id, []), *found]
+        self.done[node_id] = [*self.done.get(node_id, []), *errors]
 
     def check(self, node_id: str) -> list[NodeError]:
         node = self.prompt[node_id]
         facts = self.executor.facts(node)
-        # The traps of validate_inputs: a named input is no longer checked here, and **kwargs names all of them.
+        # Pitfalls of validate_inputs: an input that it names is not checked here, and **kwargs names all of them.
         named: set[str] = set()
         if overrides(facts.cls, "validate_inputs"):
             arguments = inspect.getfullargspec(facts.cls.validate_inputs)
             named = set(facts.inputs) if arguments.varkw else set(arguments.args)
             named |= set(arguments.args)
-        found = []
+        errors = []
         received = {}
         for name in facts.inputs:
             if name in node["inputs"] and isinstance(node["inputs"][name], list):
@@ -163,10 +165,10 @@ class Validation:
             else:
                 problem = self.check_constant(facts, name, node["inputs"], name in named)
             if problem:
-                found.append(NodeError(node_id, *problem, name))
+                errors.append(NodeError(node_id, *problem, name))
         if named:
-            found += self.ask(node_id, facts, named, received)
-        return found
+            errors += self.validate_inputs(node_id, facts, named, received)
+        return errors
 
     def check_link(
         self, facts: Facts, name: str, link: list[Any], received: dict[str, str], own_types: bool
@@ -174,7 +176,7 @@ class Validation:
         if len(link) != 2:
             return "bad_linked_input", f"{name}, {link}"
         source = self.prompt[link[0]]
-        outputs = [source.io_type] if isinstance(source, Given) else self.executor.facts(source).info["output"]
+        outputs = [source.io_type] if isinstance(source, ValueNode) else self.executor.facts(source).info["output"]
         received[name] = outputs[link[1]]
         if not own_types and not fits(received[name], facts.inputs[name][0]):
             return "return_type_mismatch", (
@@ -207,23 +209,23 @@ class Validation:
                 return "value_not_in_list", f"{name}: {value!r} not in {choices}"
         return None
 
-    def ask(self, node_id: str, facts: Facts, named: set[str], received: dict[str, str]) -> list[NodeError]:
-        """Call the node's own validation. What it says is told once for each input it named: never if it named none."""
+    def validate_inputs(self, node_id: str, facts: Facts, named: set[str], received: dict[str, str]) -> list[NodeError]:
+        """Call the node's validate_inputs. Each input that it names gets its message; without names it is lost."""
         inputs = {key: values for key, values in constants(facts, self.prompt[node_id]).items() if key in named}
         if "input_types" in named:
             inputs["input_types"] = [received]
         hidden = self.executor.hidden(facts, node_id, {}, None)
-        answers = mapped(facts, "validate_inputs", inputs, hidden)
+        results = mapped(facts, "validate_inputs", inputs, hidden)
         return [
-            NodeError(node_id, "custom_validation_failed", name if answer is False else f"{name} - {answer}", name)
+            NodeError(node_id, "custom_validation_failed", name if result is False else f"{name} - {result}", name)
             for name in inputs
-            for answer in answers
-            if answer is not True
+            for result in results
+            if result is not True
         ]
 
 
 def constants(facts: Facts, node: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """What validation and fingerprints get to see: constants the node knows, None for a link."""
+    """Return the arguments of validation and fingerprints: known constants, and None for a link."""
     return {
         name: [None if is_link(value) else value]
         for name, value in node["inputs"].items()
