@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import struct
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from PIL import Image
@@ -163,3 +166,83 @@ def test_unusable_images_are_refused(images: torch.Tensor, message: str) -> None
 def test_squares_under_16_pixels_are_refused() -> None:
     with pytest.raises(ValueError, match="size 8, expected at least 16"):
         square(noise(), 8)
+
+
+# ---- what a viewer shows ------------------------------------------------------------------------------------------
+
+
+def ramp(white: float, dtype: str) -> numpy.ndarray:
+    return (numpy.tile(numpy.linspace(0, 1, 64), (64, 1)) * white).astype(dtype)
+
+
+@pytest.mark.parametrize(
+    ("name", "white", "dtype"),
+    [
+        ("gray16.png", 65535, "uint16"),
+        ("gray16.tif", 65535, "uint16"),
+        ("gray32.tif", 65535, "int32"),
+        ("float.tif", 1.0, "float32"),
+    ],
+)
+def test_deep_gray_images_are_scaled(tmp_path: Path, name: str, white: float, dtype: str) -> None:
+    Image.fromarray(ramp(white, dtype)).save(tmp_path / name)
+    expected = torch.linspace(-1, 1, 64).expand(1, 3, 64, 64)
+    torch.testing.assert_close(load_image(tmp_path / name), expected, atol=1.01 / 127.5, rtol=0)
+
+
+def test_big_endian_16_bit_gray_is_scaled() -> None:
+    image = Image.frombytes("I;16B", (64, 64), ramp(65535, ">u2").tobytes())
+    torch.testing.assert_close(from_pil(image)[0, 0, 0], torch.linspace(-1, 1, 64), atol=1.01 / 127.5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "value"),
+    [(ramp(8.0, "float32"), "8"), (ramp(70000, "int32"), "70000"), (ramp(math.nan, "float32"), "nan")],
+)
+def test_gray_images_of_unknown_range_are_refused(tmp_path: Path, pixels: numpy.ndarray, value: str) -> None:
+    path = tmp_path / "deep.tif"
+    Image.fromarray(pixels).save(path)
+    with pytest.raises(ValueError, match=f"{path.name}.* to {value}"):
+        load_image(path)
+
+
+def linear_profile() -> bytes:
+    """A minimal ICC profile with the primaries of sRGB and linear values (ICC.1:2001-04, sections 6 and 7)."""
+
+    def xyz(*values: float) -> bytes:
+        return b"XYZ \0\0\0\0" + b"".join(struct.pack(">i", round(value * 65536)) for value in values)
+
+    curve = b"curv\0\0\0\0" + struct.pack(">IHxx", 1, 256)  # one entry: a gamma of 1
+    text = b"desc\0\0\0\0" + struct.pack(">I", 7) + b"linear\0" + bytes(79)
+    tags = {
+        b"desc": text,
+        b"wtpt": xyz(0.9642, 1.0, 0.8249),
+        b"rXYZ": xyz(0.4361, 0.2225, 0.0139),
+        b"gXYZ": xyz(0.3851, 0.7169, 0.0971),
+        b"bXYZ": xyz(0.1431, 0.0606, 0.7141),
+        **{name: curve for name in (b"rTRC", b"gTRC", b"bTRC")},
+    }
+    table, data, start = struct.pack(">I", len(tags)), b"", 128 + 4 + 12 * len(tags)
+    for name, value in tags.items():
+        value += bytes(-len(value) % 4)
+        table += name + struct.pack(">II", start + len(data), len(value))
+        data += value
+    kinds = (b"lcms", 0x02100000, b"mntr", b"RGB ", b"XYZ ", bytes(12), b"acsp")
+    header = struct.pack(">I4sI4s4s4s12s4s", start + len(data), *kinds)
+    header += bytes(68 - len(header)) + struct.pack(">iii", 63190, 65536, 54061)
+    return header + bytes(128 - len(header)) + table + data
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_icc_profile_is_converted_to_srgb(tmp_path: Path, mode: str) -> None:
+    """Linear 55 / 255 = 0.2157 is 0.5015 in sRGB (IEC 61966-2-1)."""
+    color = (55, 55, 55, 255)[: len(mode)]
+    Image.new(mode, (16, 16), color).save(tmp_path / "linear.png", icc_profile=linear_profile())
+    image = load_image(tmp_path / "linear.png")
+    torch.testing.assert_close(image, torch.full_like(image, 2 * 0.5015 - 1), atol=2 / 127.5, rtol=0)
+
+
+def test_damaged_icc_profile_is_ignored_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Image.new("RGB", (16, 16), (55, 55, 55)).save(tmp_path / "broken.png", icc_profile=linear_profile()[:90])
+    assert load_image(tmp_path / "broken.png")[0, 0, 0, 0].item() == pytest.approx(55 / 127.5 - 1)
+    assert "ICC" in caplog.text

@@ -5,6 +5,8 @@ Inside the core an image is float32 [N, 3, H, W] in -1..1 (N images, H height, W
 
 from __future__ import annotations
 
+import io
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,28 +50,78 @@ def to_pil(image: Tensor) -> Image.Image:
 
 
 def from_pil(image: Image.Image) -> Tensor:
-    """Convert a Pillow image of any mode to [1, 3, H, W]: EXIF rotation applied, transparency composed over white."""
+    """Convert a Pillow image of any mode to [1, 3, H, W] as a viewer shows it.
+
+    EXIF rotation and ICC profiles are applied, 16-bit and float gray is scaled, transparency is composed over white.
+
+    Raises:
+        ValueError: for integers beyond 16 bits and floats beyond 0..1, whose white point is unknown.
+    """
     import numpy
     from PIL import Image, ImageOps
 
-    image = ImageOps.exif_transpose(image)
+    image = _to_srgb(_to_bytes(ImageOps.exif_transpose(image)))
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba)
     return from_uint8(torch.from_numpy(numpy.array(image.convert("RGB")))[None])
 
 
+def _to_bytes(image: Image.Image) -> Image.Image:
+    """Scale deep gray modes to 8 bits; Pillow's own conversion clips them."""
+    import numpy
+    from PIL import Image
+
+    if image.mode != "F" and not image.mode.startswith("I"):
+        return image
+    pixels = numpy.asarray(image if image.mode == "F" else image.convert("I"), dtype=numpy.float64)
+    low, high, white = pixels.min(), pixels.max(), 1.0 if image.mode == "F" else 65535.0
+    if not (low >= 0 and high <= white):  # NaN fails, too
+        raise ValueError(
+            f"Got a gray image of mode {image.mode} with values from {low:g} to {high:g}, expected 0 to {white:g}; "
+            "map high dynamic range to 8 bits first."
+        )
+    scaled = Image.fromarray((pixels * (255 / white)).round().astype(numpy.uint8))
+    scaled.info = {"icc_profile": image.info["icc_profile"]} if "icc_profile" in image.info else {}
+    return scaled
+
+
+def _to_srgb(image: Image.Image) -> Image.Image:
+    """Convert from the embedded ICC profile to sRGB; images without one are sRGB."""
+    from PIL import ImageCms
+
+    icc = image.info.get("icc_profile")
+    if not icc:
+        return image
+    alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+    colors = image if image.mode in ("L", "RGB", "CMYK", "LAB") else image.convert("RGB")
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
+        if "srgb" in ImageCms.getProfileDescription(profile).lower():
+            return image
+        converted = ImageCms.profileToProfile(colors, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (OSError, ImageCms.PyCMSError) as error:  # a profile for other channels, or a damaged one: viewers ignore these, too
+        logging.getLogger(__name__).warning("The ICC profile of an image was ignored: %s", error)
+        return image
+    assert converted is not None  # only a conversion in place returns nothing
+    if alpha is not None:
+        converted.putalpha(alpha)
+    return converted
+
+
 def load_image(path: str | os.PathLike[str]) -> Tensor:
     """Read an image file as [1, 3, H, W] in -1..1.
 
     Raises:
-        ValueError: for a missing file, and one that Pillow cannot read.
+        ValueError: for a missing file, one that Pillow cannot read, and a gray image of unknown range.
     """
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(path) as image:
             return from_pil(image)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     except FileNotFoundError:
         raise ValueError(f"{path}: there is no image file. Check the path.") from None
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
