@@ -100,7 +100,7 @@ def _to_srgb(image: Image.Image) -> Image.Image:
         if "srgb" in ImageCms.getProfileDescription(profile).lower():
             return image
         converted = ImageCms.profileToProfile(colors, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
-    except (OSError, ImageCms.PyCMSError) as error:  # a profile for other channels, or a damaged one: viewers ignore these, too
+    except (OSError, ImageCms.PyCMSError) as error:  # for other channels, or damaged: viewers ignore it
         logging.getLogger(__name__).warning("The ICC profile of an image was ignored: %s", error)
         return image
     assert converted is not None  # only a conversion in place returns nothing
