@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from tiny import generator, rng
 from torch import Tensor, nn
 
 from nada_core.io.checkpoint_file import read_checkpoint
-from nada_core.io.errors import CheckpointError
+from nada_core.io.errors import CheckpointError, UnsupportedCheckpointError
 from nada_core.io.metadata import write_safetensors
 from nada_core.latents.directions import Directions, boundary, edit, load_directions, principal, save_directions, sefa
 from nada_core.latents.sampling import Latents, render, sample
@@ -265,10 +266,10 @@ def test_directions_of_other_programs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (torch.zeros(1, 4), r"\[1, 4\] rows and columns, expected \[1, 5\]"),
-        (torch.zeros(1, 3, 5), r"\[3, 5\] rows"),
+        (torch.zeros(1, 4), r"\[1, 4\], expected \[K, 5\]"),
+        (torch.zeros(1, 3, 5), r"\[1, 3, 5\], expected"),
         (torch.zeros(0, 5), "vectors of shape"),
-        (torch.zeros(1, 1, 1, 5), "no directions"),
+        (torch.zeros(1, 1, 1, 5), r"\[1, 1, 1, 5\]"),
         ({"a": torch.zeros(5), "b": torch.zeros(5)}, r"holds \['a', 'b'\]"),
         ({"std": torch.zeros(5)}, "no directions"),
         ({"comp": torch.zeros(3, 1, 5), "std": torch.zeros(2)}, "3 vectors"),
@@ -278,4 +279,53 @@ def test_directions_of_other_programs(tmp_path: Path) -> None:
 def test_foreign_files_that_are_no_directions_of_this_generator(tmp_path: Path, content: Any, words: str) -> None:
     torch.save(content, tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match=words):
+        load_directions(tmp_path / "x.pt", generator())
+
+
+def test_axes_of_arrays_are_read_by_name_and_size(tmp_path: Path) -> None:
+    """The generator has 6 rows of width 5. A direction is a column of `eigvec`, and [6, 5] is one direction of W+."""
+    made, numbers = generator(), torch.randn(6 * 5, generator=rng())
+    square, wide, tall = numbers[:25].view(5, 5), numbers[:15].view(3, 5), numbers[:10].view(5, 2)
+    wplus = numbers.view(6, 5)
+    for content, vectors in (
+        ({"ckpt": "x.pt", "eigvec": square}, square.T[:, None]),
+        ({"eigvec": tall, "eigval": torch.ones(2)}, tall.T[:, None]),
+        ({"comp": wplus, "std": torch.ones(6)}, wplus[:, None]),
+        ({"comp": wplus}, wplus[:, None]),
+        (wide, wide[:, None]),
+        (tall, tall.T[:, None]),
+        (tall[:, :1], tall.T[:1, None]),
+        (wplus, wplus[None]),
+        ({"age": wplus}, wplus[None]),
+        (wplus[None], wplus[None]),
+        (numbers, wplus[None]),
+        (numbers[None], wplus[None]),
+        (numbers[:5], numbers[:5].view(1, 1, 5)),
+        (torch.stack([wplus, -wplus]), torch.stack([wplus, -wplus])),
+    ):
+        torch.save(content, tmp_path / "x.pt")
+        assert torch.equal(load_directions(tmp_path / "x.pt", made).vectors, vectors)
+
+
+def test_direction_of_wplus_moves_each_row_by_its_own_vector(tmp_path: Path) -> None:
+    made, vector = generator(), torch.randn(6, 5, generator=rng())
+    vector[3:] = 0
+    numpy.save(tmp_path / "age.npy", vector.numpy())
+    latents = sample(made, [0])
+    moved = edit(latents, load_directions(tmp_path / "age.npy", made)["age"], 2.0)
+    torch.testing.assert_close(moved.ws - latents.ws, 2 * vector[None])
+
+
+@pytest.mark.parametrize("size", [(5, 5), (5, 6), (6, 1, 5)])
+def test_arrays_that_can_be_read_in_two_ways_are_refused(tmp_path: Path, size: tuple[int, ...]) -> None:
+    torch.save(torch.ones(size), tmp_path / "x.pt")
+    with pytest.raises(UnsupportedCheckpointError, match=re.escape(f"{list(size)} can be")):
+        load_directions(tmp_path / "x.pt", generator())
+
+
+@pytest.mark.parametrize("content", [{"eigvec": torch.ones(4, 4)}, {"comp": torch.ones(5, 4)}, {"a.w": 1, "b.w": 2}])
+def test_arrays_of_other_sizes_are_refused(tmp_path: Path, content: dict[str, Any]) -> None:
+    content = {name: torch.ones(5) * value if isinstance(value, int) else value for name, value in content.items()}
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(UnsupportedCheckpointError, match=r"\[4, 4\]|\[5, 4\]|b\.w"):
         load_directions(tmp_path / "x.pt", generator())

@@ -14,7 +14,7 @@ import torch
 from tiny import generator, rng
 
 from nada_core.io.checkpoint_file import read_checkpoint
-from nada_core.io.errors import CheckpointError
+from nada_core.io.errors import CheckpointError, UnsafeCheckpointError
 from nada_core.io.metadata import write_safetensors
 from nada_core.latents.sampling import Latents, interpolate, load_latents, mix, render, sample, save_latents
 
@@ -421,3 +421,17 @@ def test_foreign_files_that_are_no_latents_of_this_generator(tmp_path: Path, con
     torch.save(content, tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match=words):
         load_latents(tmp_path / "x.pt", generator())
+
+
+def test_latents_of_restyle_are_refused_with_a_command_that_converts_them(tmp_path: Path) -> None:
+    """ReStyle saves a dict of lists inside an array of objects, which only unpickling could open."""
+    made = generator()
+    latent = sample(made, [3]).ws[0].numpy()
+    path = tmp_path / "latents.npy"
+    numpy.save(path, {"NAME.jpg": [latent * 0, latent]})  # type: ignore[arg-type]
+    with pytest.raises(UnsafeCheckpointError, match="ReStyle") as caught:
+        load_latents(path, made)
+    _, _, command = str(caught.value).partition("numpy.save('one.npy', ")
+    assert command.startswith("numpy.load('latents.npy', allow_pickle=True).item()['NAME.jpg'][-1])")
+    numpy.save(tmp_path / "one.npy", numpy.load(path, allow_pickle=True).item()["NAME.jpg"][-1])
+    assert torch.equal(load_latents(tmp_path / "one.npy", made).ws, sample(made, [3]).ws)

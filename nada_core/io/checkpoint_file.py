@@ -165,7 +165,9 @@ def _read_numpy(path: Path) -> Content:
             raise
         raise UnsafeCheckpointError(
             f"{path}: holds pickled objects, which were not opened. Save plain arrays: one per file (.npy), or several "
-            "by name (.npz)."
+            "by name (.npz). The latents.npy of ReStyle is a dict from image name to one latent per iteration; if you "
+            "trust the file, save the last one of an image: numpy.save('one.npy', numpy.load('latents.npy', "
+            "allow_pickle=True).item()['NAME.jpg'][-1])."
         ) from error
     numeric = {name: value for name, value in arrays.items() if value.dtype.kind in "fiub"}
     tensors = {name: torch.from_numpy(value.astype(value.dtype.newbyteorder("="))) for name, value in numeric.items()}

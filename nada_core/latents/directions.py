@@ -25,6 +25,7 @@ from ..io.checkpoint_file import RawCheckpoint, read_checkpoint
 from ..io.errors import DamagedCheckpointError, UnsupportedCheckpointError
 from ..io.metadata import read_description, write_safetensors
 from ..models.generator import Generator, same_space
+from .foreign_directions import read_foreign_directions
 from .sampling import Latents
 
 KIND = "nada_directions"
@@ -210,9 +211,9 @@ def save_directions(directions: Directions, path: str | Path, provenance: Mappin
 def load_directions(path: str | Path, generator: Generator | None = None) -> Directions:
     """What `save_directions` wrote, or directions of another program, for which the generator must be given.
 
-    Of others, InterFaceGAN's boundaries (.npy or .pt: [K, C] or [K, L, C]; one unit of strength is their own length)
-    and GANSpace's components (.npz or .pt: comp and std, or lat_comp and lat_stdev; one unit is a standard deviation)
-    are read. GANSpace's own edits set a coordinate, these add to it.
+    Of others, InterFaceGAN's boundaries (.npy or .pt; one unit of strength is their own length), GANSpace's components
+    (.npz or .pt; one unit is a standard deviation; its own edits set a coordinate, these add to it), rosinality's
+    factors and directions of W+ are read, see `read_foreign_directions`.
     Such a file does not say for which generator it was made; it is taken to be for the one given.
 
     Raises:
@@ -255,19 +256,7 @@ def _foreign(path: str | Path, raw: RawCheckpoint, generator: Generator | None) 
             f"{path}: not written by save_directions; if these are directions of another program, pass "
             "the generator they belong to, for the file does not say."
         )
-    named = {name: value.float() for name, value in raw.tensors.items() if value.is_floating_point()}
-    scale = named.get("lat_stdev", named.get("std"))
-    if scale is not None:
-        vectors = named.get("lat_comp", named.get("comp"))
-    else:
-        vectors = next(iter(named.values())) if len(named) == 1 else None
-    if vectors is None or vectors.ndim not in (1, 2, 3):
-        raise UnsupportedCheckpointError(
-            f"{path}: no directions that are known; it holds {sorted(raw.tensors)[:6]}. "
-            "Expected a single array, or comp and std."
-        )
-    vectors = vectors.reshape(1, 1, -1) if vectors.ndim == 1 else vectors[:, None] if vectors.ndim == 2 else vectors
-    scale = torch.ones(len(vectors)) if scale is None else scale.flatten()
+    vectors, scale = read_foreign_directions(path, raw, generator)
     stem = Path(path).stem
     names = (stem,) if len(vectors) == 1 else tuple(f"{stem} {index}" for index in range(len(vectors)))
     try:
