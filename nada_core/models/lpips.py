@@ -1,9 +1,9 @@
-"""LPIPS: how different two pictures look to a network (Zhang et al., arXiv:1801.03924, section 3, equation 1).
+"""LPIPS, a perceptual distance of images (Zhang et al., arXiv:1801.03924, section 3, equation 1).
 
-The network is the `lpips` package's. Its calibration comes with that package; the weights of the trunk, which was
-trained on ImageNet, do not, and are not fetched unless somebody asks for it.
+The network is that of the `lpips` package, which includes the calibration. The ImageNet weights of the trunk are not
+included and are downloaded only on request.
 
-Letters: N pictures, C channels of a layer, F features, H = W pixels a side.
+Shapes: N images, C channels of a layer, F features, H and W pixels.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from ..io.checkpoint_file import read_checkpoint
 from ..io.errors import CheckpointError, UnsupportedCheckpointError
 from ..io.images import resize
 
-#: The trunks, and the files that torchvision keeps their weights in.
+#: The trunks, and the files in which torchvision caches their weights.
 TRUNKS = {"vgg": "vgg16-397923af.pth", "alex": "alexnet-owt-7be5be79.pth", "squeeze": "squeezenet1_1-b8a52dc0.pth"}
 
-_SMALLEST = 32  # AlexNet has halved anything less to nothing before its last layer
-
+_MIN_SIDE = 32  # the pooling layers of AlexNet reduce smaller images to nothing
 _SEED = 20180111
 
 
 class Perceptual(nn.Module):
-    """A frozen LPIPS, differentiable with respect to the pictures.
+    """A frozen LPIPS network, differentiable with respect to the images.
 
-    name: the trunk and where its weights come from. relative: the trunk was never trained, so that its numbers can be
-    compared with each other but mean nothing beside published ones; `label` says so.
+    Args:
+        name: the trunk and the origin of its weights.
+        net: an lpips.LPIPS.
+        relative: the trunk is untrained; distances can be compared with each other, not with published ones.
+        side: larger images are reduced to this size by area (StyleGAN2, arXiv:1912.04958, appendix D); 0: never.
     """
 
     def __init__(self, name: str, net: nn.Module, relative: bool, side: int = 256) -> None:
-        """net: an lpips.LPIPS. side: larger pictures are reduced to it by area, as projectors do (StyleGAN2,
-        arXiv:1912.04958, appendix D); 0: never."""
         super().__init__()
         self.name, self.relative, self.side = name, relative, side
         self.net = net.requires_grad_(False)
@@ -46,97 +46,97 @@ class Perceptual(nn.Module):
 
     @property
     def label(self) -> str:
-        """What to write beside its numbers."""
+        """Name of the distance for reports."""
         return "LPIPS (untrained trunk, relative only)" if self.relative else "LPIPS"
 
     def train(self, mode: bool = True) -> Perceptual:
-        """It stays in evaluation mode whatever it is asked: dropout has no place in a measurement."""
+        """Stay in evaluation mode: dropout would add noise to the distance."""
         return super().train(False)
 
     def features(self, images: Tensor) -> Tensor:
-        """[N, 3, H, W] in -1..1 -> [N, F]; the squared Euclidean distance of two rows is LPIPS.
+        """Map images [N, 3, H, W] in -1..1 to [N, F]; the squared Euclidean distance of two rows is LPIPS.
 
-        Equation 1 sums weighed squares of differences over channels and takes their mean over places, which is that
-        distance when every feature is multiplied by the roots of its weight and of one over the number of places.
+        Equation 1 sums weighted squares over channels and averages over positions. Scaling each feature by the square
+        root of its weight over the number of positions gives the same number.
         """
         if images.ndim != 4 or images.shape[1] != 3 or not images.numel():
-            raise ValueError(f"got images of shape {list(images.shape)}, expected [N, 3, H, W] with at least one.")
+            raise ValueError(f"Got images of shape {list(images.shape)}, expected [N, 3, H, W] with at least one.")
         net: Any = self.net
         rows = []
-        for layer, maps in enumerate(net.net(net.scaling_layer(self._sized(images)))):
-            # As the package has it, but for the clamp: the root of nothing has no slope, and the slopes become NaN.
+        for layer, maps in enumerate(net.net(net.scaling_layer(self._resized(images)))):
+            # As in the package, plus a clamp: the square root has no finite gradient at zero.
             unit = maps / (maps.square().sum(1, keepdim=True).clamp(min=1e-20).sqrt() + 1e-10)  # [N, C, h, w]
             weight = net.lins[layer].model[-1].weight.clamp(min=0)  # [1, C, 1, 1]
             rows.append((unit * (weight / (maps.shape[2] * maps.shape[3])).sqrt()).flatten(1))
         return torch.cat(rows, 1)
 
     def distance(self, first: Tensor, second: Tensor) -> Tensor:
-        """LPIPS of pairs, both [N, 3, H, W] in -1..1: [N], 0 for equal pictures, about 0.5 for unlike ones."""
+        """Return LPIPS of pairs, both [N, 3, H, W] in -1..1, as [N]: 0 for equal images, about 0.5 for unlike ones."""
         return (self.features(first) - self.features(second)).square().sum(1)
 
-    def _sized(self, images: Tensor) -> Tensor:
+    def _resized(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
         if self.side and max(height, width) > self.side:
-            shrink = self.side / max(height, width)
-            size = (max(1, round(height * shrink)), max(1, round(width * shrink)))
+            scale = self.side / max(height, width)
+            size = (max(1, round(height * scale)), max(1, round(width * scale)))
             return F.interpolate(images, size=size, mode="area")
-        if min(height, width) < _SMALLEST:
-            enlarge = _SMALLEST / min(height, width)
-            return resize(images, (round(height * enlarge), round(width * enlarge)))
+        if min(height, width) < _MIN_SIDE:
+            scale = _MIN_SIDE / min(height, width)
+            return resize(images, (round(height * scale), round(width * scale)))
         return images
 
 
 def load_perceptual(
     name: str | os.PathLike[str] = "vgg", device: torch.device | str = "cpu", side: int = 256
 ) -> Perceptual:
-    """LPIPS with the trunk "vgg", "alex" or "squeeze", or one of them followed by where its weights are.
+    """Load LPIPS.
 
-    "vgg": torchvision's own file in torch's cache, where lpips and torchvision put it; nothing is fetched.
-    "vgg:imagenet": the same, fetched by torchvision if it is not there. "vgg:PATH": a file of that layout.
-    "vgg:random": an untrained trunk, the same on every machine, whose numbers are `relative`. side: see `Perceptual`.
+    Args:
+        name: a trunk, "vgg", "alex" or "squeeze", whose weights torchvision has cached; or "TRUNK:imagenet" to download
+            them if needed, "TRUNK:PATH" for a file of torchvision's layout, or "TRUNK:random" for an untrained trunk,
+            equal on every machine, whose distances are `relative`.
+        side: see `Perceptual`; 0 or at least 32.
 
     Raises:
-        CheckpointError: for unknown names, weights that are not there, and files that are damaged or of another kind.
-        ValueError: for a side of 1 to 31.
+        CheckpointError: the trunk is unknown, or its weights are missing, damaged or of another network.
     """
-    wanted = os.fspath(name)
-    trunk, _, place = wanted.partition(":")
+    requested = os.fspath(name)
+    trunk, _, origin = requested.partition(":")
     if trunk not in TRUNKS:
         raise CheckpointError(
-            f"There is no perceptual network {wanted!r}; expected {', '.join(TRUNKS)}, alone or "
-            "followed by :random, :imagenet or :PATH of torchvision's weights."
+            f"There is no perceptual network {requested!r}; expected {', '.join(TRUNKS)}, alone or followed by "
+            ":random, :imagenet or :PATH."
         )
-    if side and side < _SMALLEST:
-        raise ValueError(f"got side {side}, expected 0 or at least {_SMALLEST} pixels.")
-    path = Path(torch.hub.get_dir(), "checkpoints", TRUNKS[trunk]) if place in ("", "imagenet") else Path(place)
-    if place == "imagenet" and not path.is_file():
-        _fetch(trunk, path)
-    elif not place and not path.is_file():
+    if side and side < _MIN_SIDE:
+        raise ValueError(f"Got side {side}, expected 0 or at least {_MIN_SIDE} pixels.")
+    path = Path(torch.hub.get_dir(), "checkpoints", TRUNKS[trunk]) if origin in ("", "imagenet") else Path(origin)
+    if origin == "imagenet" and not path.is_file():
+        _download(trunk, path)
+    elif not origin and not path.is_file():
         raise CheckpointError(
-            f"The weights of {trunk} are not in {path.parent}. Take {trunk}:imagenet to download "
-            f"them, {trunk}:PATH for a copy of {path.name}, or {trunk}:random for an untrained "
-            "trunk, whose numbers are relative only."
+            f"The weights of {trunk} are not in {path.parent}. Use {trunk}:imagenet to download them, {trunk}:PATH for "
+            f"a copy of {path.name}, or {trunk}:random for an untrained trunk, whose distances are relative only."
         )
     net = _build(trunk)
-    state = _calibration(trunk) | (_untrained(net) if place == "random" else _trained(path, net))
+    state = _calibration(trunk) | (_random_trunk(net) if origin == "random" else _trained_trunk(path, net))
     net.load_state_dict(state, assign=True)
-    label = wanted if place in ("", "imagenet", "random") else f"{trunk}:{path.name}"
-    return Perceptual(label, net, place == "random", side).to(device)
+    label = requested if origin in ("", "imagenet", "random") else f"{trunk}:{path.name}"
+    return Perceptual(label, net, origin == "random", side).to(device)
 
 
 def _build(trunk: str) -> nn.Module:
-    """The package's network without numbers in it: they would be drawn from torch's global generator."""
+    """Build the network on the meta device: initialization would use the global random generator."""
     import lpips
 
     with warnings.catch_warnings(), torch.device("meta"):
-        warnings.simplefilter("ignore")  # torchvision's, about how the package calls it
+        warnings.simplefilter("ignore")  # deprecated arguments that the package passes to torchvision
         net: nn.Module = lpips.LPIPS(net=trunk, pretrained=False, pnet_rand=True, verbose=False)
     net.scaling_layer = lpips.ScalingLayer()
     return net
 
 
 def _calibration(trunk: str) -> dict[str, Tensor]:
-    """What is no part of the trunk: the weights of the layers' differences, which come with the package."""
+    """Read the weights of the package: those of the distance, not of the trunk."""
     import lpips
 
     state = read_checkpoint(Path(lpips.__file__).parent / "weights" / "v0.1" / f"{trunk}.pth").tensors
@@ -144,8 +144,8 @@ def _calibration(trunk: str) -> dict[str, Tensor]:
     return state | names | dict(lpips.ScalingLayer().state_dict(prefix="scaling_layer."))
 
 
-def _untrained(net: nn.Module) -> dict[str, Tensor]:
-    """A trunk of normal weights that keep the variance of a rectified layer (He et al., arXiv:1502.01852, eq. 10)."""
+def _random_trunk(net: nn.Module) -> dict[str, Tensor]:
+    """Draw normal weights that keep the variance of rectified layers (He et al., arXiv:1502.01852, eq. 10)."""
     rng = torch.Generator().manual_seed(_SEED)
     return {
         name: torch.zeros(value.shape)
@@ -156,32 +156,32 @@ def _untrained(net: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _trained(path: Path, net: nn.Module) -> dict[str, Tensor]:
-    """torchvision's `features.3.weight` is the package's `net.slice1.3.weight`; its classifier is not needed."""
-    known = read_checkpoint(path).tensors
+def _trained_trunk(path: Path, net: nn.Module) -> dict[str, Tensor]:
+    """Rename torchvision's `features.3.weight` to the package's `net.slice1.3.weight`; drop the classifier."""
+    tensors = read_checkpoint(path).tensors
     state = {}
     for name, value in net.state_dict().items():
         if not name.startswith("net."):
             continue
-        theirs = f"features.{name.split('.', 2)[2]}"
-        if theirs not in known or known[theirs].shape != value.shape:
-            found = list(known[theirs].shape) if theirs in known else f"none among {sorted(known)[:3]}"
+        source = f"features.{name.split('.', 2)[2]}"
+        if source not in tensors or tensors[source].shape != value.shape:
+            got = list(tensors[source].shape) if source in tensors else f"none among {sorted(tensors)[:3]}"
             raise UnsupportedCheckpointError(
-                f"{path}: expected {theirs} of shape {list(value.shape)}, found {found}. "
-                "Take torchvision's own weights of this very network."
+                f"{path}: got {source} of shape {got}, expected {list(value.shape)}. Use torchvision's weights of this "
+                "trunk."
             )
-        state[name] = known[theirs].float()
+        state[name] = tensors[source].float()
     return state
 
 
-def _fetch(trunk: str, path: Path) -> None:
+def _download(trunk: str, path: Path) -> None:
     import torchvision.models as models
 
     weights = {"vgg": models.VGG16_Weights, "alex": models.AlexNet_Weights, "squeeze": models.SqueezeNet1_1_Weights}
     try:
         weights[trunk].IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True)
-    except Exception as error:  # whatever the network did, the person gets one kind of answer
+    except Exception as error:  # the network and torch.hub raise many types
         raise CheckpointError(
-            f"The weights of {trunk} could not be downloaded ({error}). Put {path.name} into "
-            f"{path.parent}, or take {trunk}:random, whose numbers are relative only."
+            f"The weights of {trunk} could not be downloaded ({error}). Copy {path.name} to {path.parent}, "
+            f"or use {trunk}:random, whose distances are relative only."
         ) from error
