@@ -163,7 +163,7 @@ def test_passes_add_up(tmp_path: Path, kind: str) -> None:
 def test_the_rendering_is_reduced_by_area(tmp_path: Path) -> None:
     encoder = opened(tmp_path, "restyle-psp")
     encoder.side = 16
-    shown = encoder._show(encoder.start[None], same=True)
+    shown = encoder._draw(encoder.start[None], same=True)
     torch.testing.assert_close(shown, F.avg_pool2d(encoder.decoder.synthesize(encoder.start[None]), 2))
 
 
@@ -198,7 +198,7 @@ def test_a_batch_that_does_not_fit_is_halved(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize("kind", ["psp", "restyle-psp", "restyle-e4e"])
 def test_the_resnet_variants_load(tmp_path: Path, kind: str) -> None:
     encoder, state, seen = opened(tmp_path, kind, trunk="resnet"), encoder_state(kind, trunk="resnet"), pictures(2, 32)
-    x = torch.cat([seen, encoder._show(encoder.start.expand(2, -1, -1), same=True)], 1) if encoder.iterative else seen
+    x = torch.cat([seen, encoder._draw(encoder.start.expand(2, -1, -1), same=True)], 1) if encoder.iterative else seen
     x = bent(normed(state, "bn1", F.conv2d(x, state["conv1.weight"], None, 2, 3)), state["relu.weight"])
     for index in range(8):
         unit, stride = f"body.{index}", 2 if index in (2, 4, 7) else 1
@@ -218,8 +218,8 @@ def test_the_resnet_variants_load(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["e4e", "restyle-e4e"])
 def test_cars_are_seen_without_their_bands(tmp_path: Path, kind: str) -> None:
     encoder, seen = opened(tmp_path, kind, dataset_type="cars_encode"), pictures(2, 64)
-    assert encoder.wide and encoder._look(seen).shape == (2, 3, 24, 32)
-    assert torch.equal(encoder._look(seen), F.avg_pool2d(seen, 2)[:, :, 4:28])
+    assert encoder.wide and encoder._prepare(seen).shape == (2, 3, 24, 32)
+    assert torch.equal(encoder._prepare(seen), F.avg_pool2d(seen, 2)[:, :, 4:28])
     banded = encoder.encode(seen, 2).ws
     torch.testing.assert_close(encoder.encode(seen[:, :, 8:56], 2).ws, banded, rtol=1e-4, atol=1e-5)
     assert (opened(tmp_path, kind).encode(seen, 2).ws - banded).abs().max() > 1e-3
@@ -242,7 +242,7 @@ def test_generator_with_the_same_mapping_draws_the_latents(tmp_path: Path) -> No
 def test_a_generator_with_another_mapping_is_refused(tmp_path: Path, other: dict[str, Any]) -> None:
     encoder, stranger = opened(tmp_path, "e4e"), decoder(**other)
     before = copied(stranger.state_dict())
-    with pytest.raises(ValueError, match="mapping network is not that of the encoder"):
+    with pytest.raises(ValueError, match="mapping network is not the decoder's"):
         encoder.encode(pictures(1), generator=stranger)
     assert all(torch.equal(value, before[name]) for name, value in stranger.state_dict().items())
 
@@ -302,11 +302,11 @@ def changed(change: str) -> dict[str, Any]:
         ("encoder", UnsupportedCheckpointError, "load it with load_generator"),
         ("StyleGAN3", UnsupportedCheckpointError, "no StyleGAN2"),
         ("rows", CheckpointError, "7 rows"),
-        ("pyramid", CheckpointError, "does not fit its type"),
+        ("pyramid", CheckpointError, "do not fit the encoder's type"),
         ("labels", UnsupportedCheckpointError, "19 channels"),
         ("mean", CheckpointError, r"latent_avg has shape \[3, 6\]"),
         ("missing", CheckpointError, r"latlayer1\.bias"),
-        ("heads", CheckpointError, "does not fit its type"),
+        ("heads", CheckpointError, "do not fit the encoder's type"),
         ("half a decoder", CheckpointError, r"its decoder.*style\.1\.bias"),
     ],
 )
