@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..nada_core import Directions, Latents, TextEditConfig, edit, edit_by_text, grid, principal, sefa
-from ..nada_core.latents.directions import chosen
+from ..nada_core.latents.directions import parse_direction
 from ._host import for_training, io, normal_mode, watch
 from ._types import ROOT, DirectionsType, GeneratorType, GuideType, LatentsType, LikenessType, ShiftType
 from ._widgets import settings, widgets
@@ -118,7 +118,7 @@ class EditLatents(io.ComfyNode):
     ) -> Any:
         strengths = [strength * value for value in _numbers(per_row)]
         rows = _range(from_row, to_row, latents.ws.shape[1])
-        return io.NodeOutput(edit(latents, chosen(directions, direction), strengths or strength, rows))
+        return io.NodeOutput(edit(latents, parse_direction(directions, direction), strengths or strength, rows))
 
 
 class EditByText(io.ComfyNode):

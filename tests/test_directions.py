@@ -137,7 +137,7 @@ def test_an_edit_moves_latents_by_strength_and_scale() -> None:
     ("direction", "arguments", "words"),
     [
         ({}, {"strength": float("nan")}, "Got strength nan"),
-        ({}, {"strength": [1.0, 2.0]}, "or 6 of them, one a row"),
+        ({}, {"strength": [1.0, 2.0]}, "strength \\[1.0, 2.0\\].*or 6"),
         ({}, {"layers": (3, 3)}, "Got rows 3 to 3"),
         ({"space": "b"}, {}, r"space b\) than the latents \(a\)"),
         ({"vectors": torch.ones(1, 3, 5)}, {}, r"direction of \[3, 5\]"),
@@ -219,7 +219,7 @@ def test_a_file_gives_the_directions_back_bit_for_bit(tmp_path: Path) -> None:
             assert torch.equal(back.vectors, directions.vectors) and torch.equal(back.scale, directions.scale)
             assert back.names == directions.names and back.space == made.space()
     assert read_checkpoint(path).hints["provenance"] == '{"by": "me"}'
-    with pytest.raises(ValueError, match="directions of another generator"):
+    with pytest.raises(ValueError, match="another generator"):
         load_directions(path, generator())
     save_directions(Directions(torch.ones(1, 3, 5), torch.ones(1), ("x",)), path)
     with pytest.raises(CheckpointError, match=r"\[3, 5\] rows and columns, expected \[1, 5\] or \[6, 5\]"):
@@ -227,7 +227,7 @@ def test_a_file_gives_the_directions_back_bit_for_bit(tmp_path: Path) -> None:
     write_safetensors(
         path, {"vectors": torch.ones(1, 1, 5)}, {"kind": "nada_directions", "version": "1", "space": "", "names": ["a"]}
     )
-    with pytest.raises(CheckpointError, match="not whole"):
+    with pytest.raises(CheckpointError, match="scale"):
         load_directions(path)
 
 
@@ -258,7 +258,7 @@ def test_directions_of_other_programs(tmp_path: Path) -> None:
         found = load_directions(tmp_path / name, made)
         assert torch.equal(found.vectors, vectors) and torch.equal(found.scale, scale), name
         assert found.space == made.space()
-        with pytest.raises(ValueError, match="pass the generator they belong to"):
+        with pytest.raises(ValueError, match="pass its generator"):
             load_directions(tmp_path / name)
     assert load_directions(tmp_path / "age.npy", made).names == ("age",) and found.names[6] == "pca 6"
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..guidance.shifts import TextShift
 from ..io.grid import compare_grid
 from ..io.images import load_image, save_image, square
-from ..latents.directions import chosen, edit, load_directions, principal, save_directions, sefa
+from ..latents.directions import edit, load_directions, parse_direction, principal, save_directions, sefa
 from ..latents.encoder import load_encoder
 from ..latents.face_alignment import FacePoints, cut_face
 from ..latents.inversion import InvertConfig, invert
@@ -133,7 +133,9 @@ def edit_command(args: argparse.Namespace) -> None:
     generator = load_generator(args.generator).to(device)
     latents = load_latents(args.latents, generator)
     if args.direction:
-        edited = edit(latents, chosen(load_directions(args.direction, generator), args.name), args.strength, args.rows)
+        edited = edit(
+            latents, parse_direction(load_directions(args.direction, generator), args.name), args.strength, args.rows
+        )
         told: dict[str, Any] = {"direction": args.name, "strength": args.strength}
     else:
         edited = _by_text(generator, latents, args)

@@ -246,8 +246,8 @@ def _design(options: Mapping[str, Any]) -> Design:
     design = _DESIGNS.get(str(kind).removeprefix("ResNet"))
     if design is None:
         raise UnsupportedCheckpointError(
-            f"its options name the encoder type {kind!r}; known are {', '.join(_DESIGNS)}, all but Encoder4Editing also "
-            "with the prefix ResNet."
+            f"its options name the encoder type {kind!r}; known are {', '.join(_DESIGNS)}, all but Encoder4Editing "
+            "also with the prefix ResNet."
         )
     return design
 
@@ -299,8 +299,8 @@ def _build_net(state: Mapping[str, Tensor], design: Design) -> StyleNet:
         levels = {0, 1, 2} if design.pyramid else {0}
         if not depths[0] or not {depth - depths[0] for depth in depths} <= levels or len(trunk.widths) < len(levels):
             raise CheckpointError(
-                f"heads of {depths} convolutions on {len(trunk.widths)} stages do not fit the encoder's type. The file is "
-                "damaged, or an unsupported variant."
+                f"heads of {depths} convolutions on {len(trunk.widths)} stages do not fit the encoder's type. "
+                "The file is damaged, or an unsupported variant."
             )
         net = StyleNet(trunk, design, width, depths)
     # Other parts of the encoder are unused by this type; the authors' loaders skip them as well.
