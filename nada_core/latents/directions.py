@@ -215,10 +215,9 @@ def save_directions(directions: Directions, path: str | Path, provenance: Mappin
 def load_directions(path: str | Path, generator: Generator | None = None) -> Directions:
     """Load directions that `save_directions` or another program wrote.
 
-    Files of other programs are InterFaceGAN's boundaries (.npy or .pt; one unit of strength is their length), GANSpace's
-    components (.npz or .pt; one unit is a standard deviation, which is added instead of set as there), rosinality's
-    factors, and directions of W+; see `read_foreign_directions`. They do not name their generator, so `generator` is
-    required and assumed to be theirs.
+    Files of other programs hold InterFaceGAN's boundaries (one unit of strength is their length), GANSpace's components
+    (one unit is a standard deviation, added instead of set as there), rosinality's factors, or directions of W+; see
+    `read_foreign_directions`. They do not name their generator, so `generator` is required and assumed to be theirs.
 
     Raises:
         CheckpointError: for files that are missing or damaged, hold NaN or no directions, or directions of a size that
