@@ -14,7 +14,6 @@ import itertools
 import json
 import logging
 import os
-import pickle
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -26,8 +25,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..io.checkpoint_file import BUILTIN
+from ..io.checkpoint_file import BUILTIN, RawCheckpoint, read_checkpoint
+from ..io.errors import CheckpointError
 from ..runtime.precision import no_autocast, tf32
+from .file_kinds import describe
+
+#: Entries of OpenAI's state dicts that are sizes, not weights.
+_OPENAI_SIZES = ("input_resolution", "context_length", "vocab_size")
 
 
 class GuideError(ValueError):
@@ -212,13 +216,12 @@ def load_guide(
     published = open_clip.get_pretrained_cfg(model_name, weights)  # empty for a local file
     try:
         model, tokenizer = _create(model_name, weights, published, cache_dir)
+    except GuideError:
+        raise
     except ImportError as error:
         raise GuideError(f"{model_name} needs the Python package {error.name}, which is not installed.") from error
-    except Exception as error:  # open_clip, the network and file readers raise many types
-        explain = (
-            _download_failed(model_name, published, error) if published else _file_failed(model_name, weights, error)
-        )
-        raise GuideError(explain) from error
+    except Exception as error:  # open_clip and the network raise many types
+        raise GuideError(_download_failed(model_name, published, error)) from error
     built_in = requested in built_in_guides()
     name = requested if built_in else f"{model_name}:{weights if published else Path(weights).name}"
     return ClipGuide(name, model, tokenizer, open_clip.get_model_config(model_name)["embed_dim"], antialias).to(device)
@@ -237,19 +240,70 @@ def _create(
         with torch.random.fork_rng(devices=[]):
             model = open_clip.create_model(
                 model_name,
-                pretrained=weights,
+                pretrained=weights if published else None,
                 precision="fp32",
                 device="cpu",
                 # Weights may need another activation and normalization than their architecture; open_clip only warns.
                 force_quick_gelu=bool(published.get("quick_gelu", False)),
                 force_preprocess_cfg=None if published else _normalization(model_name),
                 cache_dir=cache_dir,
-                require_pretrained=True,
+                require_pretrained=bool(published),
                 weights_only=True,
             )
-        return model, open_clip.get_tokenizer(model_name, cache_dir=cache_dir)
+        if not published:
+            _load_file(model, model_name, Path(weights))
+        return model, _tokenizer(model_name, cache_dir)
     finally:
         hub.setLevel(level)
+
+
+def _load_file(model: nn.Module, model_name: str, path: Path) -> None:
+    """Load a local file into the model of open_clip; it must hold exactly the tensors of this architecture."""
+    from open_clip.convert import convert_state_dict
+    from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed, resize_text_pos_embed
+
+    try:
+        raw = read_checkpoint(path)
+    except CheckpointError as error:
+        raise GuideError(str(error)) from error
+    state = _clip_tensors(raw)
+    if not any(name.startswith("visual.") for name in state):
+        raise GuideError(f"{path} is no guide, but {describe(raw, 'load_guide')}.")
+    try:
+        state = convert_state_dict(model, state)
+        if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
+            state = convert_to_custom_text_state_dict(state)
+        for name in ("logit_scale", "logit_bias"):  # scalars in some files, vectors of one number in others
+            if name in state and isinstance(own := getattr(model, name, None), Tensor):
+                state[name] = state[name].reshape(own.shape)
+        resize_pos_embed(state, model)
+        resize_text_pos_embed(state, model)
+        model.load_state_dict(state)
+    except Exception as error:  # the conversions assume shapes and raise anything on others
+        raise GuideError(
+            f"{path} does not hold weights of {model_name} ({_first_line(error)}). Use the architecture of the file."
+        ) from error
+
+
+def _clip_tensors(raw: RawCheckpoint) -> dict[str, Tensor]:
+    """The tensors of a CLIP checkpoint by open_clip's names, without the wrapping of a training or of OpenAI."""
+    state = {name.removeprefix("state_dict.").removeprefix("module."): value for name, value in raw.tensors.items()}
+    return {name: value for name, value in state.items() if name not in _OPENAI_SIZES}
+
+
+def _tokenizer(model_name: str, cache_dir: str | None) -> Callable[[list[str]], Tensor]:
+    import open_clip
+
+    try:
+        tokenizer: Callable[[list[str]], Tensor] = open_clip.get_tokenizer(model_name, cache_dir=cache_dir)
+        return tokenizer
+    except ImportError:
+        raise
+    except Exception as error:
+        raise GuideError(
+            f"The tokenizer of {model_name} could not be loaded ({_first_line(error)}); the weights were. Connect to "
+            "the network once, or use an architecture with open_clip's own tokenizer, such as ViT-B-32."
+        ) from error
 
 
 def _resolve(requested: str, architecture: str | None) -> tuple[str, str]:
@@ -338,14 +392,6 @@ def _download_failed(architecture: str, published: Mapping[str, Any], error: Exc
         f"The weights of {architecture} could not be downloaded ({_first_line(error)}). Offline, copy {source} "
         f"into your models folder and load '{local}:/path/to/that/file'."
     )
-
-
-def _file_failed(architecture: str, weights: str, error: Exception) -> str:
-    if isinstance(error, pickle.UnpicklingError):
-        return f"{weights} holds more than tensors and was not opened ({_first_line(error)}). Use a .safetensors file."
-    if "TorchScript" in str(error):
-        return f"{weights} is a TorchScript archive, which is code. Use the .safetensors release of the same weights."
-    return f"{weights} does not hold weights of {architecture} ({_first_line(error)}). Name the right architecture."
 
 
 def _first_line(error: Exception, limit: int = 160) -> str:
