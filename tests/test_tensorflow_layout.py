@@ -102,11 +102,11 @@ def test_other_networks_are_refused_by_name(tmp_path: Path, module: str, name: s
         load_generator(path)
 
 
-def test_pictures_that_are_not_square_rgb_are_refused(tmp_path: Path) -> None:
+def test_images_other_than_square_rgb_are_refused(tmp_path: Path) -> None:
     wide, grey = variables(toy()), variables(toy())
     wide["synthesis/4x4/Const/const"] = np.zeros((1, 5, 4, 8), np.float32)
     grey["synthesis/16x16/ToRGB/weight"] = np.zeros((1, 1, 3, 1), np.float32)
-    for values, words in ((wide, "not square.*4 x 8"), (grey, "grey")):
+    for values, words in ((wide, "4 x 8"), (grey, "has 1 output")):
         with pytest.raises(UnsupportedCheckpointError, match=words):
             load_generator(dump(network(values), tmp_path / "x.pkl"))
 

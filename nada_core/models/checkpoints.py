@@ -17,7 +17,7 @@ from ..io.metadata import read_description, read_metadata, read_object, write_sa
 from .file_kinds import describe
 from .generator import Generator
 from .layout import Layout, Reading, find_network
-from .state_dict import load_weights
+from .state_dict import check_finite, load_weights
 from .stylegan2 import StyleGAN2
 from .stylegan2_layouts import LAYOUTS, to_rosinality
 from .tensorflow_layout import TENSORFLOW
@@ -57,14 +57,14 @@ def _find_layout(path: Path, raw: RawCheckpoint) -> tuple[Layout, str]:
     layouts = (*LAYOUTS, TENSORFLOW)
     tried = "; ".join(layout.name for layout in (OURS, *layouts))
     try:
-        found = find_network(raw, layouts)
+        network = find_network(raw, layouts)
     except UnsupportedCheckpointError as error:
         raise UnsupportedCheckpointError(f"{path}: {error} Tried: {tried}.") from error
-    if found is None or any("encoder.body." in name for name in raw.tensors):  # its decoder is not what it is for
+    if network is None or any("encoder.body." in name for name in raw.tensors):  # an encoder contains a generator
         raise UnsupportedCheckpointError(
             f"{path}: no generator; it looks like {describe(raw, 'load_generator')}. Tried: {tried}."
         )
-    return found
+    return network
 
 
 def read_recommended(path_or_builtin: str | Path) -> dict[str, Any]:
@@ -97,11 +97,7 @@ def save_generator(
     state = dict(generator.state_dict())
     if half:
         state = {name: value if name.startswith("mapping.") else value.half() for name, value in state.items()}
-    if broken := [name for name, value in state.items() if not value.isfinite().all()]:
-        raise ValueError(
-            f"{broken[0]} and {len(broken) - 1} more hold NaN or infinity{' in float16' if half else ''}; "
-            "nothing was written. Save an earlier state" + (", or without half." if half else ".")
-        )
+    check_finite(state, half)
     spec = generator.spec()
     recommended = generator.recommended if recommended is None else recommended
     description = {"family": json.dumps(spec["family"]), "spec": spec, "version": VERSION}
@@ -110,7 +106,7 @@ def save_generator(
 
 
 def read_provenance(path: str | Path) -> dict[str, Any]:
-    """What `save_generator` was told about the weights' origin; empty where the file says nothing."""
+    """Read the provenance that `save_generator` stored; empty if there is none."""
     return read_object(path, read_metadata(path), "provenance")
 
 

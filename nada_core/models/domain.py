@@ -26,6 +26,7 @@ from ..io.metadata import read_description, read_object, write_safetensors
 from .file_kinds import describe
 from .generator import Generator
 from .low_rank import factorize
+from .state_dict import check_finite
 
 KIND = "nada_domain"
 
@@ -148,11 +149,7 @@ def save_domain(
     changes, shapes = _factorize(domain.changes) if compact else (domain.changes, {})
     changes = {**changes, **{f"{name}{_GAIN}": gain for name, gain in domain.gains.items()}}
     changes = {name: change.half() if half else change for name, change in changes.items()}
-    if broken := [name for name, change in changes.items() if not change.isfinite().all()]:
-        raise ValueError(
-            f"{broken[0]} and {len(broken) - 1} more hold NaN or infinity{' in float16' if half else ''}; "
-            "nothing was written. Save another domain" + (", or without half." if half else ".")
-        )
+    check_finite(changes, half)
     version = 3 if domain.gains else 2 if shapes else 1
     description = {"kind": KIND, "version": version, **({"shapes": shapes} if shapes else {}), "space": domain.space}
     provenance = {**domain.provenance, **(provenance or {})}

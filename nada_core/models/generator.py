@@ -149,7 +149,7 @@ class Generator(nn.Module):
         return _fingerprint(self.mapping.named_parameters())[:_SPACE_LENGTH]
 
     def accepts(self, space: str) -> bool:
-        """Whether latents with this fingerprint are this generator's: the same one, that of an old file, or unknown."""
+        """Whether latents with this fingerprint fit: it is equal, that of a version 0.1.0 file, or empty (unknown)."""
         if space and len(space) != _SPACE_LENGTH:  # version 0.1.0 hashed w_avg as well
             return space == _fingerprint(self.mapping.state_dict().items())
         return not space or space == self.space()
@@ -184,10 +184,7 @@ class Generator(nn.Module):
 
 
 def same_space(first: str, second: str) -> bool:
-    """Whether two fingerprints may belong to the same mapping network.
-
-    Unknown ones may, and so may one of version 0.1.0 and one of today, which cannot be compared without the generator.
-    """
+    """Whether two fingerprints may belong to one mapping network: equal, unknown, or of incomparable versions."""
     return not first or not second or first == second or {len(first), len(second)} == {_SPACE_LENGTH, 64}
 
 
@@ -207,7 +204,7 @@ def _normal(count: int, size: int, rng: Rng) -> Tensor:
 
 
 def changed_settings(settings: Any) -> dict[str, Any]:
-    """The fields of a settings dataclass that differ from its defaults, as JSON-ready values."""
+    """Return the fields of a settings dataclass that differ from its defaults, as JSON-ready values."""
     values, defaults = dataclasses.asdict(settings), dataclasses.asdict(type(settings)())
     changed = {name: value for name, value in values.items() if value != defaults[name]}
     return {

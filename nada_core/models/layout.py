@@ -1,7 +1,7 @@
-"""Which network a file holds: layouts, and where in a file a layout's network lies.
+"""Find the network in a file: its layout, and the prefix of its tensors.
 
 Programs wrap the same state dict in many ways (`module.`, `state_dict`, `generator`, `params_ema`, a whole training
-state). The wrapping is found by searching for one tensor that each layout always has, not by a list of prefixes.
+state). The prefix is found by searching for one tensor that each layout always has, not from a list of prefixes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Reading:
     """The content of a file in our terms. `state` may lack mapping.w_avg or every noise map, as some files do."""
 
     spec: dict[str, Any]
-    state: dict[str, Tensor]  # by our names; what fits none of them keeps the file's name
+    state: dict[str, Tensor]  # by our names; unknown tensors keep their name
     names: dict[str, str]  # our name -> the file's, for messages
 
 
@@ -34,36 +34,35 @@ class Layout:
     read: Callable[[RawCheckpoint, str], Reading]  # (file, prefix of the network's tensors)
 
     def prefixes(self, raw: RawCheckpoint) -> list[str]:
-        """What precedes the names of each network of this layout in the file: "", "g_ema.", "state_dict.decoder."."""
+        """List the prefixes of all networks of this layout in the file: "", "g_ema.", "state_dict.decoder."."""
         ends = [name.removesuffix(self.probe) for name in raw.tensors if name.endswith(self.probe)]
         return [prefix for prefix in ends if not prefix or prefix.endswith(".")]
 
 
 def find_network(raw: RawCheckpoint, layouts: Sequence[Layout]) -> tuple[Layout, str] | None:
-    """Find the one network in a file, as its layout and prefix; None where no layout fits.
+    """Return the layout and prefix of the network in a file; None if no layout fits.
 
-    Of several, the only one with "ema" in its prefix (or the Gs of a TensorFlow pickle) is taken: training programs
-    store the moving average beside the weights in training.
+    Training programs store a moving average next to the current weights. Of several networks, the only one with "ema"
+    in its prefix (or the Gs of a TensorFlow pickle) is used.
 
     Raises:
-        UnsupportedCheckpointError: for several networks of which none is the only average. The message names them.
+        UnsupportedCheckpointError: there are several networks, and not exactly one is an average.
     """
-    found = [(layout, prefix) for layout in layouts for prefix in layout.prefixes(raw)]
-    averages = [(layout, prefix) for layout, prefix in found if "ema" in prefix.lower() or prefix == "Gs."]
-    for candidates in (found, averages):
+    networks = [(layout, prefix) for layout in layouts for prefix in layout.prefixes(raw)]
+    averages = [(layout, prefix) for layout, prefix in networks if "ema" in prefix.lower() or prefix == "Gs."]
+    for candidates in (networks, averages):
         if len(candidates) == 1:
             return candidates[0]
-    if not found:
+    if not networks:
         return None
-    names = ", ".join(sorted(prefix.rstrip(".") or "the file itself" for _, prefix in averages or found))
+    names = ", ".join(sorted(prefix.rstrip(".") or "the file itself" for _, prefix in averages or networks))
     raise UnsupportedCheckpointError(
-        f"it holds {len(averages or found)} generators ({names}), and nothing says which one is meant. "
-        "Save that one by itself."
+        f"got {len(averages or networks)} generators ({names}), expected one or one average. Save that one by itself."
     )
 
 
 def file_settings(raw: RawCheckpoint, prefix: str) -> dict[str, Any]:
-    """The plain attributes of a pickled network's modules, by dotted names below `prefix`; empty for a state dict."""
+    """Return the attributes of a pickled network's modules by dotted name; empty for a state dict."""
     settings: dict[str, Any] = {}
     for key, hint in raw.hints.items():
         attributes = hint.get("attributes") if isinstance(hint, Mapping) else None
@@ -75,7 +74,7 @@ def file_settings(raw: RawCheckpoint, prefix: str) -> dict[str, Any]:
 
 
 def value_at(hints: Any, *path: str) -> Any:
-    """What nested mappings hold at the end of this path; None where there is nothing."""
+    """Return the value of nested mappings at a path, or None."""
     for key in path:
         hints = hints.get(key) if isinstance(hints, Mapping) else None
     return hints

@@ -1,4 +1,4 @@
-"""Checks of what changes the pictures of a StyleGAN2 but not the shapes of its tensors."""
+"""Refuse StyleGAN2 variants that have the usual tensor shapes but render different images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .ops.fir import TAPS
 
 _SQRT2 = math.sqrt(2)
 
-# A setting of NVIDIA's or rosinality's modules, by the end of its name -> the only value that is implemented.
+# Pattern of a setting in NVIDIA's or rosinality's modules -> the only supported value.
 _ONLY: dict[str, Any] = {
     r"synthesis\.b\d+\.conv[01]\.activation": "lrelu",
     r"synthesis\.b\d+\.conv[01]\.act_gain": _SQRT2,
@@ -32,18 +32,21 @@ _ONLY: dict[str, Any] = {
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
-    """Raises UnsupportedCheckpointError for a network that was built with other settings than those of StyleGAN2."""
+    """Raise UnsupportedCheckpointError for settings other than those of StyleGAN2."""
     for name, value in settings.items():
         for pattern, expected in _ONLY.items():
             if re.fullmatch(pattern, name) and not _equal(value, expected):
                 raise UnsupportedCheckpointError(
-                    f"{name} is {value!r}, expected {expected!r}; the network was built with another setting than "
-                    "StyleGAN2's, and its pictures would be wrong."
+                    f"{name} is {value!r}, expected {expected!r}; other settings would give wrong images."
                 )
 
 
 def only_value(settings: Mapping[str, Any], pattern: str) -> Any:
-    """The value that all settings of this name have; None where there are none. Raises where they differ."""
+    """Return the value that all settings of this name share; None if there are none.
+
+    Raises:
+        UnsupportedCheckpointError: the values differ.
+    """
     values = {name: value for name, value in settings.items() if re.fullmatch(pattern, name)}
     first = next(iter(values), None)
     for name, value in values.items():
@@ -55,33 +58,26 @@ def only_value(settings: Mapping[str, Any], pattern: str) -> Any:
 
 
 def check_filter(name: str, taps: Tensor) -> None:
-    """Raises UnsupportedCheckpointError for a resampling filter other than [1, 3, 3, 1], of any gain."""
+    """Raise UnsupportedCheckpointError for a resampling filter other than [1, 3, 3, 1]; the gain does not matter."""
     expected = torch.tensor(TAPS)
     taps = taps.float()
     if taps.shape == (4,):
         taps = torch.outer(taps, taps)
     if taps.shape != (4, 4) or not torch.allclose(4 * taps / taps.sum(), torch.outer(expected, expected), atol=1e-5):
         raise UnsupportedCheckpointError(
-            f"{name} is not the filter [1, 3, 3, 1]; the network was trained with "
-            "another resampling filter, and only this one is supported."
+            f"{name} is not the filter [1, 3, 3, 1]; no other resampling filter is supported."
         )
 
 
 def check_picture(state: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
-    """Raises UnsupportedCheckpointError for networks that draw no square RGB pictures. state: by our names."""
+    """Raise UnsupportedCheckpointError for networks of other than square RGB images. state: by our names."""
     for name, value in state.items():
         if name.endswith("torgb.weight") and value.ndim == 4 and len(value) != 3:
-            kind = {1: "grey pictures, 1 channel", 4: "RGBA pictures, 4 channels"}.get(
-                len(value), f"{len(value)} channels"
-            )
-            raise UnsupportedCheckpointError(
-                f"the generator draws {kind}, expected RGB: {names.get(name, name)} has {len(value)} outputs."
-            )
+            raise UnsupportedCheckpointError(f"{names.get(name, name)} has {len(value)} output channels, expected RGB.")
         sides = value.shape[-2:] if name.endswith((".const", ".noise_const")) and value.ndim >= 2 else (1, 1)
         if sides[0] != sides[1]:
             raise UnsupportedCheckpointError(
-                f"the generator draws pictures that are not square: {names.get(name, name)} has "
-                f"{sides[0]} x {sides[1]} positions. Only square ones are supported."
+                f"{names.get(name, name)} has {sides[0]} x {sides[1]} positions; only square images are supported."
             )
 
 

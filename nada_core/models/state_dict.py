@@ -1,4 +1,4 @@
-"""State dicts of other programs: sizes from shapes, and strict loading with errors that name the tensors."""
+"""State dicts: sizes from shapes, and strict loading with errors that name the tensors."""
 
 from __future__ import annotations
 
@@ -29,6 +29,15 @@ def shape(state: Mapping[str, Tensor], name: str, axes: int, names: Mapping[str,
             "The file is incomplete, or an unsupported variant."
         )
     return tuple(state[name].shape)
+
+
+def check_finite(tensors: Mapping[str, Tensor], half: bool) -> None:
+    """Raise ValueError if tensors hold NaN or infinity. half: they were converted to float16."""
+    if broken := [name for name, value in tensors.items() if not value.isfinite().all()]:
+        raise ValueError(
+            f"{broken[0]} and {len(broken) - 1} more hold NaN or infinity{' in float16' if half else ''}; nothing was "
+            f"written. Save an earlier state{' or without half' if half else ''}."
+        )
 
 
 def load_weights(

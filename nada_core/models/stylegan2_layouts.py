@@ -1,7 +1,7 @@
-"""How StyleGAN2 files in the world name their tensors: NVlabs/stylegan2-ada-pytorch and rosinality/stylegan2-pytorch.
+"""Tensor names of StyleGAN2 files: NVlabs/stylegan2-ada-pytorch and rosinality/stylegan2-pytorch.
 
-Everything about the architecture is read off the tensors' shapes. Where the second implementation stores the same
-numbers under other names and with extra axes of length one, `rosinality_names` pairs the names.
+The architecture follows from the shapes of the tensors. rosinality stores the same numbers under other names, some with
+extra axes of length one.
 """
 
 import functools
@@ -23,24 +23,24 @@ from .stylegan2 import StyleGAN2
 
 
 def rosinality_names(resolution: int, mapping_layers: int) -> dict[str, str]:
-    """Our name -> rosinality's, for every tensor but mapping.w_avg, which lies beside the network there."""
+    """Map our names to rosinality's, for every tensor except mapping.w_avg, which is stored outside the network."""
     names = {"synthesis.b4.const": "input.input"}
     for index in range(mapping_layers):
         for part in ("weight", "bias"):
             names[f"mapping.fc{index}.{part}"] = f"style.{index + 1}.{part}"
     convs = {"b4.conv1": "conv1"}
-    colours = {"b4.torgb": "to_rgb1"}
+    colors = {"b4.torgb": "to_rgb1"}
     for block in range(int(math.log2(resolution)) - 2):
         size = 8 * 2**block
         convs |= {f"b{size}.conv0": f"convs.{2 * block}", f"b{size}.conv1": f"convs.{2 * block + 1}"}
-        colours[f"b{size}.torgb"] = f"to_rgbs.{block}"
+        colors[f"b{size}.torgb"] = f"to_rgbs.{block}"
     for index, (ours, theirs) in enumerate(convs.items()):
         names[f"synthesis.{ours}.noise_const"] = f"noises.noise_{index}"
         names[f"synthesis.{ours}.noise_strength"] = f"{theirs}.noise.weight"
         names[f"synthesis.{ours}.bias"] = f"{theirs}.activate.bias"
-    for ours, theirs in colours.items():
+    for ours, theirs in colors.items():
         names[f"synthesis.{ours}.bias"] = f"{theirs}.bias"
-    for ours, theirs in (convs | colours).items():
+    for ours, theirs in (convs | colors).items():
         names[f"synthesis.{ours}.weight"] = f"{theirs}.conv.weight"
         for part in ("weight", "bias"):
             names[f"synthesis.{ours}.affine.{part}"] = f"{theirs}.conv.modulation.{part}"
@@ -48,11 +48,15 @@ def rosinality_names(resolution: int, mapping_layers: int) -> dict[str, str]:
 
 
 def to_rosinality(generator: StyleGAN2) -> dict[str, Tensor]:
-    """The network's state as a strict load into rosinality's Generator wants it, derived filters included."""
+    """Return the state dict for a strict load into rosinality's Generator, including its filters.
+
+    Raises:
+        ValueError: for settings that the format cannot express.
+    """
     if generator.c_dim or generator.clamp or generator.z_dim != generator.w_dim or generator.mapping.lr != 0.01:
         raise ValueError(
-            "this generator has a label, a clamp, z_dim != w_dim or a mapping_lr other than 0.01, and "
-            f"rosinality's format can say none of that: {generator.spec()}. Save it as safetensors."
+            f"Got {generator.spec()}, expected no label, no clamp, z_dim equal to w_dim and mapping_lr 0.01: "
+            "rosinality's format has nothing else. Save it as safetensors."
         )
     state = generator.state_dict()
     exported: dict[str, Tensor] = {}
@@ -67,7 +71,7 @@ def to_rosinality(generator: StyleGAN2) -> dict[str, Tensor]:
 
 
 def _axes_added(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape under which rosinality stores our tensor."""
+    """Return the shape in which rosinality stores our tensor."""
     if name.endswith("noise_const"):
         return 1, 1, *shape
     if name.endswith("torgb.bias"):
@@ -78,7 +82,7 @@ def _axes_added(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _axes_dropped(name: str, value: Tensor) -> Tensor:
-    """Undo `_axes_added`; a tensor of another shape is left alone, and the loader will complain about it."""
+    """Undo `_axes_added`. A tensor of another shape is returned unchanged; loading it fails later."""
     shape = tuple(value.shape)
     if name.endswith("torgb.bias"):
         bare = shape[1:2]
@@ -92,7 +96,7 @@ def _axes_dropped(name: str, value: Tensor) -> Tensor:
 
 
 def _read_rosinality(raw: RawCheckpoint, prefix: str) -> Reading:
-    tensors = _own(raw, prefix, r".*\.kernel")
+    tensors = _network_tensors(raw, prefix, r".*\.kernel")
     settings = file_settings(raw, prefix)
     check_settings(settings)
     mean = tensors.pop("latent_avg", None)
@@ -101,23 +105,23 @@ def _read_rosinality(raw: RawCheckpoint, prefix: str) -> Reading:
     ups = sum(bool(re.fullmatch(r"to_rgbs\.\d+\.conv\.weight", name)) for name in tensors)
     depth = sum(bool(re.fullmatch(r"style\.\d+\.weight", name)) for name in tensors)
     names = rosinality_names(4 * 2**ups, depth)
-    ours = {theirs: mine for mine, theirs in names.items()}
+    ours = {theirs: our for our, theirs in names.items()}
     state = {ours.get(name, name): _axes_dropped(ours.get(name, name), value) for name, value in tensors.items()}
     if mean is not None and (w_avg := _single_row(mean, 2 * ups + 2)) is not None:
         state["mapping.w_avg"] = w_avg
     lr = only_value(settings, r"style\.\d+\.lr_mul")
     spec = spec_of(state, names) | ({} if lr is None else {"mapping_lr": lr})
-    return Reading(spec, state, {mine: prefix + theirs for mine, theirs in names.items()})
+    return Reading(spec, state, {our: prefix + theirs for our, theirs in names.items()})
 
 
 def _parents(prefix: str) -> list[str]:
-    """ "state_dict.decoder." -> that, "state_dict." and "": where the mean of w may lie."""
+    """List where latent_avg may be: for "state_dict.decoder." that prefix, "state_dict." and ""."""
     parts = prefix.split(".")[:-1]
     return ["".join(f"{part}." for part in parts[:count]) for count in range(len(parts), -1, -1)]
 
 
 def _single_row(mean: Tensor, rows: int) -> Tensor | None:
-    """The mean of w as [C]. pSp and e4e store it once a row, [L, C]. None where the rows differ."""
+    """Return w_avg as [C]. pSp and e4e store [L, C]; None if the rows differ."""
     if mean.ndim != 2 or mean.shape[0] not in (1, rows):
         return mean.flatten()
     if torch.allclose(mean, mean[:1]):
@@ -127,9 +131,8 @@ def _single_row(mean: Tensor, rows: int) -> Tensor | None:
 
 
 def _read_nvidia(raw: RawCheckpoint, prefix: str) -> Reading:
-    state = _own(raw, prefix, r".*resample_filter")
-    # What the layers were built with differs by repository where the arguments leave it to a default, so the layers'
-    # own attributes come before the arguments.
+    state = _network_tensors(raw, prefix, r".*resample_filter")
+    # Attributes of the layers take precedence over the arguments, whose defaults differ between repositories.
     settings = file_settings(raw, prefix)
     arguments = value_at(raw.hints, prefix.rstrip("."), "init_kwargs")
     if not settings and arguments is None:
@@ -147,7 +150,7 @@ def _read_nvidia(raw: RawCheckpoint, prefix: str) -> Reading:
 
 
 def _from_arguments(arguments: Any) -> dict[str, Any]:
-    """The constructor's arguments that change pictures, under the names of the layers' attributes."""
+    """Return the constructor arguments that change images, under the names of the layers' attributes."""
     settings: dict[str, Any] = {}
     for path, name in (
         (("mapping_kwargs", "activation"), "mapping.fc0.activation"),
@@ -162,7 +165,7 @@ def _from_arguments(arguments: Any) -> dict[str, Any]:
 
 
 def _add_silent_noise(state: dict[str, Tensor], settings: Mapping[str, Any]) -> None:
-    """Give layers that were built without noise a noise of strength 0, which draws the same pictures."""
+    """Add noise of strength 0 to layers without noise, which is equivalent."""
     for name, value in settings.items():
         layer = name.removesuffix(".use_noise")
         if re.fullmatch(r"synthesis\.b\d+\.conv[01]\.use_noise", name) and value is False:
@@ -171,21 +174,21 @@ def _add_silent_noise(state: dict[str, Tensor], settings: Mapping[str, Any]) -> 
             state.setdefault(f"{layer}.noise_const", torch.zeros(min(size, 1024), min(size, 1024)))
 
 
-def _own(raw: RawCheckpoint, prefix: str, derived: str) -> dict[str, Tensor]:
-    """The network's tensors without their prefix and without the filters, which must be the one we have built in."""
-    own: dict[str, Tensor] = {}
+def _network_tensors(raw: RawCheckpoint, prefix: str, derived: str) -> dict[str, Tensor]:
+    """Return the tensors of the network without their prefix. Filters are checked and dropped."""
+    tensors: dict[str, Tensor] = {}
     for name, value in raw.tensors.items():
         if not name.startswith(prefix):
             continue
         if re.fullmatch(derived, name):
             check_filter(name, value)
         else:
-            own[name.removeprefix(prefix)] = value
-    return own
+            tensors[name.removeprefix(prefix)] = value
+    return tensors
 
 
 def spec_of(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Any]:
-    """The architecture, from the shapes of tensors by our names. names: our name -> the file's, for messages."""
+    """Derive the spec from the shapes of tensors. names: our name -> the name in the file, for messages."""
     size = functools.partial(shape, state, names=names)
     check_picture(state, names)
     widths: list[int] = []

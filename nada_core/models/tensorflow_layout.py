@@ -1,7 +1,7 @@
-"""StyleGAN2 as the TensorFlow code bases store it: NVlabs/stylegan2 (configs E and F) and NVlabs/stylegan2-ada.
+"""Tensor names of TensorFlow StyleGAN2 files: NVlabs/stylegan2 (configs E and F) and NVlabs/stylegan2-ada.
 
-Kernels are [height, width, in, out] there, those of upsampling convolutions are mirrored, matrices are [in, out], and
-the bias of a style is stored without the 1 that it begins with.
+Kernels are [height, width, in, out], those of upsampling convolutions are mirrored, matrices are [in, out], and style
+biases are stored minus 1.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .layout import Layout, Reading, value_at
 from .layout_checks import check_filter
 from .stylegan2_layouts import spec_of
 
-# A setting of the network -> the only value that is implemented.
+# A setting of the network -> the only supported value.
 _ONLY: dict[str, Any] = {
     "nonlinearity": "lrelu",
     "mapping_nonlinearity": "lrelu",
@@ -30,7 +30,7 @@ _ONLY: dict[str, Any] = {
     "dtype": "float32",
 }
 
-# Settings that are read elsewhere, follow from the shapes of tensors, or do not change the network's function.
+# Settings that are read elsewhere, follow from tensor shapes, or do not change images.
 _KNOWN = {
     *("num_channels", "resolution", "label_size", "latent_size", "dlatent_size", "fmap_base", "fmap_decay"),
     *("fmap_min", "fmap_max", "mapping_layers", "mapping_fmaps", "mapping_lrmul", "label_fmaps", "resample_kernel"),
@@ -48,7 +48,7 @@ _REFUSED = {
 
 
 def tensorflow_names(resolution: int, mapping_layers: int, conditional: bool) -> dict[str, str]:
-    """Our name -> TensorFlow's, for every tensor of a network."""
+    """Map our names to TensorFlow's, for every tensor of a network."""
     names = {"mapping.w_avg": "dlatent_avg", "synthesis.b4.const": "synthesis/4x4/Const/const"}
     dense = {f"mapping.fc{index}": f"mapping/Dense{index}" for index in range(mapping_layers)}
     if conditional:
@@ -75,7 +75,7 @@ def tensorflow_names(resolution: int, mapping_layers: int, conditional: bool) ->
 
 
 def _convert(name: str, value: Tensor) -> Tensor:
-    """A TensorFlow variable as our tensor of this name. Other shapes are left alone, and the loader complains."""
+    """Convert a TensorFlow variable to our tensor. Other shapes are returned unchanged; loading them fails later."""
     if name.endswith((".const", ".noise_const")):
         for _ in range(1 if name.endswith(".const") else 2):
             value = value[0] if value.ndim > 2 and len(value) == 1 else value
@@ -90,19 +90,19 @@ def _convert(name: str, value: Tensor) -> Tensor:
 
 def _read_tensorflow(raw: RawCheckpoint, prefix: str) -> Reading:
     tensors = {name.removeprefix(prefix): value for name, value in raw.tensors.items() if name.startswith(prefix)}
-    for mark, meaning in _REFUSED.items():
-        if any(mark in name for name in tensors):
-            raise UnsupportedCheckpointError(f"the network is {meaning}.")
+    for part, kind in _REFUSED.items():
+        if any(part in name for name in tensors):
+            raise UnsupportedCheckpointError(f"the network is {kind}.")
     settings = value_at(raw.hints, prefix.rstrip("."), "static_kwargs") or {}
     _check_settings(settings)
-    sizes = [int(found[1]) for name in tensors if (found := re.match(r"synthesis/(\d{1,4})x\1/ToRGB/weight", name))]
+    sizes = [int(match[1]) for name in tensors if (match := re.match(r"synthesis/(\d{1,4})x\1/ToRGB/weight", name))]
     depth = sum(bool(re.fullmatch(r"mapping/Dense\d+/weight", name)) for name in tensors)
     names = tensorflow_names(max(4, *sizes), depth, "mapping/LabelEmbed/weight" in tensors)
-    ours = {theirs: mine for mine, theirs in names.items()}
+    ours = {theirs: our for our, theirs in names.items()}
     state = {ours.get(name, name): _convert(ours.get(name, name), value) for name, value in tensors.items()}
-    for name in ("lod", "synthesis/lod"):  # a counter of progressive growing, without effect
+    for name in ("lod", "synthesis/lod"):  # an unused counter of progressive growing
         state.pop(name, None)
-    if settings.get("use_noise", True) is False:  # noise of strength 0 draws the same pictures
+    if settings.get("use_noise", True) is False:  # noise of strength 0 is equivalent
         for name in names:
             if name.endswith(".noise_strength"):
                 size = int(name.split(".")[1][1:])
@@ -110,20 +110,22 @@ def _read_tensorflow(raw: RawCheckpoint, prefix: str) -> Reading:
                 state.setdefault(name.replace("strength", "const"), torch.zeros(size, size))
     lr = settings.get("mapping_lrmul")
     spec = spec_of(state, names) | {"clamp": settings.get("conv_clamp"), "mapping_lr": 0.01 if lr is None else lr}
-    return Reading(spec, state, {mine: prefix + theirs for mine, theirs in names.items()})
+    return Reading(spec, state, {our: prefix + theirs for our, theirs in names.items()})
 
 
 def _check_settings(settings: Mapping[str, Any]) -> None:
-    """Raises UnsupportedCheckpointError for settings that would change the pictures, and for unknown ones."""
+    """Raise UnsupportedCheckpointError for settings that change images, and for unknown ones."""
     for name, value in settings.items():
         if name == "resample_kernel":
             check_filter(name, torch.tensor(value or [1, 3, 3, 1], dtype=torch.float32))
         elif name in _ONLY and value is not None and str(value).split(".")[-1] != str(_ONLY[name]):
-            raise UnsupportedCheckpointError(f"{name} is {value!r}, expected {_ONLY[name]!r}; it changes the pictures.")
+            raise UnsupportedCheckpointError(
+                f"{name} is {value!r}, expected {_ONLY[name]!r}; other values change images."
+            )
         elif name not in _ONLY and name not in _KNOWN:
             raise UnsupportedCheckpointError(
-                f"the network has the setting {name} = {value!r:.60}, which StyleGAN2 does not; a modified network "
-                "may draw other pictures. Convert it with the program that wrote it."
+                f"the network has the unknown setting {name} = {value!r:.60} and may be modified. Convert it with the "
+                "program that wrote it."
             )
 
 
