@@ -85,7 +85,7 @@ class AlignFace(io.ComfyNode):
                     tooltip="Output width and height in pixels. Use the resolution of the generator.",
                 ),
                 io.Int.Input(
-                    "face", default=0, min=0, max=100, step=1, tooltip="Index of the face, by size: 0 is the largest."
+                    "face", default=0, min=0, max=100, step=1, tooltip="Face index, by size: 0 is the largest."
                 ),
                 io.String.Input(
                     "points",
@@ -121,7 +121,7 @@ class DrawPortrait(io.ComfyNode):
             node_id="StyleGANNADA_DrawPortrait",
             display_name="Draw Portrait",
             category=f"{ROOT}/photos",
-            description="Draws synthetic portraits with a procedural renderer, without a generator. Use them "
+            description="Draws synthetic faces with a procedural renderer, without a generator. Use them "
             "as test images for inversion, or as ground truth for a style.",
             search_aliases=["test picture", "example photo", "portraits", "ground truth"],
             inputs=[

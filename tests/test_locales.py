@@ -74,7 +74,7 @@ TERMS = {
         "weight": "вес",
         "direction": "направлен",
         "encoder": "энкодер",
-        "recogniser": "распознавател",
+        "recogni": "распознав",
         "loss": "потер",
         "picture|image": "изображен",
         "train(s|ed|ing)": "обуч",
@@ -92,7 +92,7 @@ TERMS = {
         "weight": "权重",
         "direction": "方向",
         "encoder": "编码器",
-        "recogniser": "人脸识别模型",
+        "recogni": "人脸识别",
         "loss": "损失",
         "picture|image": "图像",
         "train(s|ed|ing)": "训练",
@@ -139,7 +139,7 @@ def both(told: dict[str, str], language: str) -> Iterator[tuple[str, str, str]]:
 
 def misnamed(key: str, text: str, other: str, language: str) -> list[str]:
     """The terms of the English text that the other one calls by some other name."""
-    words = PART.sub(lambda part: "" if "/" in part[0] else part[0], text)  # a folder's name is no term
+    words = PART.sub(lambda part: "" if re.search(r"[/_]|^:", part[0]) else part[0], text)  # neither paths nor code
     return [
         f"{key}: {text!r} has {term!r}, {other!r} has no {called!r}"
         for term, called in TERMS[language].items()
