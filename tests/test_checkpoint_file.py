@@ -36,7 +36,13 @@ def test_safetensors_are_read(tmp_path: Path) -> None:
     raw = read_checkpoint(tmp_path / "x.bin")
     assert raw.container == "safetensors" and raw.hints == {"note": "hello"} == read_metadata(tmp_path / "x.bin")
     assert all(torch.equal(raw.tensors[name], value) for name, value in tensors.items())
-    assert raw.sha256 == sha256(tmp_path / "x.bin") and len(raw.sha256) == 64
+    assert raw.sha256 == sha256(tmp_path / "x.bin") and len(raw.sha256) == 64 and raw.kind == ""
+
+
+def test_kind_is_read_from_safetensors_only(tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "x", {"a": torch.zeros(1)}, {"kind": "nada_domain"})
+    torch.save({"a": torch.zeros(1), "kind": "nada_domain"}, tmp_path / "y")
+    assert read_checkpoint(tmp_path / "x").kind == "nada_domain" and read_checkpoint(tmp_path / "y").kind == ""
 
 
 def test_safetensors_are_recognized_at_every_header_length(tmp_path: Path) -> None:

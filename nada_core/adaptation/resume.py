@@ -78,7 +78,7 @@ def load_run(path: str | Path, fingerprint: str) -> SavedRun:
         CheckpointError: for a file that is no autosave, belongs to another run, or is damaged.
     """
     raw = read_checkpoint(path)
-    if raw.container != "safetensors" or raw.hints.get("kind") != "nada_run":
+    if raw.kind != "nada_run":
         raise CheckpointError(f"{path} is no autosave of a run; name another file, or start without resume.")
     if raw.hints.get("identity") != fingerprint:
         raise CheckpointError(

@@ -176,9 +176,9 @@ def _info(args: argparse.Namespace) -> None:
         return say(wording.about_guide(args.file, load_guide(args.file)))
     path = BUILTINS.get(args.file, Path(args.file))
     raw = read_checkpoint(path)
-    if raw.hints.get("kind") == "nada_run":
+    if raw.kind == "nada_run":
         return say(wording.about_run(path, raw))
-    if raw.hints.get("kind") == "nada_domain":
+    if raw.kind == "nada_domain":
         say(wording.about_domain(path, raw))
         return _tell_origin(path, raw)
     if any(name.startswith("visual.") for name in raw.tensors):

@@ -41,6 +41,11 @@ class RawCheckpoint:
     container: str  # "safetensors", "torch", "nvidia-pickle" or "numpy"
     sha256: str
 
+    @property
+    def kind(self) -> str:
+        """`kind` in the metadata of a file of this package; empty for others."""
+        return str(self.hints.get("kind", "")) if self.container == "safetensors" else ""
+
 
 def read_checkpoint(path: str | Path) -> RawCheckpoint:
     """Read a model file of any supported container.

@@ -225,8 +225,7 @@ def load_directions(path: str | Path, generator: Generator | None = None) -> Dir
         ValueError: for directions of another generator, and for a foreign file without a generator.
     """
     raw = read_checkpoint(path)
-    ours = raw.container == "safetensors" and raw.hints.get("kind") == KIND
-    directions = _from_our_file(path, raw) if ours else _from_foreign_file(path, raw, generator)
+    directions = _from_our_file(path, raw) if raw.kind == KIND else _from_foreign_file(path, raw, generator)
     if generator is None:
         return directions
     check_space(f"The directions in {path}", directions.space, generator)

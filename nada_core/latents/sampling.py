@@ -234,7 +234,7 @@ def load_latents(path: str | Path, generator: Generator | None = None) -> Latent
         ValueError: for latents of another generator, and for a foreign file without a generator.
     """
     raw = read_checkpoint(path)
-    if raw.container != "safetensors" or raw.hints.get("kind") != KIND:
+    if raw.kind != KIND:
         return _from_foreign_file(path, raw, generator)
     description = read_description(path, raw.hints, VERSION)
     maps = [raw.tensors[name] for name in (f"noise.{i}" for i in range(len(raw.tensors))) if name in raw.tensors]

@@ -136,7 +136,7 @@ def load_identity(name_or_path: str | Path, device: torch.device | str = "cpu") 
     path = Path(BUILTINS.get(str(name_or_path), name_or_path))
     raw = read_checkpoint(path)
     try:
-        net = _small_face(raw) if raw.hints.get("kind") == "nada_identity" else _arc_face(raw)
+        net = _small_face(raw) if raw.kind == "nada_identity" else _arc_face(raw)
     except CheckpointError as error:
         raise type(error)(f"{path}: {error}") from error
     name = str(name_or_path) if str(name_or_path) in BUILTINS else path.stem

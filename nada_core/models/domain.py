@@ -185,7 +185,7 @@ def read_domain(path: str | Path) -> Domain:
         CheckpointError: the file is missing, damaged, of another kind or of a newer format, or holds NaN.
     """
     raw = read_checkpoint(path)
-    if raw.container != "safetensors" or raw.hints.get("kind") != KIND:
+    if raw.kind != KIND:
         raise UnsupportedCheckpointError(f"{path}: no domain; it looks like {describe(raw, 'read_domain')}.")
     description = read_description(path, raw.hints, VERSION)
     provenance = read_object(path, raw.hints, "provenance")

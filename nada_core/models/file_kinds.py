@@ -45,7 +45,7 @@ _NAMES = (
 
 def describe(raw: RawCheckpoint, reader: str) -> str:
     """Return what the file seems to be and how to load it. reader: the loader that failed, which is not suggested."""
-    kinds = [_KINDS.get(str(raw.hints.get("kind")), "")]
+    kinds = [_KINDS.get(raw.kind, "")]
     if raw.container == "safetensors" and "spec" in raw.hints:
         kinds.append("a generator saved by this package; load it with load_generator")
     kinds += [kind for part, kind in _NAMES if any(part in name for name in raw.tensors)]

@@ -24,15 +24,14 @@ _lock = threading.Lock()
 
 @contextmanager
 def keep_freed_memory(device: torch.device) -> Iterator[None]:
-    """Retain freed memory within the process for work on the CPU. May be nested.
+    """Retain freed memory within the process for work on the CPU, which saves page faults and zero-filling.
 
-    Without it, large blocks return to the system when freed, and every new one costs page faults and zero-filling.
-    On exit, free memory is returned and the options get the values of the process's environment (MALLOC_* and
-    GLIBC_TUNABLES) or else glibc's own. It helps least in threads other than the main one: their arenas are limited to
-    64 MiB, unless the process starts with MALLOC_ARENA_MAX=1.
+    On exit, free memory is returned and the options get the values of the environment (MALLOC_*, GLIBC_TUNABLES) or
+    else glibc's own. May be nested. Threads other than the main one profit less: their arenas are limited to 64 MiB,
+    unless the process starts with MALLOC_ARENA_MAX=1.
 
     Args:
-        device: where the work runs. Nothing changes for a device other than the CPU or a C library other than glibc.
+        device: where the work runs; nothing changes unless it is the CPU and the C library is glibc.
     """
     global _active
     libc = ctypes.CDLL(None) if device.type == "cpu" and sys.platform.startswith("linux") else None
