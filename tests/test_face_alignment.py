@@ -242,7 +242,7 @@ def test_the_largest_face_comes_first(detector: SimpleNamespace) -> None:
         for name, point in vars(expected).items():
             assert getattr(face, name) == pytest.approx(point), name
     assert find_face(photo(), 1) == found[1]
-    with pytest.raises(NoFaceError, match="face 2, but the picture has 2: expected 0 .* to 1"):
+    with pytest.raises(NoFaceError, match="face 2, but the picture has 2: expected 0 to 1"):
         find_face(photo(), 2)
     with pytest.raises(NoFaceError, match="face -1"):
         find_face(photo(), -1)

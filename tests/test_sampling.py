@@ -191,7 +191,7 @@ def test_one_latent_mixes_with_many() -> None:
 @pytest.mark.parametrize(
     ("second", "arguments", "words"),
     [
-        (Latents(torch.zeros(2, 6, 5), space="b"), {}, r"two mapping networks \(spaces a and b\)"),
+        (Latents(torch.zeros(2, 6, 5), space="b"), {}, "a and b"),
         (Latents(torch.zeros(2, 8, 5), space="a"), {}, r"\[6, 5\] and \[8, 5\]"),
         (Latents(torch.zeros(3, 6, 5)), {}, "Got 2 and 3 latents"),
         (None, {"rows": (2, 2)}, "Got rows 2 to 2"),

@@ -16,11 +16,7 @@ BARE: tuple[str, ...] = ("{}",)  # the phrase alone, for layer selection and for
 
 
 def fill(phrase: str, templates: Sequence[str] = TEMPLATES) -> list[str]:
-    """Insert a phrase into every template, in order.
-
-    Raises:
-        ValueError: for an empty phrase, no templates, or a template without exactly one "{}".
-    """
+    """Insert a phrase into every template in place of its "{}", in order."""
     if not isinstance(phrase, str) or not phrase.strip():
         raise ValueError(f"Got the phrase {phrase!r}, expected words for a domain, such as 'photo' or 'sketch'.")
     if not templates:

@@ -22,19 +22,10 @@ from .prompts import TEMPLATES, fill
 
 @dataclass(frozen=True)
 class TextShift:
-    """A shift from one phrase to another, averaged over prompt templates.
+    """A shift from one phrase to another, which must differ, averaged over prompt templates."""
 
-    Args:
-        source: what the generator draws now, such as "photo", "human" or "dog".
-        target: what it should draw.
-        templates: sentences with "{}" in place of the phrase.
-
-    Raises:
-        ValueError: for empty or equal phrases and for bad templates.
-    """
-
-    source: str
-    target: str
+    source: str  # what the generator draws now, such as "photo", "human" or "dog"
+    target: str  # what it should draw
     templates: tuple[str, ...] = field(default=TEMPLATES, repr=False)
 
     def __post_init__(self) -> None:
@@ -63,11 +54,7 @@ class TextShift:
 
 @dataclass(frozen=True, eq=False)  # == of tensors is elementwise
 class ImageShift:
-    """A shift from the generator's own images to 1 to 10 style images [N, 3, H, W] in -1..1.
-
-    Raises:
-        ValueError: for another number or shape, and for values outside the range.
-    """
+    """A shift from the generator's own images to 1 to 10 style images [N, 3, H, W] in -1..1."""
 
     images: Tensor = field(repr=False)
 
@@ -98,11 +85,7 @@ class ImageShift:
 
 @dataclass(frozen=True, eq=False)
 class MixedShift:
-    """A weighted mixture of text and image shifts. Only the ratio of the weights matters; empty means equal weights.
-
-    Raises:
-        ValueError: for no shifts, nested mixtures, and weights of another number, negative or all 0.
-    """
+    """A weighted mixture of text and image shifts. Only the ratio of the weights matters; empty means equal weights."""
 
     shifts: tuple[TextShift | ImageShift, ...]
     weights: tuple[float, ...] = ()

@@ -25,9 +25,6 @@ def weighted_guides(
     """Normalize one guide, several, or (guide, weight) pairs to pairs; the default weight is 1.
 
     The paper combines ViT-B/32 and ViT-B/16, because a pattern that fools one encoder seldom fools both.
-
-    Raises:
-        ValueError: for no guides, other objects, and weights that are not positive and finite.
     """
     items = [guides] if isinstance(guides, ClipGuide) else list(guides)
     pairs = [item if isinstance(item, tuple) else (item, 1.0) for item in items]
@@ -83,16 +80,11 @@ def check_devices(
     device = generator.w_avg.device
     for guide, _ in weighted_guides(guides):
         if guide.mean.device != device:
-            raise ValueError(
-                f"The generator is on {device}, the guide {guide.name} on {guide.mean.device}; move one to "
-                "the other with .to(device), or pass the device to load_guide."
-            )
+            devices = f"The generator is on {device}, the guide {guide.name} on {guide.mean.device}"
+            raise ValueError(f"{devices}; move one with .to(device).")
     broken = [name for name, value in generator.state_dict().items() if not value.isfinite().all()]
     if broken:
-        raise ValueError(
-            f"{len(broken)} tensors of the generator hold NaN or infinity, the first is {broken[0]}; load "
-            "an earlier state of it."
-        )
+        raise ValueError(f"{len(broken)} tensors of the generator hold NaN or infinity, the first is {broken[0]}.")
 
 
 @torch.no_grad()

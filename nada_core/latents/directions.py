@@ -29,7 +29,6 @@ from .foreign_directions import read_foreign_directions
 from .sampling import Latents, check_space, row_slice
 
 KIND = "nada_directions"
-
 VERSION = 1
 
 _SAMPLES = 10_000  # random latents that the spread of w along a direction is measured on
@@ -37,11 +36,7 @@ _SAMPLES = 10_000  # random latents that the spread of w along a direction is me
 
 @dataclass(frozen=True, eq=False)
 class Directions:
-    """K directions of W+. `directions[2]`, `directions[2:5]` and `directions["smile"]` are directions too.
-
-    Raises:
-        ValueError: for other shapes, NaN, names that are not unique, an unknown name, and an empty slice.
-    """
+    """K directions of W+. `directions[2]`, `directions[2:5]` and `directions["smile"]` are directions too."""
 
     vectors: Tensor  # [K, 1, C], the same for all rows, or [K, L, C], on the CPU
     scale: Tensor  # [K], vector lengths per unit of strength; a standard deviation of w where that is known
@@ -52,10 +47,10 @@ class Directions:
         if self.vectors.ndim != 3 or not self.vectors.numel():
             raise ValueError(f"Got vectors of shape {list(self.vectors.shape)}, expected [K, 1, C] or [K, L, C].")
         if self.scale.shape != self.vectors.shape[:1] or not len(self) == len(self.names) == len(set(self.names)):
-            raise ValueError(
-                f"Got {len(self)} vectors, a scale of shape {list(self.scale.shape)} and the names "
-                f"{', '.join(self.names)}, expected a number and a unique name for each vector."
+            got = (
+                f"{len(self)} vectors, a scale of shape {list(self.scale.shape)} and the names {', '.join(self.names)}"
             )
+            raise ValueError(f"Got {got}, expected a number and a unique name for each vector.")
         if not self.vectors.isfinite().all() or not self.scale.isfinite().all():
             raise ValueError("Got directions with NaN or infinity, expected finite numbers.")
 
@@ -81,10 +76,8 @@ def parse_direction(directions: Directions, text: str) -> Directions:
     if name in directions.names:
         return directions[name]
     if not name.isdecimal() or int(name) >= len(directions):
-        raise ValueError(
-            f"Got the direction {text!r}, expected a number from 0 to {len(directions) - 1}, or one of "
-            f"{', '.join(directions.names)}."
-        )
+        expected = f"a number from 0 to {len(directions) - 1}, or one of {', '.join(directions.names)}"
+        raise ValueError(f"Got the direction {text!r}, expected {expected}.")
     return directions[int(name)]
 
 
@@ -99,22 +92,17 @@ def edit(
             rows color.
 
     Raises:
-        ValueError: for several directions, another mapping network or size, rows out of range, and a strength that is
-            not finite.
+        ValueError: for several directions, and for another mapping network or size.
     """
     if len(direction) != 1:
         raise ValueError(f"Got {len(direction)} directions, expected one: take directions[0] or directions[name].")
     if not same_space(latents.space, direction.space):
-        raise ValueError(
-            f"This direction belongs to another mapping network (space {direction.space[:12]}) than the "
-            f"latents ({latents.space[:12]}); find one for the generator they come from."
-        )
+        spaces = f"space {direction.space[:12]}, the latents' is {latents.space[:12]}"
+        raise ValueError(f"This direction belongs to another mapping network ({spaces}); find one for theirs.")
     count, width = latents.ws.shape[1:]
     if direction.vectors.shape[1] not in (1, count) or direction.vectors.shape[2] != width:
-        raise ValueError(
-            f"Got a direction of {list(direction.vectors.shape[1:])} rows and columns, expected "
-            f"[1, {width}] or [{count}, {width}] as the latents have."
-        )
+        size = list(direction.vectors.shape[1:])
+        raise ValueError(f"Got a direction of {size} rows and columns, expected [1, {width}] or [{count}, {width}].")
     strengths = torch.as_tensor(strength, dtype=torch.float64)
     if strengths.shape not in ((), (count,)) or not strengths.isfinite().all():
         raise ValueError(f"Got strength {strength!r:.80}, expected a finite number, or {count} of them, one per row.")
@@ -136,7 +124,7 @@ def sefa(generator: Generator, count: int = 10, layers: tuple[int, int] | None =
         layers: rows whose styles count and which the directions move, first and one after the last; None means all.
 
     Raises:
-        ValueError: for rows out of range, more directions than w is wide, and generators without affine layers.
+        ValueError: for more directions than w is wide, and generators without affine layers.
     """
     rows = row_slice(layers, generator.num_ws)
     parameters = dict(generator.named_parameters())
@@ -147,7 +135,7 @@ def sefa(generator: Generator, count: int = 10, layers: tuple[int, int] | None =
             affines.setdefault(layer.w_index, parameters[names[0]])
     if not affines:
         raise ValueError(
-            f"Got a {generator.family} generator without affine layers, expected StyleGAN2; use principal instead."
+            f"Got a {generator.family} generator without affine layers, expected StyleGAN2; use principal."
         )
     styles = F.normalize(torch.cat([weight.detach().cpu().double() for weight in affines.values()]), dim=1)  # [S, C]
     return _eigenvectors("sefa", generator, styles.T @ styles, count, rows, _sample_w(generator, _SAMPLES, 0))
@@ -160,11 +148,7 @@ def principal(
 
     Args:
         samples: random latents that they are computed from, at least twice the width of w.
-        seed: of those latents.
         layers: rows that the directions move, first and one after the last; None means all.
-
-    Raises:
-        ValueError: for rows out of range, too few samples, and more directions than w is wide.
     """
     rows = row_slice(layers, generator.num_ws)
     if samples < 2 * generator.w_dim:
@@ -180,18 +164,14 @@ def boundary(latents: Latents, scores: Sequence[float] | Tensor, name: str) -> D
     latents along it.
 
     Args:
-        scores: [N], in any unit; above their mean is high.
-
-    Raises:
-        ValueError: for fewer than 20 latents, and scores of another number, not finite, or all equal.
+        latents: at least 20.
+        scores: [N], in any unit, not all equal; above their mean is high.
     """
     values = torch.as_tensor(scores, dtype=torch.float64)
     valid = values.shape == (len(latents),) and values.isfinite().all() and values.min() < values.max()
     if len(latents) < 20 or not valid:
-        raise ValueError(
-            f"Got {len(latents)} latents and scores of shape {list(values.shape)}, expected at least 20 "
-            "and a finite score for each, not all the same."
-        )
+        got = f"{len(latents)} latents and scores of shape {list(values.shape)}"
+        raise ValueError(f"Got {got}, expected at least 20 and a finite score for each, not all the same.")
     high = (values > values.mean()).double()
     w = latents.ws.double().mean(1)  # [N, C]
     spread = w.std(0).clamp(min=1e-8)
@@ -244,9 +224,8 @@ def _from_our_file(path: str | Path, raw: RawCheckpoint) -> Directions:
         names = tuple(map(str, description["names"]))
         return Directions(raw.tensors["vectors"], raw.tensors["scale"], names, description["space"])
     except (KeyError, TypeError, ValueError) as error:
-        raise DamagedCheckpointError(
-            f"{path}: the directions are incomplete ({type(error).__name__}: {error}). Copy the file again."
-        ) from error
+        problem = f"{type(error).__name__}: {error}"
+        raise DamagedCheckpointError(f"{path}: incomplete directions ({problem}). Copy the file again.") from error
 
 
 def _from_foreign_file(path: str | Path, raw: RawCheckpoint, generator: Generator | None) -> Directions:

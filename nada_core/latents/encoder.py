@@ -64,12 +64,7 @@ class Head(nn.Module):
 
 
 class StyleNet(nn.Module):
-    """Images to rows, differentiable.
-
-    Args:
-        width: C.
-        depths: convolutions of every row's head, which tell which map of the pyramid it reads.
-    """
+    """Images to rows of width C. A head of more convolutions reads a finer map of the pyramid: that gives its level."""
 
     def __init__(self, trunk: Trunk, design: Design, width: int, depths: list[int]) -> None:
         super().__init__()
@@ -101,7 +96,6 @@ class Encoder(nn.Module):
 
     Args:
         kind: "psp", "e4e", "restyle-psp" or "restyle-e4e".
-        decoder: that generator.
         start: [L, C], the latent that the rows of the network are added to.
         wide: whether the network reads images of 4:3, as for cars.
         source: sha256 of the file.
@@ -137,20 +131,14 @@ class Encoder(nn.Module):
     ) -> Latents:
         """Encode images [N, 3, H, W] in -1..1, aligned as in training; the middle square is used, or 4:3 for cars.
 
-        The latents fit every generator whose mapping network has the decoder's weights. `Latents.space` includes the
-        mean of w too, which often differs between the files of an encoder and of its generator. So pass the generator
-        that the latents are for.
-
         Args:
             iterations: passes of a ReStyle encoder; others always take one.
-            generator: whose space the latents get; None means the decoder.
+            generator: checked to have the decoder's mapping network.
             batch: images at a time; halved when GPU memory runs out.
-            on_pass: called after every pass with the number of finished and of all passes of single images; may raise
-                to stop.
+            on_pass: called with the number of finished and of all passes of single images; may raise to stop.
 
         Raises:
-            ValueError: for invalid images, less than one iteration or image at a time, and a generator with another
-                mapping network or number of rows.
+            ValueError: for a generator with another mapping network or number of rows.
         """
         if iterations < 1 or batch < 1:
             raise ValueError(f"Got {iterations} iterations and batch {batch}, expected at least 1 of each.")
@@ -200,8 +188,7 @@ class Encoder(nn.Module):
 def load_encoder(path: str | Path, device: torch.device | str = "cpu") -> Encoder:
     """Load a pSp, e4e or ReStyle checkpoint of the authors' programs, with an IR, IR-SE or ResNet trunk.
 
-    Raises:
-        CheckpointError: for files that are missing, damaged or of another kind.
+    Raises CheckpointError for files that are missing, damaged or of another kind.
     """
     raw = read_checkpoint(path)
     try:
@@ -228,10 +215,8 @@ def _build(raw: RawCheckpoint) -> Encoder:
     decoder = _build_decoder(raw, decoder_tensors)
     net = _build_net(encoder_tensors, design)
     if len(net.styles) != decoder.num_ws or shape(encoder_tensors, "styles.0.linear.weight", 2)[0] != decoder.w_dim:
-        raise CheckpointError(
-            f"the encoder has {len(net.styles)} rows, but its decoder reads {decoder.num_ws} of width {decoder.w_dim}. "
-            "Download the authors' complete file."
-        )
+        reads = f"its decoder reads {decoder.num_ws} of width {decoder.w_dim}"
+        raise CheckpointError(f"the encoder has {len(net.styles)} rows, but {reads}. Download the complete file.")
     iterative = net.trunk.channels == 6
     start = torch.zeros(decoder.num_ws, decoder.w_dim)
     if iterative or options.get("start_from_latent_avg", True):  # true for all published encoders
@@ -245,10 +230,8 @@ def _design(options: Mapping[str, Any]) -> Design:
     kind = options.get("encoder_type")
     design = _DESIGNS.get(str(kind).removeprefix("ResNet"))
     if design is None:
-        raise UnsupportedCheckpointError(
-            f"its options name the encoder type {kind!r}; known are {', '.join(_DESIGNS)}, all but Encoder4Editing "
-            "also with the prefix ResNet."
-        )
+        known = f"{', '.join(_DESIGNS)}, all but Encoder4Editing also with the prefix ResNet"
+        raise UnsupportedCheckpointError(f"its options name the encoder type {kind!r}; known are {known}.")
     return design
 
 
@@ -259,10 +242,7 @@ def _build_decoder(raw: RawCheckpoint, tensors: dict[str, Tensor]) -> Generator:
     inner = RawCheckpoint(tensors, {}, raw.container, raw.sha256)
     layout = next((layout for layout in LAYOUTS if "" in layout.prefixes(inner)), None)
     if layout is None:
-        raise UnsupportedCheckpointError(
-            f"its decoder is no StyleGAN2; its tensors begin with {sorted(tensors)[:3]}. "
-            "Encoders of StyleGAN3 are not supported."
-        )
+        raise UnsupportedCheckpointError(f"its decoder is no StyleGAN2; its tensors begin with {sorted(tensors)[:3]}.")
     try:
         decoder = assemble(layout.read(inner, ""))
     except ValueError as error:
@@ -276,10 +256,8 @@ def _mean(tensors: Mapping[str, Tensor], decoder: Generator) -> Tensor:
     mean = tensors.get("latent_avg", decoder.w_avg).float()
     rows, width = decoder.num_ws, decoder.w_dim
     if mean.shape not in ((width,), (1, width), (rows, width)):
-        raise CheckpointError(
-            f"latent_avg has shape {list(mean.shape)}, expected [{width}], [1, {width}] or [{rows}, {width}]. "
-            "Download the authors' complete file."
-        )
+        expected = f"[{width}], [1, {width}] or [{rows}, {width}]"
+        raise CheckpointError(f"latent_avg has shape {list(mean.shape)}, expected {expected}. Download the file again.")
     return mean.expand(rows, -1).clone()
 
 
@@ -292,10 +270,8 @@ def _build_net(state: Mapping[str, Tensor], design: Design) -> StyleNet:
     with torch.device("meta"):
         trunk = trunk_of(state)
         if trunk.channels not in (3, 6):
-            raise UnsupportedCheckpointError(
-                f"the encoder reads {trunk.channels} channels: sketches or label maps. Take one for photographs, with "
-                "3 or 6 channels."
-            )
+            got = f"{trunk.channels} channels: sketches or label maps"
+            raise UnsupportedCheckpointError(f"the encoder reads {got}. Use one for photographs, with 3 or 6.")
         levels = {0, 1, 2} if design.pyramid else {0}
         if not depths[0] or not {depth - depths[0] for depth in depths} <= levels or len(trunk.widths) < len(levels):
             raise CheckpointError(

@@ -40,10 +40,7 @@ class NoFaceError(ValueError):
 class FacePoints:
     """Centers of the eyes, tip of the nose (unused, may be None) and corners of the mouth, each (x, y) in pixels.
 
-    Left is the left in an upright image of the face.
-
-    Raises:
-        ValueError: for points that are not finite, and eyes and mouth that determine no upright square.
+    Left is the left in an upright image of the face. Eyes and mouth must determine an upright square.
     """
 
     left_eye: Point
@@ -95,8 +92,7 @@ def align(image: Tensor, points: FacePoints, size: int = 1024) -> Tensor:
     Computed in bytes by Pillow on the CPU, as the published data set was; the result is on the photo's device.
 
     Raises:
-        ValueError: for invalid images, a size under 16, points outside of the photo, and a square around the face under
-            16 pixels or more than four times the photo.
+        ValueError: for points outside of the photo, and a square under 16 pixels or over four times the photo.
     """
     from PIL import Image
 
@@ -127,10 +123,7 @@ def find_faces(image: Tensor) -> list[FacePoints]:
     """Find the faces of a photo [1, 3, H, W] in -1..1, the largest first.
 
     Faces on their side or upside down are missed, as are those under 20 pixels or a hundredth of the photo. The weights
-    of the detector come with its package: nothing is downloaded.
-
-    Raises:
-        ValueError: for invalid images, and when the detector is not installed.
+    of the detector come with its package. Raises ValueError when it is not installed.
     """
     import numpy
 
@@ -160,22 +153,14 @@ def find_faces(image: Tensor) -> list[FacePoints]:
 
 
 def find_face(image: Tensor, index: int = 0) -> FacePoints:
-    """Find one face of a photo [1, 3, H, W] in -1..1; 0 is the largest.
-
-    Raises:
-        NoFaceError: when there is no face, or none of that index.
-        ValueError: as find_faces.
-    """
+    """Find one face of a photo [1, 3, H, W] in -1..1; 0 is the largest. Raises NoFaceError if there is none."""
     faces = find_faces(image)
     if not faces:
         height, width = image.shape[-2:]
-        raise NoFaceError(
-            f"Found no face in the picture of {width} x {height} pixels. Turn it upright if it is not, {BY_HAND}."
-        )
+        got = f"the picture of {width} x {height} pixels"
+        raise NoFaceError(f"Found no face in {got}. Turn it upright if it is not, {BY_HAND}.")
     if not 0 <= index < len(faces):
-        raise NoFaceError(
-            f"Got face {index}, but the picture has {len(faces)}: expected 0 (the largest) to {len(faces) - 1}."
-        )
+        raise NoFaceError(f"Got face {index}, but the picture has {len(faces)}: expected 0 to {len(faces) - 1}.")
     return faces[index]
 
 
@@ -184,12 +169,7 @@ def cut_face(
 ) -> Tensor:
     """Align the face of a photo [1, 3, H, W] by its points, or by those of a face that is found: [1, 3, S, S].
 
-    Args:
-        middle: return the central square where no face is found.
-
-    Raises:
-        NoFaceError: when there is no face, or none of that index, and `middle` is not set.
-        ValueError: as align and find_face.
+    With `middle`, return the central square where no face is found, instead of raising NoFaceError.
     """
     if points is None:
         try:
@@ -283,12 +263,8 @@ def _check_square(extent: tuple[int, int], center: complex, right: complex) -> N
     width, height = extent
     side, largest = 2 * abs(right), _MAX_SIDE * max(extent)
     if not (0 <= center.real <= width and 0 <= center.imag <= height):
-        raise ValueError(
-            f"Got a face around {center.real:.0f}, {center.imag:.0f}, expected it inside of the picture of "
-            f"{width} x {height} pixels; mark the points in this very picture."
-        )
+        got = f"a face around {center.real:.0f}, {center.imag:.0f}"
+        raise ValueError(f"Got {got}, expected it inside of the picture of {width} x {height} pixels.")
     if not SMALLEST <= side <= largest:
-        raise ValueError(
-            f"Got points whose face fills a square of {side:.3g} pixels in a picture of {width} x {height}, expected "
-            f"{SMALLEST} to {largest}; points are in pixels, not in shares of the picture."
-        )
+        got = f"points whose face fills a square of {side:.3g} pixels in a picture of {width} x {height}"
+        raise ValueError(f"Got {got}, expected {SMALLEST} to {largest}; points are in pixels.")

@@ -26,7 +26,6 @@ from ..runtime.schedules import lr_scale
 from .sampling import Latents, check_latents, render
 
 SPACES = ("w", "w+", "w then w+")
-
 _ADVICE = "Take a smaller perceptual network, or none, or a generator of lower resolution."
 
 
@@ -62,21 +61,13 @@ class InvertConfig:
         return {"mse": self.mse, "coarse": self.coarse, "lpips": self.lpips, "id": self.id}
 
 
+_PLAIN = InvertConfig(delta=0.0, initial_noise_factor=0.0, optimize_noise=False, lr_rampup=0.0, lr_rampdown=0.0)
+
 #: Named settings. "report" has the weights of the report that this project is based on, for comparison.
 PRESETS = {
     "default": InvertConfig(),
     "editable": InvertConfig(space="w", optimize_noise=False),
-    "report": InvertConfig(
-        space="w+",
-        mse=0.8,
-        lpips=0.5,
-        id=1.0,
-        delta=0.0,
-        initial_noise_factor=0.0,
-        optimize_noise=False,
-        lr_rampup=0.0,
-        lr_rampdown=0.0,
-    ),
+    "report": replace(_PLAIN, space="w+", mse=0.8, lpips=0.5, id=1.0),
 }
 
 
@@ -114,10 +105,9 @@ def invert(
     start: Latents | None = None,
     on_step: Callable[[InvertStep], None] | None = None,
 ) -> Inversion:
-    """Find latents of images [N, C, H, W] in -1..1 of any size, which are made square first.
+    """Find latents of images [N, C, H, W] in -1..1, which are cropped to squares; align photos of faces before.
 
-    Align real photos of faces before (`align`). Every image is searched on its own: up to rounding, its result does not
-    depend on the others. When memory runs out, the images are done again with half as many at once.
+    Up to rounding, the result of an image does not depend on the others. When memory runs out, fewer run at once.
 
     Args:
         perceptual, identity: networks of the lpips and id terms, on the generator's device.
@@ -125,8 +115,7 @@ def invert(
         on_step: called after every step; may raise to stop.
 
     Raises:
-        ValueError: for invalid images, a term without its network, a conditional generator without `start`, and a
-            start of another generator, number or shape.
+        ValueError: for a conditional generator without `start`, a term without its network, a start that does not fit.
         FloatingPointError: when a loss is not finite.
         torch.cuda.OutOfMemoryError: when a single image does not fit.
     """
@@ -176,10 +165,8 @@ def _origin(generator: Generator, count: int, start: Latents | None) -> _Origin:
     mean = generator.w_avg
     if start is None:
         if generator.c_dim:
-            raise ValueError(
-                "Got a conditional generator and nothing to start from; pass start=sample(generator, "
-                "seeds, psi=0, label=...), one latent per image."
-            )
+            example = "start=sample(generator, seeds, psi=0, label=...), one latent per image"
+            raise ValueError(f"Got a conditional generator and nothing to start from; pass {example}.")
         z = torch.randn(10_000, generator.z_dim, generator=torch.Generator().manual_seed(123))
         spread = (generator.map(z.to(mean.device))[:, 0] - mean).square().sum(1).mean().sqrt().item()
         return _Origin(mean.expand(count, 1, -1).clone(), "const", spread)
@@ -285,14 +272,12 @@ def _stages(config: InvertConfig) -> list[tuple[str, int]]:
 
 
 def _row_spread(ws: Tensor, spread: float) -> Tensor:
-    """Squared distance of rows [n, L, C] from their mean, in units of spread: the delta regularizer of e4e
-    (arXiv:2102.02766, section 4.2), about the mean instead of the first row."""
+    """The delta regularizer of e4e (arXiv:2102.02766, section 4.2) on [n, L, C], about the mean of the rows."""
     return (ws - ws.mean(1, keepdim=True)).square().sum(2).mean(1).sum() / max(spread, 1e-8) ** 2
 
 
 def _autocorrelation(maps: list[Tensor]) -> Tensor | float:
-    """Squared autocorrelation of noise maps [n, 1, R, R] shifted by a pixel, at every size down to 8 (StyleGAN2,
-    appendix D). It keeps image content out of the noise."""
+    """Squared autocorrelation of noise maps [n, 1, R, R] at every size down to 8: keeps image content out of them."""
     total: Tensor | float = 0.0
     for layer in maps:
         while True:

@@ -104,7 +104,7 @@ def tune(
         on_step: called after every step; may raise to stop.
 
     Raises:
-        ValueError: for invalid images, a term without its network, and latents of another generator, number or shape.
+        ValueError: for a term without its network, and latents of another generator, number or shape.
         FloatingPointError: when a loss or gradient is not finite.
         torch.cuda.OutOfMemoryError: when a single image does not fit.
     """
@@ -169,11 +169,7 @@ class _Tuner:
         return history
 
     def backward(self, rows: Tensor, neighbours: Tensor | None, size: int) -> tuple[Tensor, float, float]:
-        """Compute the gradients of a step, `size` latents at a time.
-
-        Returns:
-            The images [n, 3, R, R] of `rows`, the loss, and the locality term.
-        """
+        """Compute the gradients of a step; returns the images [n, 3, R, R] of `rows`, loss and locality."""
         self.optimizer.zero_grad(set_to_none=True)
         images: list[Tensor] = []
         total = locality = 0.0
@@ -210,10 +206,7 @@ class _Tuner:
 
 
 def _neighbours(source: Generator, latents: Latents, rows: Tensor, config: TuneConfig, rng: torch.Generator) -> Tensor:
-    """Sample latents whose images should stay [num_neighbours, L, C]: from pivots towards random ones (section 3.3).
-
-    The distance is measured over all rows together, as in the authors' implementation.
-    """
+    """Sample latents whose images should stay [num_neighbours, L, C]: from pivots towards random ones (section 3.3)."""
     like, count = source.w_avg, config.num_neighbours
     pivots = latents.ws[rows[torch.randint(len(rows), (count,), generator=rng)]].to(like)
     z = torch.randn(count, source.z_dim, generator=rng).to(like)
@@ -225,4 +218,5 @@ def _neighbours(source: Generator, latents: Latents, rows: Tensor, config: TuneC
     if not config.distance:
         return random
     direction = random - pivots
-    return pivots + config.distance * direction / direction.norm(dim=(1, 2), keepdim=True).clamp(min=1e-8)
+    length = direction.norm(dim=(1, 2), keepdim=True)  # over all rows together, as in the authors' implementation
+    return pivots + config.distance * direction / length.clamp(min=1e-8)

@@ -24,11 +24,9 @@ from ..models.generator import Generator, same_space
 from ..runtime.batching import MicroBatcher
 
 KIND = "nada_latents"
-
 VERSION = 1
 
 _MAX_FRAMES = 10_000  # nearly seven minutes of video at 25 frames per second
-
 # Names of latents in the files of other programs: "array" is a bare .npy, "" a bare tensor in a .pt.
 _FOREIGN_NAMES = ("latent", "latents", "w", "ws", "array", "")
 
@@ -38,9 +36,6 @@ class Latents:
     """Points of W+ for every generator with the same mapping network, adapted ones included.
 
     `latents[2]` is one latent and `latents[2:5]` a slice, each with its own noise maps.
-
-    Raises:
-        ValueError: for other shapes, for random noise, and for an empty slice.
     """
 
     ws: Tensor  # [N, L, C] on the CPU
@@ -51,14 +46,11 @@ class Latents:
         if self.ws.ndim != 3 or not len(self.ws):
             raise ValueError(f"Got ws of shape {list(self.ws.shape)}, expected [N, L, C] with at least one latent.")
         if isinstance(self.noise, str) and self.noise not in ("const", "none"):
-            raise ValueError(
-                f"Got noise {self.noise!r}, expected 'const', 'none' or maps from generator.draw_noise(count, rng)."
-            )
+            raise ValueError(f"Got noise {self.noise!r}, expected 'const', 'none' or maps from generator.draw_noise().")
         for index, maps in enumerate([] if isinstance(self.noise, str) else self.noise):
             if maps.ndim != 2 and (maps.ndim != 4 or len(maps) not in (1, len(self))):
-                raise ValueError(
-                    f"Noise map {index} has shape {list(maps.shape)}, expected [R, R] or [1 or {len(self)}, 1, R, R]."
-                )
+                expected = f"[R, R] or [1 or {len(self)}, 1, R, R]"
+                raise ValueError(f"Noise map {index} has shape {list(maps.shape)}, expected {expected}.")
 
     def __len__(self) -> int:
         return len(self.ws)
@@ -86,9 +78,6 @@ def sample(
         psi: truncation; 1 keeps w, 0 gives the mean.
         cutoff: number of first rows that are truncated; None truncates all.
         label: class index of a conditional generator.
-
-    Raises:
-        ValueError: for no seeds, a negative seed, or a label that does not fit.
     """
     if not seeds or min(seeds) < 0:
         raise ValueError(f"Got seeds {list(seeds)}; expected at least one whole number from 0.")
@@ -106,19 +95,15 @@ def mix(first: Latents, second: Latents, amount: float = 1.0, rows: tuple[int, i
         rows: first row and the one after the last; None means all. Early rows set pose and shape, late rows color.
 
     Raises:
-        ValueError: for different mapping networks or shapes, counts that differ and are not 1, rows out of range, and
-            an amount that is not finite.
+        ValueError: for different mapping networks or shapes, and counts that differ where neither is 1.
     """
     if not same_space(first.space, second.space):
         raise ValueError(
-            f"Got latents of two mapping networks (spaces {first.space[:12]} and {second.space[:12]}), "
-            "expected one; sample both from the same generator, or from ones adapted from it."
+            f"Got latents of two mapping networks, {first.space[:12]} and {second.space[:12]}, expected one."
         )
     if first.ws.shape[1:] != second.ws.shape[1:]:
-        raise ValueError(
-            f"Got latents of {list(first.ws.shape[1:])} and {list(second.ws.shape[1:])} rows and columns, "
-            "expected the same; sample both from generators of one resolution."
-        )
+        shapes = f"{list(first.ws.shape[1:])} and {list(second.ws.shape[1:])}"
+        raise ValueError(f"Got latents of {shapes} rows and columns, expected the same; use one resolution.")
     if len(first) != len(second) and 1 not in (len(first), len(second)):
         raise ValueError(
             f"Got {len(first)} and {len(second)} latents, expected the same number, or one on either side."
@@ -140,18 +125,13 @@ def interpolate(latents: Latents, frames: int, loop: bool = False) -> Latents:
         loop: return to the first key frame.
 
     Returns:
-        (N - 1) * frames + 1 latents, or N * frames with `loop`; noise maps of each latent are blended too.
-
-    Raises:
-        ValueError: for fewer than 2 latents or 1 frame, and more than 10,000 latents in all.
+        (N - 1) * frames + 1 latents, or N * frames with `loop`, 10,000 at most; their own noise maps are blended too.
     """
     keys = len(latents)
     total = keys * frames if loop else (keys - 1) * frames + 1
     if keys < 2 or frames < 1 or total > _MAX_FRAMES:
-        raise ValueError(
-            f"Got latents: {keys}, frames per latent: {frames}, {total} in all; expected at least 2 latents, 1 frame "
-            f"per latent, and at most {_MAX_FRAMES} in all."
-        )
+        got = f"latents: {keys}, frames per latent: {frames}, {total} in all"
+        raise ValueError(f"Got {got}; expected at least 2, at least 1, and at most {_MAX_FRAMES}.")
     index = torch.arange(total)
     start = index // frames
     end = (start + 1) % keys  # wraps at the last key frame of an open walk, where t is 0
@@ -206,11 +186,7 @@ def synthesize(generator: Generator, latents: Latents) -> Tensor:
 
 
 def save_latents(latents: Latents, path: str | Path, provenance: Mapping[str, Any] | None = None) -> None:
-    """Save latents and noise maps, bit-exact, with JSON-serializable provenance.
-
-    Raises:
-        ValueError: for NaN and infinity; nothing is written then.
-    """
+    """Save latents and noise maps, bit-exact, with JSON-serializable provenance. Raises ValueError for NaN."""
     noise = latents.noise
     maps = {} if isinstance(noise, str) else {f"noise.{index}": layer for index, layer in enumerate(noise)}
     tensors = {"ws": latents.ws, **maps}
@@ -242,9 +218,8 @@ def load_latents(path: str | Path, generator: Generator | None = None) -> Latent
         noise = maps if description["noise"] == "maps" else description["noise"]
         latents = Latents(raw.tensors["ws"], noise, description["space"])
     except (KeyError, ValueError) as error:
-        raise DamagedCheckpointError(
-            f"{path}: the latents are incomplete ({type(error).__name__}: {error}). Copy the file again."
-        ) from error
+        problem = f"{type(error).__name__}: {error}"
+        raise DamagedCheckpointError(f"{path}: incomplete latents ({problem}). Copy the file again.") from error
     if generator is not None:
         check_latents(generator, latents.ws, latents.space, len(latents), f"The latents in {path}")
         return replace(latents, space=latents.space and generator.space())  # a file of 0.1.0 has another fingerprint
@@ -262,10 +237,8 @@ def _from_foreign_file(path: str | Path, raw: RawCheckpoint, generator: Generato
         return Latents(ws, "const", generator.space())
     sizes = [(1, 1, layer.resolution, layer.resolution) for layer in generator.layers() if layer.kind == "conv"]
     if len(noise) != len(tensors) or not all(_are_noise_maps(maps, sizes) for maps in noise):
-        raise UnsupportedCheckpointError(
-            f"{path}: expected {len(sizes)} finite noise maps of this generator's sizes for each latent. "
-            "Save the latents without them."
-        )
+        expected = f"{len(sizes)} finite noise maps of this generator's sizes for each latent"
+        raise UnsupportedCheckpointError(f"{path}: expected {expected}. Save the latents without them.")
     return Latents(ws, [torch.cat(layer).float() for layer in zip(*noise, strict=True)], generator.space())
 
 
@@ -315,10 +288,7 @@ def row_slice(rows: tuple[int, int] | None, count: int) -> slice:
     """The rows (first, one after the last) of `count` as a slice; None means all. Raises ValueError out of range."""
     first, last = (0, count) if rows is None else rows
     if not 0 <= first < last <= count:
-        raise ValueError(
-            f"Got rows {first} to {last}, expected 0 <= first < last <= {count}, the number of rows; "
-            "the last is not included."
-        )
+        raise ValueError(f"Got rows {first} to {last} (exclusive), expected 0 <= first < last <= {count}.")
     return slice(first, last)
 
 

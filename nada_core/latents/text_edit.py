@@ -30,9 +30,7 @@ from ..runtime.schedules import lr_scale
 from .sampling import Latents, check_latents, render, row_slice, synthesize
 
 OBJECTIVES = ("global", "direction")
-
 SPACES = ("w", "w+")
-
 _ADVICE = "Take a smaller guide, fewer guides, fewer views, or a generator of lower resolution."
 
 
@@ -81,8 +79,7 @@ def edit_by_text(
 ) -> Latents:
     """Move latents until their images show the target phrase of the shift. Noise maps are kept.
 
-    Every latent is optimized on its own: up to rounding, the result does not depend on the others. When memory runs
-    out, a step is repeated with half as many latents at once.
+    Up to rounding, the result of a latent does not depend on the others. When memory runs out, fewer run at once.
 
     Args:
         shift: what the images show now, and the same with what is wanted: "photo", "photo with glasses".
@@ -127,10 +124,7 @@ def _check(
         raise ValueError(f"Got a {type(shift).__name__}, expected a TextShift: phrases for now and for the result.")
     check_latents(generator, latents.ws, latents.space, len(latents))
     if config.id and identity is None:
-        raise ValueError(
-            f"The id term weighs {config.id:g}, but there is no network to compute it; pass "
-            "identity=load_identity(...), or set id to 0."
-        )
+        raise ValueError(f"The id term weighs {config.id:g}, but there is no network to compute it; pass identity.")
     last = generator.num_ws if config.last_row is None else config.last_row
     return row_slice((config.first_row, last), generator.num_ws)
 
