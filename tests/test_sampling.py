@@ -118,8 +118,9 @@ def test_labels() -> None:
 @pytest.mark.parametrize(
     ("c_dim", "arguments", "words"),
     [
-        (0, {"seeds": []}, "at least one whole number"),
-        (0, {"seeds": [1, -1]}, r"Got seeds \[1, -1\]"),
+        (0, {"seeds": []}, "at least one"),
+        (0, {"seeds": [1, -1]}, "seed -1"),
+        (0, {"seeds": [0, 2**32]}, f"seed {2**32}"),
         (0, {"seeds": [1], "label": 0}, "has no classes"),
         (3, {"seeds": [1]}, "label None.*from 0 to 2"),
         (3, {"seeds": [1], "label": 3}, "label 3"),

@@ -23,6 +23,7 @@ from ..models.low_rank import low_rank_factors
 from ..runtime.batching import MicroBatcher
 from ..runtime.distributed import all_reduce, shard
 from ..runtime.precision import arithmetic, tf32
+from ..runtime.seeds import seeded
 from .config import LayerChoice
 
 
@@ -112,7 +113,7 @@ def inspect_layers(
     choice = replace(choice or LayerChoice(), mode="adaptive")
     images = source_images(generator, seed, label) if needs_source_images(shift) else None
     targets = clip_targets(guides, shift, images)
-    z = torch.randn(choice.batch, generator.z_dim, generator=torch.Generator().manual_seed(seed))
+    z = torch.randn(choice.batch, generator.z_dim, generator=seeded(seed))
     with tf32(False):
         movement = row_movement(choice, generator, targets, z, label).tolist()
     return tuple((layer, movement[row]) for row, layer in _layer_of_row(generator).items())

@@ -25,6 +25,7 @@ from ..io.checkpoint_file import RawCheckpoint, read_checkpoint
 from ..io.errors import DamagedCheckpointError, UnsupportedCheckpointError
 from ..io.metadata import read_description, write_safetensors
 from ..models.generator import Generator, same_space
+from ..runtime.seeds import seeded
 from .foreign_directions import read_foreign_directions
 from .sampling import Latents, check_space, row_slice
 
@@ -243,7 +244,7 @@ def _from_foreign_file(path: str | Path, raw: RawCheckpoint, generator: Generato
 @torch.no_grad()
 def _sample_w(generator: Generator, count: int, seed: int) -> Tensor:
     """Sample w [N, C] in float64 on the CPU; random classes for a conditional generator."""
-    rng = torch.Generator().manual_seed(seed)
+    rng = seeded(seed)
     device = generator.w_avg.device
     z = torch.randn(count, generator.z_dim, generator=rng).to(device)
     label = None

@@ -22,6 +22,7 @@ from ..io.errors import DamagedCheckpointError, UnsupportedCheckpointError
 from ..io.metadata import read_description, write_safetensors
 from ..models.generator import Generator, same_space
 from ..runtime.batching import MicroBatcher
+from ..runtime.seeds import seeded
 
 KIND = "nada_latents"
 VERSION = 1
@@ -79,9 +80,9 @@ def sample(
         cutoff: number of first rows that are truncated; None truncates all.
         label: class index of a conditional generator.
     """
-    if not seeds or min(seeds) < 0:
-        raise ValueError(f"Got seeds {list(seeds)}; expected at least one whole number from 0.")
-    z = torch.stack([torch.randn(generator.z_dim, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    if not seeds:
+        raise ValueError("Got no seeds, expected at least one.")
+    z = torch.stack([torch.randn(generator.z_dim, generator=seeded(int(seed))) for seed in seeds])
     with torch.no_grad():
         ws = generator.map(z.to(generator.w_avg.device), generator.one_hot(label, len(z)), psi, cutoff)
     return Latents(ws.cpu(), "const", generator.space())
