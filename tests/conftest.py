@@ -1,4 +1,4 @@
-"""The pack in the double of ComfyUI, for the tests of its nodes."""
+"""Fixtures: the pack loaded into the double of ComfyUI."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str],
     from open_clip.tokenizer import SimpleTokenizer
 
     with pytest.MonkeyPatch.context() as patch, ExitStack() as open_packs:
-        # Each run is watched for changes to its inputs; in a tokenizer's hundred thousand words that takes the longest.
+        # The check of inputs for changes would spend most of its time in the vocabulary of a tokenizer.
         patch.setattr(guards, "OPAQUE", (*guards.OPAQUE, SimpleTokenizer))
-        made: dict[str, World] = {}
+        loaded: dict[str, World] = {}
 
         def world(version: str) -> World:
-            if version not in made:
+            if version not in loaded:
                 host = install(patch, tmp_path_factory.mktemp("comfy"), version)
-                made[version] = World(host, open_packs.enter_context(load_pack(ROOT, host, f"/x/nada-{len(made)}")))
-            made[version].reset()
-            return made[version]
+                loaded[version] = World(host, open_packs.enter_context(load_pack(ROOT, host, f"/x/nada-{len(loaded)}")))
+            loaded[version].reset()
+            return loaded[version]
 
         yield world
 
@@ -49,5 +49,5 @@ def world(worlds: Callable[[str], World]) -> World:
 
 @pytest.fixture(params=[OLDEST, NEWEST])
 def either(worlds: Callable[[str], World], request: pytest.FixtureRequest) -> World:
-    """The pack in the oldest version it supports, then in the newest."""
+    """The pack in the oldest and in the newest supported version."""
     return worlds(request.param)

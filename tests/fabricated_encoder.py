@@ -1,6 +1,6 @@
-"""Small files in the layouts of model_ir_se50.pth and of pSp, e4e and ReStyle, name by name, for tests only.
+"""Small files in the layouts of model_ir_se50.pth, pSp, e4e and ReStyle, for tests only.
 
-Names and shapes are spelled out here and not taken from the code under test.
+Names and shapes are written out here, independently of the code under test.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TYPES = {
 
 
 class Draw:
-    """Random tensors one after another."""
+    """A sequence of random tensors."""
 
     def __init__(self, seed: int) -> None:
         self.rng = torch.Generator().manual_seed(seed)
@@ -38,10 +38,10 @@ class Draw:
         return torch.randn(shape, generator=self.rng) / fan**0.5
 
     def norm(self, name: str, channels: int) -> dict[str, Tensor]:
-        """A batch normalisation that is not at rest."""
+        """A batch normalization with random statistics and parameters."""
 
-        def around(middle: float) -> Tensor:
-            return middle + 0.3 * torch.rand(channels, generator=self.rng)
+        def around(center: float) -> Tensor:
+            return center + 0.3 * torch.rand(channels, generator=self.rng)
 
         return {
             f"{name}.weight": around(0.8),
@@ -53,7 +53,7 @@ class Draw:
 
 
 def irse(draw: Draw, channels: int = 3, squeezed: int = SQUEEZED) -> dict[str, Tensor]:
-    """input_layer and body."""
+    """The tensors of input_layer and body."""
     state = {
         "input_layer.0.weight": draw(FIRST, channels, 3, 3),
         **draw.norm("input_layer.1", FIRST),
@@ -85,7 +85,7 @@ def irse(draw: Draw, channels: int = 3, squeezed: int = SQUEEZED) -> dict[str, T
 
 
 def resnet(draw: Draw, channels: int) -> dict[str, Tensor]:
-    """conv1, bn1, relu and body of the ResNet variants."""
+    """The tensors of conv1, bn1, relu and body of the ResNet variants."""
     state = {"conv1.weight": draw(FIRST, channels, 7, 7), **draw.norm("bn1", FIRST), "relu.weight": 0.25 + draw(FIRST)}
     inputs, index = FIRST, 0
     for width, units in zip(WIDTHS, UNITS, strict=True):
@@ -107,7 +107,7 @@ def resnet(draw: Draw, channels: int) -> dict[str, Tensor]:
 
 
 def face_state(seed: int = 0, last: int = 2, dim: int = 5, squeezed: int = SQUEEZED) -> dict[str, Tensor]:
-    """model_ir_se50.pth, small: the trunk's last map has `last` pixels a side."""
+    """A small model_ir_se50.pth; the last feature map of its trunk is `last` pixels wide."""
     draw = Draw(seed)
     return {
         **irse(draw, squeezed=squeezed),
@@ -119,12 +119,12 @@ def face_state(seed: int = 0, last: int = 2, dim: int = 5, squeezed: int = SQUEE
 
 
 def decoder(**changes: Any) -> StyleGAN2:
-    """The generator in the fabricated files."""
+    """The generator of the fabricated files."""
     return generator(**{"resolution": RESOLUTION, "z_dim": W_DIM, "w_dim": W_DIM, "widths": [8, 7, 4, 4]} | changes)
 
 
 def encoder_state(kind: str, seed: int = 0, trunk: str = "irse") -> dict[str, Tensor]:
-    """What lies under encoder. in a file; heads halve maps of 2, 4 and 8 pixels, or all the last of 2."""
+    """The tensors below `encoder.`; the heads halve maps of 2, 4 and 8 pixels, or all the last one, of 2."""
     draw = Draw(seed)
     channels = 6 if kind.startswith("restyle") else 3
     state = irse(draw, channels) if trunk == "irse" else resnet(draw, channels)
@@ -147,9 +147,9 @@ def encoder_state(kind: str, seed: int = 0, trunk: str = "irse") -> dict[str, Te
 
 
 def content(kind: str, seed: int = 0, trunk: str = "irse", namespace: bool = False, **options: Any) -> dict[str, Any]:
-    """A checkpoint of `kind`, ready to be changed and written. options: further entries of opts."""
-    made = decoder()
-    parts = {"encoder": encoder_state(kind, seed, trunk), "decoder": to_rosinality(made)}
+    """The content of a checkpoint of `kind`. options: further entries of opts."""
+    stylegan = decoder()
+    parts = {"encoder": encoder_state(kind, seed, trunk), "decoder": to_rosinality(stylegan)}
     state = {f"{part}.{name}": value for part, tensors in parts.items() for name, value in tensors.items()}
     opts = {
         "encoder_type": ("ResNet" if trunk == "resnet" else "") + TYPES[kind],
@@ -160,7 +160,7 @@ def content(kind: str, seed: int = 0, trunk: str = "irse", namespace: bool = Fal
     return {
         "state_dict": state,
         "opts": argparse.Namespace(**opts) if namespace else opts,
-        "latent_avg": made.w_avg.repeat(ROWS, 1),
+        "latent_avg": stylegan.w_avg.repeat(ROWS, 1),
     }
 
 

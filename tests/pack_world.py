@@ -1,4 +1,4 @@
-"""The pack in the double of ComfyUI, and what many tests of its nodes need of it, made once."""
+"""The pack in the double of ComfyUI, and objects that many tests of its nodes share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NEWEST, OLDEST = "0.33.0", "0.20.1"
 PREFIX = "StyleGANNADA_"
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 
-#: Node: category, inputs in their order, outputs.
+#: Node -> category, inputs in their order, outputs.
 CONTRACT = {
     "LoadGenerator": ("load", ["file"], [("generator", "NADA_GENERATOR"), ("layers", "STRING")]),
     "LoadGuide": ("load", ["guide", "architecture", "antialias"], [("guide", "NADA_GUIDE")]),
@@ -209,14 +209,14 @@ QUICK = {"steps": 2, "batch": 1, "warmup": 0}
 
 
 class World:
-    """The pack loaded into the double of one version, and what many tests need of it, made once."""
+    """The pack loaded into the double of one version, and cached objects for tests."""
 
     def __init__(self, host: Host, pack: Pack) -> None:
         self.host, self.pack = host, pack
         self.executor = Executor(host, pack.nodes)
 
     def module(self, path: str) -> Any:
-        """A module of the pack: its nada_core is another object than what `import nada_core` gives."""
+        """A module of the pack. Its nada_core is not the module of `import nada_core`."""
         return sys.modules[f"{self.pack.module.__name__}.{path}"]
 
     @property
@@ -231,25 +231,25 @@ class World:
         return self.executor.classes[PREFIX + name]
 
     def widgets(self, name: str) -> dict[str, tuple[str, dict[str, Any]]]:
-        """The widgets of a node in their order: type and options."""
+        """The widgets of a node in their order, as (type, options)."""
         sections = self.executor.object_info([PREFIX + name])[PREFIX + name]["input"]
-        told = {**sections.get("required", {}), **sections.get("optional", {})}
-        return {key: tuple(told[key]) for key in CONTRACT[name][1] if told[key][0] in WIDGETS}
+        inputs = {**sections.get("required", {}), **sections.get("optional", {})}
+        return {key: tuple(inputs[key]) for key in CONTRACT[name][1] if inputs[key][0] in WIDGETS}
 
     def defaults(self, name: str) -> dict[str, Any]:
-        """What the page puts into a new node."""
+        """The widget values of a new node on the page."""
         return {
             key: options.get("default", (options.get("options") or [None])[0])
             for key, (_, options) in self.widgets(name).items()
         }
 
     def call(self, name: str, **values: Any) -> tuple[Any, ...]:
-        """The outputs of one node; a widget that is not given has its default."""
+        """Run one node and return its outputs; other widgets have their defaults."""
         return self.executor.call(self.node(name), **{**self.defaults(name), **values}).values
 
     def prompt(self, **nodes: tuple[str, dict[str, Any]]) -> dict[str, Any]:
-        """A prompt in API format: name=(node, inputs); a text "other.1" in place of a link is output 1 of `other`."""
-        made: dict[str, Any] = {}
+        """Build a prompt in API format from name=(node, inputs); the link "other.1" is output 1 of `other`."""
+        prompt: dict[str, Any] = {}
         for key, (name, inputs) in nodes.items():
             ours = name in CONTRACT
             values = {**(self.defaults(name) if ours else {}), **inputs}
@@ -258,8 +258,8 @@ class World:
                 for one, value in inputs.items()
                 if not ours or one not in self.widgets(name)
             }
-            made[key] = {"class_type": PREFIX + name if ours else name, "inputs": {**values, **linked}}
-        return made
+            prompt[key] = {"class_type": PREFIX + name if ours else name, "inputs": {**values, **linked}}
+        return prompt
 
     @cached_property
     def generator(self) -> Any:
@@ -275,12 +275,12 @@ class World:
 
     @cached_property
     def trained(self) -> tuple[Any, Any, Any]:
-        """What Adapt Generator gives after two steps."""
+        """The outputs of Adapt Generator after two steps."""
         return self.adapt()
 
     def adapt(self, **values: Any) -> tuple[Any, Any, Any]:
-        given = {"generator": self.generator, "guide": self.guide, "shift": self.shift, **QUICK, **values}
-        generator, domain, training, _ = self.call("AdaptGenerator", **given)
+        inputs = {"generator": self.generator, "guide": self.guide, "shift": self.shift, **QUICK, **values}
+        generator, domain, training, _ = self.call("AdaptGenerator", **inputs)
         return generator, domain, training
 
     def latents(self, count: int = 2, seed: int = 0, generator: Any = None) -> Any:
@@ -288,7 +288,7 @@ class World:
 
     @cached_property
     def stranger(self) -> Any:
-        """A generator of another mapping network, 16 pixels wide."""
+        """A generator with another mapping network, 16 pixels wide."""
         return self.stranger_from(0)
 
     def stranger_from(self, seed: int, **changes: Any) -> Any:
@@ -298,14 +298,14 @@ class World:
         )
 
     def save(self, generator: Any, *path: str) -> Path:
-        """A generator's file below the host's folder."""
+        """Save a generator below the host's folder and return the path."""
         place = self.host.root.joinpath(*path)
         place.parent.mkdir(parents=True, exist_ok=True)
         self.core.save_generator(generator, place, {})
         return place
 
     def reset(self) -> None:
-        """As after a start, without the loading."""
+        """Restore the state after loading."""
         for folder in (self.host.models_dir, self.host.output, self.host.input, self.host.temp):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The fitting scripts run and write what the loaders read; how well they fit is measured by portraits.check."""
+"""The fits run and write files that the loaders read; `portraits.check` measures their quality."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def one_thread() -> None:
 
 
 @pytest.mark.parametrize("name", fit_guide.CONFIGS)
-def test_a_guide_is_fitted_in_two_stages_and_loads_like_any_other(tmp_path: Path, name: str) -> None:
+def test_guide_fit_writes_a_loadable_model(tmp_path: Path, name: str) -> None:
     fit_guide.fit(tmp_path, minutes=BRIEF, contents=8, name=name)
     guide = load_guide(tmp_path / f"{name}.safetensors", architecture=tmp_path / f"{name}.json")
     assert guide.encode_images(render(torch.rand(2, len(ATTRIBUTES)), SOURCE)).shape == (2, guide.dim)
@@ -33,7 +33,7 @@ def test_a_guide_is_fitted_in_two_stages_and_loads_like_any_other(tmp_path: Path
         guide.encode_text(["a photo of a submarine."])
 
 
-def test_a_generator_is_fitted_and_its_content_comes_along(tmp_path: Path) -> None:
+def test_generator_fit_writes_a_generator_and_its_content(tmp_path: Path) -> None:
     fit_generator.fit(tmp_path, minutes=BRIEF)
     generator = load_generator(tmp_path / "generator.safetensors")
     content = Content.load(tmp_path / "content.safetensors")
@@ -43,37 +43,37 @@ def test_a_generator_is_fitted_and_its_content_comes_along(tmp_path: Path) -> No
     assert all(p == 0 for name, p in generator.named_parameters() if name.endswith("noise_strength"))
 
 
-def test_a_judge_is_fitted(tmp_path: Path) -> None:
+def test_judge_fit_writes_a_loadable_judge(tmp_path: Path) -> None:
     fit_judge.fit(tmp_path, minutes=BRIEF, contents=8)
     styles, attributes = Judge.load(tmp_path / "judge.safetensors")(render(torch.rand(2, len(ATTRIBUTES))))
     assert styles.shape == (2, len(STYLES) + 1) and attributes.shape == (2, len(ATTRIBUTES))
 
 
-def test_a_face_recogniser_is_fitted(tmp_path: Path) -> None:
+def test_identity_fit_writes_a_loadable_network(tmp_path: Path) -> None:
     fit_identity.fit(tmp_path, minutes=BRIEF)
     faces = load_identity(tmp_path / "identity.safetensors")(render(torch.rand(3, len(ATTRIBUTES))))
     assert torch.allclose(faces.norm(dim=1), torch.ones(3))
 
 
-def test_people_keep_what_makes_them_and_nothing_else() -> None:
+def test_resample_context_changes_all_but_the_identity() -> None:
     rng = torch.Generator().manual_seed(5)
-    persons = fit_identity.sample_people(10, rng, relatives=True)
-    kept = [index for index, name in enumerate(ATTRIBUTES) if name in fit_identity.IDENTITY]
-    same = (fit_identity.resample_context(persons, rng) == persons).float().mean(0)
-    assert same[kept].min() == 1 and same.sum() == len(kept)
-    shared = (persons[:5] == persons[5:]).float().mean()
+    people = fit_identity.sample_people(10, rng, relatives=True)
+    fixed = [index for index, name in enumerate(ATTRIBUTES) if name in fit_identity.IDENTITY]
+    same = (fit_identity.resample_context(people, rng) == people).float().mean(0)
+    assert same[fixed].min() == 1 and same.sum() == len(fixed)
+    shared = (people[:5] == people[5:]).float().mean()
     assert 0.3 < shared < 0.7, "relatives share about half"
     assert (fit_identity.sample_people(10, rng)[:5] == fit_identity.sample_people(10, rng)[5:]).float().mean() == 0
 
 
-def test_the_contrast_falls_when_pictures_of_one_person_meet() -> None:
+def test_contrastive_loss_is_lower_for_equal_faces_of_a_person() -> None:
     owners = torch.tensor([0, 1, 0, 1])
     apart = torch.eye(4)
     together = torch.eye(4)[owners]
     assert fit_identity.contrastive_loss(together, owners) < 1e-3 < fit_identity.contrastive_loss(apart, owners)
 
 
-def test_half_way_pictures_know_how_far_they_went() -> None:
+def test_partial_change_returns_the_share_of_the_change() -> None:
     contents = torch.rand(6, len(ATTRIBUTES), generator=torch.Generator().manual_seed(1))
     start, end = render(contents, "photo"), render(contents, "zombie")
     pictures, shares = fit_guide.partial_change(start, end, torch.Generator().manual_seed(2))
@@ -84,8 +84,8 @@ def test_half_way_pictures_know_how_far_they_went() -> None:
     assert torch.allclose(again, shares, atol=1e-5)
 
 
-def test_the_adversary_moves_as_far_as_it_may() -> None:
-    slope = torch.randn(200, 3, 64, 64, generator=torch.Generator().manual_seed(3))
-    move = fit_guide.adversarial_step(slope, torch.Generator().manual_seed(4)) / 2  # on a 0..1 scale
-    length = move.flatten(1).norm(dim=1)
+def test_adversarial_step_has_a_limited_length() -> None:
+    gradient = torch.randn(200, 3, 64, 64, generator=torch.Generator().manual_seed(3))
+    step = fit_guide.adversarial_step(gradient, torch.Generator().manual_seed(4)) / 2  # on a 0..1 scale
+    length = step.flatten(1).norm(dim=1)
     assert length.max() <= 6.0 + 1e-4 and 0.05 < (length == 0).float().mean() < 0.3 and length.mean() > 1

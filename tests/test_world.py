@@ -1,4 +1,4 @@
-"""The built-in world: what is drawn, what is said of it, what is spoiled, and whether the judge's figures mean it."""
+"""The built-in world: renderer, corrupted pictures, captions, content and judge."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from nada_core.portraits.fitting.corrupt import KINDS, corrupt
 from nada_core.portraits.judge import BROKEN, CLASSES, Judge, Verdict, examine
 from nada_core.portraits.render import ATTRIBUTES, HIDDEN, RESOLUTION, STYLES, readable, render, visible
 
-#: What leaves no trace to speak of; the rest of `HIDDEN` leaves one that is too faint or too ambiguous to be read.
-TRACELESS = {
+#: Attributes that do not change the picture at all. The others in `HIDDEN` change it too little to be read.
+INVISIBLE = {
     "pencil sketch": {"background_hue", "background_light"},
     "joker": {"skin", "shirt_hue", "mouth_curve", "mouth_width"},
     "marble statue": {"skin", "hair_colour", "shirt_hue"},
@@ -41,44 +41,44 @@ def with_attribute(attributes: Tensor, name: str, value: float) -> Tensor:
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_pictures(style: str) -> None:
+def test_render_is_deterministic_and_in_range(style: str) -> None:
     attributes = contents(5)
-    kept = attributes.clone()
+    original = attributes.clone()
     pictures = render(attributes, style)
     assert pictures.shape == (5, 3, RESOLUTION, RESOLUTION) and pictures.dtype == torch.float32
     assert -1 <= pictures.min() < -0.3 and 0.3 < pictures.max() <= 1
-    assert torch.equal(pictures, render(attributes, style)) and torch.equal(attributes, kept)
-    torch.testing.assert_close(render(attributes[2:3], style), pictures[2:3])  # whatever its neighbours are
+    assert torch.equal(pictures, render(attributes, style)) and torch.equal(attributes, original)
+    torch.testing.assert_close(render(attributes[2:3], style), pictures[2:3])  # independent of the batch
     corners = render(torch.tensor([[0.0], [1.0]]).expand(2, len(ATTRIBUTES)), style)
     assert corners.isfinite().all() and corners.abs().max() <= 1
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_visible_attributes_show_and_traceless_ones_do_not(style: str) -> None:
+def test_visible_attributes_change_the_picture_and_invisible_ones_do_not(style: str) -> None:
     attributes = contents(6)
     for name, shown in zip(ATTRIBUTES, visible(style).tolist(), strict=True):
         low, high = (render(with_attribute(attributes, name, value), style) for value in (0.05, 0.95))
         change = (high - low).abs().amax((1, 2, 3))
         if shown:
             assert change.mean() > 0.1, name
-        elif name in TRACELESS.get(style, ()):
+        elif name in INVISIBLE.get(style, ()):
             assert change.max() < 0.01, name
 
 
 def test_hidden_attributes_exist() -> None:
     assert set(HIDDEN) < set(STYLES) and all(names < set(ATTRIBUTES) for names in HIDDEN.values())
-    assert all(names <= HIDDEN[style] for style, names in TRACELESS.items())
+    assert all(names <= HIDDEN[style] for style, names in INVISIBLE.items())
     assert visible("photo").all() and int((~visible("joker")).sum()) == len(HIDDEN["joker"])
 
 
-def test_every_style_is_its_own() -> None:
+def test_styles_differ() -> None:
     attributes = contents(4)
     pictures = [render(attributes, style) for style in STYLES]
     for index, picture in enumerate(pictures):
         assert all((picture - other).abs().mean() > 0.02 for other in pictures[:index])
 
 
-def test_a_picture_is_a_continuous_function_of_its_content() -> None:
+def test_picture_is_a_continuous_function_of_its_content() -> None:
     path = torch.linspace(0, 1, 201)[:, None] * (contents(1, 1) - contents(1)) + contents(1)
     path[:, ATTRIBUTES.index("glasses")] = torch.linspace(0, 1, 201)
     pictures = render(path)
@@ -86,7 +86,7 @@ def test_a_picture_is_a_continuous_function_of_its_content() -> None:
     assert (pictures[-1] - pictures[0]).abs().mean() > 0.1
 
 
-def test_glasses_are_worn_or_not() -> None:
+def test_readable_glasses_are_on_or_off() -> None:
     column = ATTRIBUTES.index("glasses")
     attributes = with_attribute(contents(5), "glasses", 0.0)
     attributes[:, column] = torch.tensor([0.0, 0.42, 0.5, 0.58, 1.0])
@@ -96,7 +96,7 @@ def test_glasses_are_worn_or_not() -> None:
     assert torch.equal(read[:, others], attributes[:, others]) and attributes[1, column] == 0.42
 
 
-def test_what_cannot_be_drawn_is_refused() -> None:
+def test_render_rejects_unknown_styles_and_shapes() -> None:
     with pytest.raises(ValueError, match="'oil painting'.*photo, pencil sketch"):
         render(contents(1), "oil painting")
     for wrong in (torch.zeros(1, len(ATTRIBUTES) - 1), torch.zeros(len(ATTRIBUTES))):
@@ -104,53 +104,53 @@ def test_what_cannot_be_drawn_is_refused() -> None:
             render(wrong)
 
 
-# ---- spoiled pictures ---------------------------------------------------------------------------------------------
+# ---- corrupted pictures ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_spoiled_pictures(kind: str) -> None:
+def test_corrupt_changes_pictures_reproducibly(kind: str) -> None:
     pictures = render(contents(4))
-    kept = pictures.clone()
-    spoiled = corrupt(pictures, rng(), kind)
-    assert spoiled.shape == pictures.shape and spoiled.isfinite().all() and spoiled.abs().max() <= 1
-    assert (spoiled - pictures).abs().mean((1, 2, 3)).min() > 0.02
-    assert torch.equal(pictures, kept)
-    assert torch.equal(spoiled, corrupt(pictures, rng(), kind))
-    assert not torch.equal(spoiled, corrupt(pictures, rng(1), kind))
+    original = pictures.clone()
+    corrupted = corrupt(pictures, rng(), kind)
+    assert corrupted.shape == pictures.shape and corrupted.isfinite().all() and corrupted.abs().max() <= 1
+    assert (corrupted - pictures).abs().mean((1, 2, 3)).min() > 0.02
+    assert torch.equal(pictures, original)
+    assert torch.equal(corrupted, corrupt(pictures, rng(), kind))
+    assert not torch.equal(corrupted, corrupt(pictures, rng(1), kind))
 
 
-def test_every_picture_is_spoiled_in_its_own_way() -> None:
+def test_corrupt_treats_every_picture_differently() -> None:
     pictures = render(contents(1)).expand(12, -1, -1, -1)
-    spoiled = corrupt(pictures, rng()).flatten(1)
-    assert torch.pdist(spoiled).min() > 1
+    corrupted = corrupt(pictures, rng()).flatten(1)
+    assert torch.pdist(corrupted).min() > 1
 
 
 # ---- captions -----------------------------------------------------------------------------------------------------
 
 
-def told(count: int = 220) -> tuple[Captions, Tensor, Tensor]:
+def captioned(count: int = 220) -> tuple[Captions, Tensor, Tensor]:
     classes, attributes = torch.arange(count) % len(CLASSES), contents(count)
     return describe(classes, attributes, random.Random(0)), classes, attributes
 
 
-def test_captions_fit_their_own_pictures_and_never_another_style() -> None:
-    captions, classes, attributes = told()
+def test_captions_fit_their_own_pictures_and_no_other_style() -> None:
+    captions, classes, attributes = captioned()
     fits = captions.fits(classes, attributes)
     assert fits.shape == (220, 220) and fits.diagonal().all()
     assert not fits[classes[:, None] != classes[None]].any()
     detailed = (captions.slices >= 0).any(1)
     same = classes[:, None] == classes[None]
-    assert fits[:, ~detailed][same[:, ~detailed]].all()  # a mere style fits everything in it
+    assert fits[:, ~detailed][same[:, ~detailed]].all()  # a caption without attributes fits all pictures in its style
     assert fits[:, detailed][same[:, detailed]].float().mean() < 0.5
 
 
-def test_captions_say_what_they_claim_and_nothing_else() -> None:
-    captions, classes, attributes = told()
+def test_captions_contain_exactly_their_claims() -> None:
+    captions, classes, attributes = captioned()
     slices = slices_of(attributes)
     assert 0.25 < (captions.slices >= 0).any(1).float().mean() < 0.6
     for sentence, label, claims, true in zip(captions.sentences, classes, captions.slices, slices, strict=True):
         claimed = (claims >= 0).nonzero().flatten().tolist()
-        joints = sentence.replace("black and white", "").count(" and ")  # a template's own
+        joints = sentence.replace("black and white", "").count(" and ")  # that of a template
         words = [WORDS[ATTRIBUTES[column]][int(claims[column])] for column in claimed]
         assert CLASSES[label] in sentence and all(word and word in sentence for word in words)
         assert torch.equal(claims[claimed], true[claimed]) and joints == max(0, len(words) - 1)
@@ -160,8 +160,8 @@ def test_captions_say_what_they_claim_and_nothing_else() -> None:
             assert all(visible(CLASSES[label])[column] for column in claimed)
 
 
-def test_a_claim_that_is_not_true_does_not_fit() -> None:
-    captions, classes, attributes = told()
+def test_captions_with_a_false_claim_do_not_fit() -> None:
+    captions, classes, attributes = captioned()
     row = int((captions.slices >= 0).sum(1).argmax())
     for column in range(len(ATTRIBUTES)):
         other = attributes[row : row + 1].clone()
@@ -170,7 +170,7 @@ def test_a_claim_that_is_not_true_does_not_fit() -> None:
 
 
 def test_slices_are_equal_parts() -> None:
-    """Five walls: 0..0.2 is the first, 1.0 still the last."""
+    """Five words: 0..0.2 is the first, and 1.0 belongs to the last."""
     column = ATTRIBUTES.index("background_hue")
     values = torch.tensor([0.0, 0.19, 0.21, 0.5, 0.79, 0.81, 1.0])
     attributes = torch.zeros(7, len(ATTRIBUTES))
@@ -183,15 +183,15 @@ def test_slices_are_equal_parts() -> None:
 
 @pytest.fixture(scope="module")
 def content() -> Content:
-    return Content.measure(mapped(), rng(), samples=4000)
+    return Content.measure(mapping_generator(), rng(), samples=4000)
 
 
-def mapped() -> Any:
+def mapping_generator() -> Any:
     return generator(z_dim=24, w_dim=20)
 
 
 def test_content_is_uniform_and_its_columns_are_independent(content: Content) -> None:
-    attributes = content(mapped().map(torch.randn(2000, 24, generator=rng(1))))
+    attributes = content(mapping_generator().map(torch.randn(2000, 24, generator=rng(1))))
     assert attributes.shape == (2000, len(ATTRIBUTES)) and attributes.min() >= 0 and attributes.max() <= 1
     for column in attributes.T:
         torch.testing.assert_close(
@@ -201,34 +201,34 @@ def test_content_is_uniform_and_its_columns_are_independent(content: Content) ->
     assert mutual.abs().max() < 0.2
 
 
-def test_content_follows_a_latent_along_its_axis_and_stays_in_range(content: Content) -> None:
+def test_content_is_monotonic_along_its_axis_and_in_range(content: Content) -> None:
     steps = torch.linspace(-1e3, 1e3, 4001)[:, None]
     walk = content(content.mean + steps * content.basis[3])
     assert (walk[1:, 3] >= walk[:-1, 3]).all() and walk[0, 3] == 0 and walk[-1, 3] == 1
-    rows = mapped().map(torch.randn(3, 24, generator=rng(1)))
+    rows = mapping_generator().map(torch.randn(3, 24, generator=rng(1)))
     assert torch.equal(content(rows), content(rows[:, 0]))
 
 
-def test_content_survives_its_file(content: Content, tmp_path: Path) -> None:
+def test_content_is_unchanged_by_saving_and_loading(content: Content, tmp_path: Path) -> None:
     content.save(tmp_path / "content.safetensors")
-    ws = mapped().map(torch.randn(3, 24, generator=rng(1)))
+    ws = mapping_generator().map(torch.randn(3, 24, generator=rng(1)))
     assert torch.equal(Content.load(tmp_path / "content.safetensors")(ws), content(ws))
 
 
 # ---- the judge ----------------------------------------------------------------------------------------------------
 
 
-def painter(content: Content, style: str, drawn: Tensor | None = None) -> Any:
-    """A generator that draws the truth in one style, or always the same picture."""
+def true_generator(content: Content, style: str, constant: Tensor | None = None) -> Any:
+    """A generator of the true pictures in one style, or of one constant picture."""
 
     def synthesize(ws: Tensor) -> Tensor:
-        return render(content(ws), style) if drawn is None else drawn.expand(len(ws), -1, -1, -1)
+        return render(content(ws), style) if constant is None else constant.expand(len(ws), -1, -1, -1)
 
-    return SimpleNamespace(z_dim=24, map=mapped().map, synthesize=synthesize)
+    return SimpleNamespace(z_dim=24, map=mapping_generator().map, synthesize=synthesize)
 
 
 class Oracle:
-    """A judge that knows every true picture of the contents in question."""
+    """A judge that compares with the true pictures of given contents."""
 
     def __init__(self, attributes: Tensor) -> None:
         self.attributes = readable(attributes)
@@ -242,26 +242,28 @@ class Oracle:
 
 def verdict(content: Content, adapted: Any, style: str, judge: Any = None) -> Verdict:
     with torch.no_grad():
-        attributes = content(mapped().map(torch.randn(24, 24, generator=rng(5))))
-    return examine(judge or Oracle(attributes), content, painter(content, "photo"), adapted, style, count=24, seed=5)
+        attributes = content(mapping_generator().map(torch.randn(24, 24, generator=rng(5))))
+    return examine(
+        judge or Oracle(attributes), content, true_generator(content, "photo"), adapted, style, count=24, seed=5
+    )
 
 
-def test_a_perfect_adaptation_passes(content: Content) -> None:
-    found = verdict(content, painter(content, "zombie"), "zombie")
-    assert (found.judge, found.distance, found.passed) == (1.0, 0.0, True)
-    assert found.kept == pytest.approx(1, abs=1e-3) and found.diversity == pytest.approx(1, abs=1e-3)
-    assert found.source_distance > 0.02 and found.as_row()["kept"] == found.kept
+def test_verdict_of_a_perfect_adaptation_passes(content: Content) -> None:
+    result = verdict(content, true_generator(content, "zombie"), "zombie")
+    assert (result.judge, result.distance, result.passed) == (1.0, 0.0, True)
+    assert result.kept == pytest.approx(1, abs=1e-3) and result.diversity == pytest.approx(1, abs=1e-3)
+    assert result.source_distance > 0.02 and result.as_row()["kept"] == result.kept
 
 
-def test_no_adaptation_keeps_everything_and_passes_nothing(content: Content) -> None:
-    found = verdict(content, painter(content, "photo"), "zombie")
-    assert found.judge == 0 and found.kept == pytest.approx(1) and not found.passed
-    assert found.distance == found.source_distance
+def test_verdict_of_no_adaptation_fails(content: Content) -> None:
+    result = verdict(content, true_generator(content, "photo"), "zombie")
+    assert result.judge == 0 and result.kept == pytest.approx(1) and not result.passed
+    assert result.distance == result.source_distance
 
 
-def test_the_same_picture_for_everybody_is_found_out(content: Content) -> None:
-    found = verdict(content, painter(content, "zombie", render(contents(1, 9), "zombie")), "zombie")
-    assert found.diversity == pytest.approx(0, abs=1e-3) and abs(found.kept) < 0.2 and not found.passed
+def test_verdict_of_a_collapsed_generator_fails(content: Content) -> None:
+    result = verdict(content, true_generator(content, "zombie", render(contents(1, 9), "zombie")), "zombie")
+    assert result.diversity == pytest.approx(0, abs=1e-3) and abs(result.kept) < 0.2 and not result.passed
 
 
 @pytest.mark.parametrize(
@@ -276,25 +278,25 @@ def test_the_same_picture_for_everybody_is_found_out(content: Content) -> None:
         ({"attributes": 0.61, "judge": 0.9}, True),
     ],
 )
-def test_the_bar_is_all_four_figures_together(change: dict[str, float], passed: bool) -> None:
+def test_verdict_passes_only_if_all_four_figures_do(change: dict[str, float], passed: bool) -> None:
     good = Verdict(judge=0.95, attributes=0.8, source_attributes=0.8, distance=0.1, source_distance=0.2, diversity=1.0)
     assert replace(good, **change).passed == passed
 
 
-def test_an_untrained_judge_has_the_right_shape() -> None:
+def test_judge_output_shapes() -> None:
     styles, attributes = Judge()(render(contents(2)))
     assert styles.shape == (2, len(CLASSES)) and attributes.shape == (2, len(ATTRIBUTES))
 
 
 @pytest.mark.parametrize("style", STYLES[1:])
-def test_the_judge_tells_the_truth_from_the_source(content: Content, style: str) -> None:
+def test_judge_separates_true_pictures_from_the_source(content: Content, style: str) -> None:
     judge = Judge.load()
-    perfect = verdict(content, painter(content, style), style, judge)
-    nothing = verdict(content, painter(content, "photo"), style, judge)
+    perfect = verdict(content, true_generator(content, style), style, judge)
+    nothing = verdict(content, true_generator(content, "photo"), style, judge)
     assert perfect.judge >= 0.95 and perfect.kept > 0.75
     assert nothing.judge <= 0.05 and nothing.kept == pytest.approx(1) and not nothing.passed
 
 
-def test_the_judge_refuses_spoiled_pictures() -> None:
+def test_judge_detects_corrupted_pictures() -> None:
     styles, _ = Judge.load()(corrupt(render(contents(64)), rng()))
     assert (styles.argmax(1) == CLASSES.index(BROKEN)).float().mean() > 0.8

@@ -1,4 +1,4 @@
-"""A generator and a guide small enough to run hundreds of steps in a test."""
+"""A generator and a CLIP model that are small enough for hundreds of steps in a test."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def rng(seed: int = 0) -> torch.Generator:
 
 
 def generator(**changes: Any) -> StyleGAN2:
-    """16 pixels, five convolutions and three ToRGB layers on six rows; noise is visible, nothing is at rest."""
+    """A generator of 16 pixels with five convolutions, three ToRGB layers, six rows and no zero biases or noise."""
     settings: dict[str, Any] = {
         "resolution": 16,
         "z_dim": 6,
@@ -28,29 +28,29 @@ def generator(**changes: Any) -> StyleGAN2:
         "widths": [8, 7, 4],
         "rng": rng(),
     }
-    made = StyleGAN2(**(settings | changes))
+    result = StyleGAN2(**(settings | changes))
     with torch.no_grad():
-        for name, value in made.named_parameters():
+        for name, value in result.named_parameters():
             if name.endswith(("bias", "noise_strength")):
                 value.add_(0.3 * torch.randn(value.shape, generator=rng(1)))
-        made.w_avg.normal_(generator=rng(2))
-    return made
+        result.w_avg.normal_(generator=rng(2))
+    return result
 
 
 class Encoder(nn.Module):
-    """What `ClipGuide` needs of an open_clip model: a random projection of pixels, another of letters."""
+    """The parts of an open_clip model that `ClipGuide` uses: random projections of pixels and of characters."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
         self.visual = SimpleNamespace(image_size=SIZE, image_mean=(0.5, 0.5, 0.5), image_std=(0.5, 0.5, 0.5))
         self.pixels = nn.Parameter(torch.randn(3 * SIZE * SIZE, DIM, generator=rng(seed)) / SIZE)
-        self.letters = nn.Parameter(torch.randn(READS, DIM, generator=rng(seed + 1)))
+        self.characters = nn.Parameter(torch.randn(READS, DIM, generator=rng(seed + 1)))
 
     def encode_image(self, x: Tensor) -> Tensor:
         return torch.tanh(x.flatten(1) @ self.pixels) + 0.1
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        return tokens @ self.letters
+        return tokens @ self.characters
 
 
 def tokenize(phrases: list[str]) -> Tensor:
@@ -62,7 +62,7 @@ def guide(seed: int = 0, model: nn.Module | None = None) -> ClipGuide:
 
 
 def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
-    """The names whose tensors are not bit-identical."""
+    """Return the names whose tensors are not bit-identical."""
     assert before.keys() == after.keys()
     return {name for name in before if not torch.equal(before[name], after[name])}
 

@@ -31,7 +31,7 @@ from ..judge import CLASSES
 from ..render import ATTRIBUTES, STYLES, readable, render, visible
 from .captions import Captions, describe
 from .corrupt import corrupt
-from .training import Average, budget, cosine, optimizer_step, write_log
+from .training import Average, budget, cosine, optimizer_step, seeded, write_log
 
 _TEXT = {"context_length": 48, "vocab_size": 49408, "width": 48, "heads": 3, "layers": 2}
 
@@ -219,10 +219,10 @@ class _Stage:
 
         self.path, self.seed, self.log, self.second = path, seed, log, start is not None
         self.config = config = CONFIGS[path.stem]
-        torch.manual_seed(seed)
-        self.model = open_clip.CLIP(**config)
+        with seeded(seed):
+            self.model = open_clip.CLIP(**config)
+            self.probe = nn.Linear(config["embed_dim"], len(ATTRIBUTES))
         self.tokenizer = open_clip.SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
-        self.probe = nn.Linear(config["embed_dim"], len(ATTRIBUTES))
         self.tokens: set[int] = set()  # those that occurred
         if start is not None:
             self.model.load_state_dict({name: t.float() for name, t in read_checkpoint(start).tensors.items()})

@@ -19,7 +19,7 @@ from ...io.metadata import write_safetensors
 from ...models.arcface import SmallFace
 from ..render import ATTRIBUTES, HIDDEN, STYLES, render
 from .guide import augment
-from .training import Average, budget, cosine, optimizer_step, write_log
+from .training import Average, budget, cosine, optimizer_step, seeded, write_log
 
 #: The attributes that all pictures of a person share. The others belong to one picture: the haircut (hair_length,
 #: fringe), the mouth, which a smile bends and widens, glasses, shirt, position and background.
@@ -62,9 +62,9 @@ def contrastive_loss(faces: Tensor, labels: Tensor) -> Tensor:
 
 def fit(folder: Path, minutes: float, seed: int = 200, log: Path | None = None) -> None:
     """Fit for a time budget and write `identity.safetensors` into folder. Pictures are rendered in every step."""
-    torch.manual_seed(seed)
     rng = torch.Generator().manual_seed(seed + 1)
-    net = SmallFace()
+    with seeded(seed):
+        net = SmallFace()
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(net.parameters(), lr=0.0, weight_decay=0.01)
     average = Average(dict(net.named_parameters()), 0.99)  # a fit has only some hundred steps

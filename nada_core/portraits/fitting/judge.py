@@ -12,16 +12,17 @@ from ..judge import BROKEN, CLASSES, Judge
 from ..render import ATTRIBUTES, STYLES, readable, visible
 from .corrupt import corrupt
 from .guide import Gallery, augment
-from .training import Average, budget, cosine, optimizer_step, write_log
+from .training import Average, budget, cosine, optimizer_step, seeded, write_log
 
 _INTACT, _CORRUPTED = 56, 12  # pictures of each kind in a batch
 
 
 def fit(folder: Path, minutes: float, contents: int = 6000, seed: int = 100, log: Path | None = None) -> None:
     """Fit for a time budget and write `judge.safetensors` into folder. Its contents are not those of the guides."""
-    torch.manual_seed(seed)
     rng = torch.Generator().manual_seed(seed + 1)
-    gallery, judge = Gallery(contents, seed), Judge()
+    gallery = Gallery(contents, seed)
+    with seeded(seed):
+        judge = Judge()
     judge.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(judge.parameters(), lr=0.0, weight_decay=0.01)
     average = Average(judge.state_dict(), 0.998)
