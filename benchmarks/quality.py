@@ -50,7 +50,7 @@ from nada_core.guidance.prompts import fill
 from nada_core.io.checkpoint_file import BUILTIN, sha256
 from nada_core.latents.sampling import render as render_latents
 from nada_core.latents.sampling import sample
-from nada_core.models.clip import built_in_guides
+from nada_core.models.clip_loading import built_in_guides
 from nada_core.portraits import GUIDES, HELD_OUT, RECIPE, SOURCE, TARGETS, Judge, Verdict, examine, render
 from nada_core.portraits.content import Content
 

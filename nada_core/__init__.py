@@ -29,7 +29,8 @@ from .latents.sampling import Latents, interpolate, load_latents, mix, render, s
 from .latents.text_edit import TextEditConfig, edit_by_text
 from .models.arcface import Identity, load_identity
 from .models.checkpoints import build, export_rosinality, load_generator, read_provenance, save_generator
-from .models.clip import ClipGuide, GuideError, load_guide
+from .models.clip import ClipGuide
+from .models.clip_loading import GuideError, load_guide
 from .models.domain import Domain, load_domain, read_domain, save_domain
 from .models.generator import Generator, Layer
 from .models.lpips import Perceptual, load_perceptual

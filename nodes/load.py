@@ -7,7 +7,7 @@ from typing import Any
 from ..nada_core import load_generator, load_guide, load_identity, load_perceptual
 from ..nada_core.models.arcface import BUILTINS as RECOGNISERS
 from ..nada_core.models.checkpoints import BUILTINS
-from ..nada_core.models.clip import built_in_guides
+from ..nada_core.models.clip_loading import built_in_guides
 from ..nada_core.models.lpips import TRUNKS
 from ._host import GENERATORS, GUIDES, IDENTITIES, file_stamp, files, find, io, missing, normal_mode
 from ._types import ROOT, GeneratorType, GuideType, LikenessType

@@ -76,7 +76,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def world(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working folder, in which the built-in names stand for the tiny files."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("nada_core.models.clip.BUILTIN", shelf)
+    monkeypatch.setattr("nada_core.models.clip_loading.BUILTIN", shelf)
     monkeypatch.setitem(cli.BUILTINS, "portraits", shelf / "a.safetensors")
     return tmp_path
 
@@ -304,7 +304,7 @@ def test_info_tells_guides(run: Run, shelf: Path, tmp_path: Path, monkeypatch: p
     assert code == 0 and out.startswith("weights of a guide (CLIP)") and "--guide ARCHITECTURE:" in out
     for name in ("guide.json", "guide.safetensors"):
         (tmp_path / name.replace("guide", "guide-x")).write_bytes((shelf / name).read_bytes())
-    monkeypatch.setattr("nada_core.models.clip.BUILTIN", tmp_path)
+    monkeypatch.setattr("nada_core.models.clip_loading.BUILTIN", tmp_path)
     code, out, _ = run("info", "portraits-x")
     assert code == 0 and "sees 32 x 32 pixels, embeds in 16 dimensions" in out and "--guide portraits-x" in out
 
@@ -434,7 +434,7 @@ def test_a_judge_says_why(run: Run, shelf: Path, tmp_path: Path, monkeypatch: py
     torch.manual_seed(1)
     state = {name: value.contiguous() for name, value in open_clip.CLIP(**CLIP).state_dict().items()}
     save_file(state, tmp_path / "guide-x.safetensors")
-    monkeypatch.setattr("nada_core.models.clip.BUILTIN", tmp_path)
+    monkeypatch.setattr("nada_core.models.clip_loading.BUILTIN", tmp_path)
     code, out, _ = run(*quick(shelf, "--judge", "portraits-x", "--keep-every", 2))
     assert code == 0 and "the best of 2 checkpoints by portraits-x" in out.splitlines()[0]
     assert read_provenance("out/zombie.safetensors")["chosen_because"] == out.splitlines()[0]

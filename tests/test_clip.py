@@ -20,7 +20,8 @@ from torch import Tensor
 
 from nada_core.guidance.shifts import TextShift
 from nada_core.models.checkpoints import save_generator
-from nada_core.models.clip import ClipGuide, GuideError, built_in_guides, load_guide
+from nada_core.models.clip import ClipGuide
+from nada_core.models.clip_loading import GuideError, built_in_guides, load_guide
 
 CONFIG = {
     "embed_dim": 16,
@@ -183,7 +184,7 @@ def test_first_built_in_guide_is_portraits() -> None:
 def test_built_in_guides_are_listed_from_files(
     guide: ClipGuide, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nada_core.models.clip.BUILTIN", tmp_path)
+    monkeypatch.setattr("nada_core.models.clip_loading.BUILTIN", tmp_path)
     for stem in ("guide", "guide-vit"):
         (tmp_path / f"{stem}.json").write_bytes((folder / "nada-test-tiny.json").read_bytes())
         (tmp_path / f"{stem}.safetensors").write_bytes((folder / "tiny.safetensors").read_bytes())

@@ -11,7 +11,8 @@ from nada_core.adaptation.config import AdaptConfig
 from nada_core.adaptation.recipes import RECIPES
 from nada_core.guidance.prompt_check import MAX_COSINE, MIN_AGREEMENT, check_prompts
 from nada_core.guidance.shifts import ImageShift, MixedShift, TextShift
-from nada_core.models.clip import ClipGuide, load_guide
+from nada_core.models.clip import ClipGuide
+from nada_core.models.clip_loading import load_guide
 from nada_core.portraits import RECIPE, SOURCE, TARGETS
 
 

@@ -55,7 +55,7 @@ from ..io.checkpoint_file import RawCheckpoint, read_checkpoint
 from ..io.images import square
 from ..models.arcface import load_identity
 from ..models.checkpoints import BUILTINS
-from ..models.clip import built_in_guides
+from ..models.clip_loading import built_in_guides
 from ..portraits.content import Content
 from ..runtime.config import from_flags
 from ..runtime.distributed import process_group, rank

@@ -22,7 +22,7 @@ from ..latents.sampling import Latents, load_latents, render, sample, save_laten
 from ..latents.text_edit import TextEditConfig, edit_by_text
 from ..models.arcface import Identity, load_identity
 from ..models.checkpoints import load_generator
-from ..models.clip import load_guide
+from ..models.clip_loading import load_guide
 from ..models.domain import save_domain
 from ..models.generator import Generator
 from ..models.lpips import Perceptual, load_perceptual

@@ -15,7 +15,8 @@ from torch import Tensor
 from ..guidance.prompts import TEMPLATES, fill
 from ..models.arcface import Identity, load_identity
 from ..models.checkpoints import load_generator
-from ..models.clip import ClipGuide, built_in_guides, load_guide
+from ..models.clip import ClipGuide
+from ..models.clip_loading import built_in_guides, load_guide
 from .content import Content
 from .fitting.corrupt import KINDS, corrupt
 from .fitting.generator import psnr

@@ -125,7 +125,7 @@ def strangers(server: Server) -> None:
     import torch
 
     from nada_core import Domain, save_domain, save_generator
-    from nada_core.models.clip import built_in_guides
+    from nada_core.models.clip_loading import built_in_guides
     from nada_core.models.stylegan2 import StyleGAN2
 
     models = server.base / "models" / "stylegan_nada"
