@@ -10,7 +10,6 @@ Letters: N batch, A attributes, H = W = 64 pixels. Coordinates run from -1 (left
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -59,31 +58,6 @@ class Region(NamedTuple):
     ink: float = 1.0  # opacity of its outline in the styles that draw outlines
 
 
-@dataclass(frozen=True)
-class Variant:
-    """How a style changes the drawing itself; effects on the whole picture are in `_finish`."""
-
-    eye_scale: float = 1.0
-    mouth_scale: float = 1.0
-    shading: float = 1.0
-    gloss: float = 0.0
-    flat: bool = False
-    pointed_ears: bool = False
-    undead: bool = False
-    clown: bool = False
-    stone: bool = False
-
-
-_VARIANTS: dict[str, Variant] = {
-    "3d render": Variant(shading=1.7, gloss=1.0),
-    "zombie": Variant(undead=True),
-    "elf": Variant(pointed_ears=True),
-    "anime": Variant(eye_scale=1.75, mouth_scale=0.55, shading=0.0, flat=True),
-    "joker": Variant(clown=True),
-    "marble statue": Variant(shading=1.5, stone=True),
-}
-
-
 def render(attributes: Tensor, style: str = "photo") -> Tensor:
     """Draw a batch of contents in one style.
 
@@ -100,7 +74,7 @@ def render(attributes: Tensor, style: str = "photo") -> Tensor:
         raise ValueError(f"Got style {style!r}, expected one of {', '.join(STYLES)}.")
     if attributes.ndim != 2 or attributes.shape[1] != len(ATTRIBUTES):
         raise ValueError(f"Got attributes of shape {tuple(attributes.shape)}, expected [N, {len(ATTRIBUTES)}].")
-    regions, background = _draw(attributes, _VARIANTS.get(style, Variant()))
+    regions, background = _draw(attributes, style)
     picture = background
     for region in regions:
         picture = torch.lerp(picture, region.color.expand_as(picture), _coverage(region.distance)[:, None])
@@ -182,6 +156,7 @@ _SKIN = ((0.98, 0.84, 0.75), (0.90, 0.69, 0.54), (0.70, 0.47, 0.33), (0.42, 0.27
 _HAIR = ((0.10, 0.08, 0.09), (0.33, 0.19, 0.11), (0.66, 0.29, 0.12), (0.92, 0.77, 0.42))
 _SHIRT = ((0.72, 0.20, 0.22), (0.85, 0.62, 0.20), (0.25, 0.55, 0.35), (0.20, 0.38, 0.70), (0.48, 0.30, 0.62))
 _WALL = ((0.80, 0.52, 0.50), (0.80, 0.72, 0.45), (0.48, 0.70, 0.52), (0.45, 0.64, 0.82), (0.66, 0.55, 0.80))
+_SHADING = {"3d render": 1.7, "anime": 0.0, "marble statue": 1.5}  # strength of the shading, else 1
 _EYE_Y = -0.06
 _SIDES = (-1.0, 1.0)
 
@@ -205,15 +180,15 @@ class Face(NamedTuple):
     gap: Tensor  # [N, 1, 1], distance of an eye from the middle
 
 
-def _draw(attributes: Tensor, variant: Variant) -> tuple[list[Region], Tensor]:
+def _draw(attributes: Tensor, style: str) -> tuple[list[Region], Tensor]:
     """Return the regions from back to front and the background [N, 3, H, W], with colors in 0..1."""
     a = {name: attributes[:, i, None, None] for i, name in enumerate(ATTRIBUTES)}
     x, y = 0.84 * (_X - (a["shift_x"] - 0.5) * 0.24), 0.84 * (_Y - (a["shift_y"] - 0.5) * 0.2)
     width, height = 0.33 + 0.13 * a["face_width"], 0.44 + 0.12 * a["face_height"]
     face = Face(a, x, y, width, height, 0.145 + 0.075 * a["eye_gap"])
-    base = _base_colors(a, variant)
-    shaded = _shade(face, base, variant)
-    back_hair, fringe = _hair(face, variant)
+    base = _base_colors(a, style)
+    shaded = _shade(face, base, style)
+    back_hair, fringe = _hair(face, style)
     neck = torch.maximum(x.abs() - width * 0.45, torch.maximum(-y, y - 0.85))
     regions = [
         Region(back_hair, shaded.hair * 0.82),
@@ -221,63 +196,66 @@ def _draw(attributes: Tensor, variant: Variant) -> tuple[list[Region], Tensor]:
         Region(_ellipse(x, y - 1.18, 0.80, 0.50), shaded.shirt),
         Region(_ellipse(x, y - 0.70, width * 0.55, 0.12), shaded.skin * 0.86, 0.5),  # collar
     ]
-    if not variant.pointed_ears:
+    if style != "elf":
         ears = [_ellipse(x - side * width, y - 0.03, 0.075, 0.12) for side in _SIDES]
         regions += [Region(ear, shaded.skin * 0.92, 0.7) for ear in ears]
     chin = 1 + (0.15 + 0.55 * a["jaw"]) * (y / height).clamp(min=0) ** 2
     regions.append(Region(_ellipse(x * chin, y, width, height), shaded.skin))
     for side in _SIDES:
-        regions += _eye(face, side, base, variant)
+        regions += _eye(face, side, base, style)
     zero = 0 * face.gap
-    nose = _segment(x, y, (zero, 0.04 + zero), (0.03 + zero, 0.15 + zero), 0.010 if variant.flat else 0.022)
-    regions.append(Region(nose + (0.004 if variant.flat else 0.0), shaded.skin * 0.80, 0.6))
-    regions += [*_mouth(face, base, variant), Region(fringe, shaded.hair)]
-    if variant.pointed_ears:  # drawn over the hair, because long hair would hide them
+    nose = _segment(x, y, (zero, 0.04 + zero), (0.03 + zero, 0.15 + zero), 0.010 if style == "anime" else 0.022)
+    regions.append(Region(nose + (0.004 if style == "anime" else 0.0), shaded.skin * 0.80, 0.6))
+    regions += [*_mouth(face, base, style), Region(fringe, shaded.hair)]
+    if style == "elf":  # drawn over the hair, because long hair would hide them
         regions += _pointed_ears(face, base, shaded)
     regions.append(_glasses(face))
-    return regions, _background(a, variant)
+    return regions, _background(a, style)
 
 
-def _base_colors(a: dict[str, Tensor], variant: Variant) -> Colors:
+def _base_colors(a: dict[str, Tensor], style: str) -> Colors:
     """Colors before shading."""
     skin, hair, shirt = _ramp(a["skin"], _SKIN), _ramp(a["hair_colour"], _HAIR), _ramp(a["shirt_hue"], _SHIRT)
-    if variant.undead:
+    if style == "zombie":
         skin = 0.22 * _gray(skin) + _rgb(0.25, 0.46, 0.19)
         hair = 0.45 * _gray(hair) + _rgb(0.16, 0.19, 0.12)
         shirt = 0.35 * shirt + 0.25 * _gray(shirt) + _rgb(0.10, 0.08, 0.04)
-    if variant.clown:
+    if style == "joker":
         skin = _rgb(0.95, 0.94, 0.92).expand_as(skin)
         hair = _rgb(0.08, 0.30, 0.10) + 0.45 * _gray(hair) * _rgb(0.5, 1.0, 0.4)
         shirt = _rgb(0.42, 0.12, 0.50).expand_as(shirt)
-    if variant.stone:
+    if style == "marble statue":
         marble = _rgb(0.86, 0.86, 0.84) - 0.16 * (1 - _smooth_noise(3, 7).abs() * 3).clamp(min=0)
         skin, hair, shirt = marble, marble * 0.86, marble * 0.93
-    if variant.flat:
+    if style == "anime":
         skin = torch.lerp(skin, _rgb(1.0, 0.92, 0.86), 0.35)
     return Colors(skin, hair, shirt)
 
 
-def _shade(face: Face, base: Colors, variant: Variant) -> Colors:
+def _shade(face: Face, base: Colors, style: str) -> Colors:
     """Light from the upper left: a rounded head darkens towards the lower right."""
     x, y, width = face.x, face.y, face.width
+    shading, gloss = _SHADING.get(style, 1.0), float(style == "3d render")
     light = ((-0.55 * x / 0.5) + (-0.6 * y / 0.6)).clamp(-1.2, 1.2)[:, None]
-    skin = 1 + variant.shading * (0.13 * light - 0.10 * ((x / width) ** 2)[:, None].clamp(max=1.2))
-    strands = torch.sin(x * 34 + torch.sin(y * 5) * 1.5)[:, None] * (0.0 if variant.flat or variant.stone else 0.07)
-    hair = (1 + variant.shading * 0.16 * light + strands).clamp(0.4, 1.6)
-    if variant.flat:  # two hard tones instead of a gradient, and a glossy band across the hair
+    skin = 1 + shading * (0.13 * light - 0.10 * ((x / width) ** 2)[:, None].clamp(max=1.2))
+    strands = torch.sin(x * 34 + torch.sin(y * 5) * 1.5)[:, None] * (
+        0.0 if style in ("anime", "marble statue") else 0.07
+    )
+    hair = (1 + shading * 0.16 * light + strands).clamp(0.4, 1.6)
+    if style == "anime":  # two hard tones instead of a gradient, and a glossy band across the hair
         skin = 1 - 0.16 * _coverage(-(x * 0.8 + y * 0.35 - 0.22 * width))[:, None]
         hair = 1 + 0.45 * _coverage((y + 0.60 + 0.10 * torch.cos(x * 5)).abs() - 0.045)[:, None]
-    skin_gloss = variant.gloss * torch.exp(-((x + 0.14) ** 2 + (y + 0.20) ** 2) / 0.018)[:, None]
-    hair_gloss = variant.gloss * torch.exp(-(((y + 0.62 - 0.5 * x * x) / 0.05) ** 2))[:, None] * 0.8
+    skin_gloss = gloss * torch.exp(-((x + 0.14) ** 2 + (y + 0.20) ** 2) / 0.018)[:, None]
+    hair_gloss = gloss * torch.exp(-(((y + 0.62 - 0.5 * x * x) / 0.05) ** 2))[:, None] * 0.8
     shirt_gloss = torch.exp(-(((x + 0.38) / 0.12) ** 2 + ((y - 0.86) / 0.07) ** 2))[:, None]
     return Colors(
         (base.skin * skin).clamp(0, 1) + skin_gloss * 0.55,
         (base.hair * hair).clamp(0, 1) + hair_gloss * 0.45,
-        base.shirt * (1 + variant.shading * 0.18 * light) + variant.gloss * 0.35 * shirt_gloss,
+        base.shirt * (1 + shading * 0.18 * light) + gloss * 0.35 * shirt_gloss,
     )
 
 
-def _hair(face: Face, variant: Variant) -> tuple[Tensor, Tensor]:
+def _hair(face: Face, style: str) -> tuple[Tensor, Tensor]:
     """Distances of the hair behind the head and of the fringe."""
     a, x, y, _, height, _ = face
     volume = 0.06 + 0.13 * a["hair_volume"]
@@ -287,23 +265,23 @@ def _hair(face: Face, variant: Variant) -> tuple[Tensor, Tensor]:
     curtain = torch.maximum((x.abs() - back_width * (1 - 0.06 * y)), torch.maximum(-y - 0.1, y - length))
     back = torch.minimum(torch.maximum(crown, y - length.clamp(min=0.15)), curtain)
     part = -height * (0.72 - 0.42 * a["fringe"])
-    wave = 0.05 * torch.cos(x * 9) if not variant.flat else 0.10 * (1 - 2 * ((x * 5.5) % 1 - 0.5).abs()) - 0.04
+    wave = 0.05 * torch.cos(x * 9) if style != "anime" else 0.10 * (1 - 2 * ((x * 5.5) % 1 - 0.5).abs()) - 0.04
     return back, torch.maximum(crown, y - part - wave - 0.35 * x * x)
 
 
-def _eye(face: Face, side: float, base: Colors, variant: Variant) -> list[Region]:
+def _eye(face: Face, side: float, base: Colors, style: str) -> list[Region]:
     """Socket, eyeball, iris and brow of one eye."""
     x, y = face.x - side * face.gap, face.y - _EYE_Y
-    width = (0.055 + 0.045 * face.a["eye_size"]) * variant.eye_scale
-    height = width * (1.15 if variant.flat else 0.72)
+    width = (0.055 + 0.045 * face.a["eye_size"]) * (1.75 if style == "anime" else 1.0)
+    height = width * (1.15 if style == "anime" else 0.72)
     white = _rgb(0.97, 0.97, 0.96)
-    ball = base.skin * 0.93 if variant.stone else _rgb(0.93, 0.90, 0.55) if variant.undead else white
+    ball = base.skin * 0.93 if style == "marble statue" else _rgb(0.93, 0.90, 0.55) if style == "zombie" else white
     regions = [Region(_ellipse(x, y, width, height), ball)]
-    if variant.undead:
+    if style == "zombie":
         regions.insert(0, Region(_ellipse(x, y - 0.01, width * 1.75, width * 1.55), _rgb(0.13, 0.15, 0.11), 0.5))
-    if variant.clown:
+    if style == "joker":
         regions.insert(0, Region(_ellipse(x, y, width * 1.6, width * 1.75), _rgb(0.10, 0.12, 0.16), 0.5))
-    if variant.flat:
+    if style == "anime":
         lash = torch.maximum(_ellipse(x, y, width * 1.12, height * 1.12).abs() - 0.026, y + height * 0.25)
         regions += [
             Region(_ellipse(x, y - 0.01, width * 0.66, height * 0.86), _rgb(0.16, 0.30, 0.62), 0.3),
@@ -311,36 +289,36 @@ def _eye(face: Face, side: float, base: Colors, variant: Variant) -> list[Region
             Region(_ellipse(x + 0.035, y + 0.05, 0.034, 0.042), white, 0.0),
             Region(lash, _rgb(0.07, 0.05, 0.08), 0.0),
         ]
-    elif variant.undead:
+    elif style == "zombie":
         regions.append(Region(_ellipse(x, y, 0.018, 0.018), _rgb(0.35, 0.08, 0.05), 0.0))
-    elif not variant.stone:
+    elif style != "marble statue":
         regions.append(Region(_ellipse(x, y, height * 0.72, height * 0.72), _rgb(0.20, 0.15, 0.12), 0.4))
-        if variant.gloss:
+        if style == "3d render":
             regions.append(Region(_ellipse(x + 0.02, y + 0.02, 0.02, 0.02), white, 0.0))
-    slant = 0.07 if variant.pointed_ears else 0.0
+    slant = 0.07 if style == "elf" else 0.0
     brow_y = _EYE_Y - height - 0.055
     inner, outer = (side * (face.gap - 0.075), brow_y + 0.02), (side * (face.gap + 0.085), brow_y + 0.01 - slant)
     brow = _segment(face.x, face.y, inner, outer, 0.017)
-    return [*regions, Region(brow, base.skin * 0.75 if variant.stone else base.hair * 0.7, 0.0)]
+    return [*regions, Region(brow, base.skin * 0.75 if style == "marble statue" else base.hair * 0.7, 0.0)]
 
 
-def _mouth(face: Face, base: Colors, variant: Variant) -> list[Region]:
-    """The lips, and the blood and scar of the undead."""
+def _mouth(face: Face, base: Colors, style: str) -> list[Region]:
+    """The lips, and the blood and scar of the zombie."""
     a, x, y, width, height, gap = face
-    mouth_y, half = 0.27 + (height - 0.44) * 0.5, (0.10 + 0.09 * a["mouth_width"]) * variant.mouth_scale
-    bend = (a["mouth_curve"] - 0.5) * 0.16 * (0.7 if variant.flat else 1.0)
+    mouth_y, half = 0.27 + (height - 0.44) * 0.5, (0.10 + 0.09 * a["mouth_width"]) * (0.55 if style == "anime" else 1.0)
+    bend = (a["mouth_curve"] - 0.5) * 0.16 * (0.7 if style == "anime" else 1.0)
     color = base.skin * _rgb(0.86, 0.52, 0.52)
-    if variant.clown:
+    if style == "joker":
         half, bend, color = width * 0.66, 0.13 + 0 * bend, _rgb(0.75, 0.06, 0.08)
-    if variant.undead:
+    if style == "zombie":
         color = _rgb(0.30, 0.03, 0.03)
-    if variant.stone:
+    if style == "marble statue":
         color = base.skin * 0.72
     u = (x / half).clamp(-1.3, 1.3)
-    thickness = (0.032 if not variant.clown else 0.055) * (1 - 0.6 * u * u).clamp(min=0.15)
+    thickness = (0.032 if style != "joker" else 0.055) * (1 - 0.6 * u * u).clamp(min=0.15)
     lips = torch.maximum((y - mouth_y - bend * (1 - 2 * u * u) * 0.5).abs() - thickness, x.abs() - half)
     regions = [Region(lips, color, 0.8)]
-    if variant.undead:
+    if style == "zombie":
         for offset, length in ((-0.05, 0.16), (0.035, 0.11)):
             at = offset + 0 * gap
             drip = _segment(x, y, (at, mouth_y), (at, mouth_y + length), 0.020)
@@ -376,11 +354,11 @@ def _glasses(face: Face) -> Region:
     return Region(frame + (1 - _glasses_opacity(face.a["glasses"])) * (_PIXEL + 0.024), _rgb(0.08, 0.08, 0.10), 0.9)
 
 
-def _background(a: dict[str, Tensor], variant: Variant) -> Tensor:
-    """A wall that darkens towards the bottom, or towards the edges in glossy styles."""
+def _background(a: dict[str, Tensor], style: str) -> Tensor:
+    """A wall that darkens towards the bottom, or towards the edges in the 3d render."""
     wall, lightness = _ramp(a["background_hue"], _WALL), 0.55 + 0.55 * a["background_light"][:, None]
-    fall_off = 1.06 - 0.16 * (_Y + 1)[None, None] / 2 if not variant.flat else torch.ones(1, 1, RESOLUTION, RESOLUTION)
-    if variant.gloss:
+    fall_off = 1.06 - 0.16 * (_Y + 1)[None, None] / 2 if style != "anime" else torch.ones(1, 1, RESOLUTION, RESOLUTION)
+    if style == "3d render":
         fall_off = 1.25 - 0.40 * (_X**2 + (_Y + 0.1) ** 2)[None, None]
     return (wall * lightness * fall_off).clamp(0, 1).expand(len(wall), 3, RESOLUTION, RESOLUTION)
 
