@@ -16,6 +16,7 @@ import os
 import re
 import time
 import traceback
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +29,6 @@ import torch
 from comfy.cli_args import args
 from comfy_api.latest import ComfyExtension, io
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ..nada_core.io.images import to_pil
 
@@ -210,7 +210,7 @@ def on_device(*modules: Any, need: int = 0) -> Iterator[tuple[Any, ...]]:
     """
     device = comfy.model_management.get_torch_device()
     if device.type == "cpu":
-        with _stoppable():
+        with _stoppable(modules):
             yield modules
         return
     originals = {id(module): module for module in modules}
@@ -220,7 +220,7 @@ def on_device(*modules: Any, need: int = 0) -> Iterator[tuple[Any, ...]]:
     try:
         for key, module in originals.items():
             copies[key] = _copy(module, device)
-        with _stoppable():
+        with _stoppable(copies.values()):
             yield tuple(copies[id(module)] for module in modules)
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)  # their locals hold device tensors
@@ -231,11 +231,46 @@ def on_device(*modules: Any, need: int = 0) -> Iterator[tuple[Any, ...]]:
         comfy.model_management.soft_empty_cache()
 
 
+class _CancelHook:
+    """A forward pre-hook that checks for cancellation. A copy of a module carries it too, until `remove`."""
+
+    def __init__(self) -> None:
+        self.active = True
+        self.modules: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+    def __call__(self, module: nn.Module, _: Any) -> None:
+        self.modules.add(module)
+        if self.active:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+        else:  # a copy that was never run before
+            self._remove_from(module)
+
+    def __deepcopy__(self, memo: Any) -> _CancelHook:
+        return self
+
+    def add(self, module: nn.Module) -> None:
+        module.register_forward_pre_hook(self)
+        self.modules.add(module)
+
+    def remove(self) -> None:
+        self.active = False
+        for module in list(self.modules):
+            self._remove_from(module)
+
+    def _remove_from(self, module: nn.Module) -> None:
+        for key in [key for key, hook in module._forward_pre_hooks.items() if hook is self]:
+            del module._forward_pre_hooks[key]
+
+
 @contextmanager
-def _stoppable() -> Iterator[None]:
-    """Check for cancellation before every module's forward pass, because one step may take long."""
-    check = comfy.model_management.throw_exception_if_processing_interrupted
-    hook = register_module_forward_pre_hook(lambda *_: check())
+def _stoppable(modules: Iterable[Any]) -> Iterator[None]:
+    """Check for cancellation before every layer's forward pass, because one step may take long."""
+    hook = _CancelHook()
+    layers = {layer for module in modules if isinstance(module, nn.Module) for layer in module.modules()}
+    # torch's attention takes a slower path, which rounds differently, when it or its parts have hooks.
+    attention = {part for layer in layers if isinstance(layer, nn.MultiheadAttention) for part in layer.modules()}
+    for layer in layers - attention:
+        hook.add(layer)
     try:
         yield
     finally:

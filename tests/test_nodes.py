@@ -542,7 +542,29 @@ def test_a_step_is_stopped_in_its_midst(world: World) -> None:
     world.host.interrupt_after(30)
     with pytest.raises(world.host.InterruptProcessingException):
         world.adapt(steps=1)
-    assert not torch.nn.modules.module._global_forward_pre_hooks, "nobody else's networks ask"
+
+
+def hooks(module: nn.Module) -> int:
+    return sum(len(layer._forward_pre_hooks) for layer in module.modules())
+
+
+def test_cancel_checks_lent_modules_only_and_leaves_no_hook(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    other, inside = nn.Linear(1, 1), []
+    adapt = world.module("nodes.adapt").adapt
+
+    def watched(source: Any, *given: Any) -> Any:
+        checks = world.host.checks
+        other(torch.zeros(1, 1))
+        inside.append((world.host.checks - checks, hooks(source), len(nn.modules.module._global_forward_pre_hooks)))
+        return adapt(source, *given)
+
+    monkeypatch.setattr(world.module("nodes.adapt"), "adapt", watched)
+    adapted = world.adapt(steps=1)[0]
+    ((checks, hooked, everywhere),) = inside
+    assert checks == everywhere == 0 < hooked
+    assert hooks(adapted) == hooks(world.generator) == hooks(world.guide[0][0]) == 0
+    (tuned,) = world.call("ApplyDomain", generator=world.generator, domain=world.trained[1], strength=0.5)
+    assert hooks(tuned) == 0
 
 
 def test_inspecting_can_be_stopped(world: World) -> None:
