@@ -14,14 +14,14 @@ def pictures(count: int, seed: int) -> Tensor:
     return torch.rand(count, 3, 16, 16, generator=rng(seed)) * 2 - 1
 
 
-def test_no_views_are_the_images_themselves() -> None:
+def test_zero_views_return_the_images() -> None:
     images, numbers = pictures(2, 0), rng(3)
     untouched = numbers.get_state()
     assert shared_augmentation(0, 16, numbers)(images) is images
     assert torch.equal(numbers.get_state(), untouched)
 
 
-def test_views_move_every_batch_and_every_image_alike() -> None:
+def test_views_use_equal_parameters_for_all_batches_and_images() -> None:
     look, images = shared_augmentation(3, 16, rng(3)), pictures(2, 0)
     seen = look(images)
     assert seen.shape == (6, 3, 16, 16)
@@ -34,7 +34,7 @@ def test_views_move_every_batch_and_every_image_alike() -> None:
     assert not torch.equal(seen, shared_augmentation(3, 16, rng(4))(images))
 
 
-def test_every_second_view_is_mirrored_if_asked_for() -> None:
+def test_every_second_view_is_mirrored_on_request() -> None:
     images = pictures(2, 0)
     plain, mirrored = (
         shared_augmentation(4, 16, rng(3), 0.0, mirror)(images).view(4, 2, 3, 16, 16) for mirror in (False, True)
@@ -43,7 +43,7 @@ def test_every_second_view_is_mirrored_if_asked_for() -> None:
     torch.testing.assert_close(mirrored[1::2], plain[1::2].flip(-1), atol=1e-5, rtol=0.0)
 
 
-def test_a_single_view_is_mirrored_half_of_the_times() -> None:
+def test_single_view_is_mirrored_half_of_the_times() -> None:
     images, numbers, turned = pictures(2, 0), rng(3), []
     for _ in range(100):
         seen = shared_augmentation(1, 16, numbers, 0.0, True)(images)
@@ -53,7 +53,7 @@ def test_a_single_view_is_mirrored_half_of_the_times() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 2])
-def test_patches_are_quarters_of_the_picture(count: int) -> None:
+def test_patches_are_quarters_of_the_image(count: int) -> None:
     images = pictures(2, 0)
     seen = shared_augmentation(count, 16, rng(3), 0.0, patches=3)(images).view(max(count, 1) + 3, 2, 3, 16, 16)
     torch.testing.assert_close(seen[0], images, atol=1e-5, rtol=0.0)
@@ -66,7 +66,7 @@ def test_patches_are_quarters_of_the_picture(count: int) -> None:
     assert not torch.equal(first, second)
 
 
-def test_views_reach_no_further_than_asked() -> None:
+def test_views_stay_within_the_configured_limits() -> None:
     images = pictures(2, 0)
     torch.testing.assert_close(shared_augmentation(1, 16, rng(), max_move=0.0)(images), images, atol=1e-5, rtol=0.0)
     ramp = torch.linspace(-1, 1, 64).expand(1, 3, 64, 64)
@@ -76,7 +76,7 @@ def test_views_reach_no_further_than_asked() -> None:
     assert 0.06 < drift.abs().max() < 2 * 0.06 + 0.06  # shifts of up to 0.06 of the width, which spans 2, and the zoom
 
 
-def test_views_pass_gradients_on() -> None:
+def test_views_pass_gradients() -> None:
     images = pictures(2, 0).requires_grad_()
     shared_augmentation(2, 16, rng())(images).square().sum().backward()
     assert images.grad is not None and images.grad.abs().sum() > 0

@@ -55,7 +55,7 @@ class Ticks:
 
 
 @pytest.mark.parametrize("layers", [LayerChoice(), ADAPTIVE])
-def test_every_part_of_a_step_is_timed_once(layers: LayerChoice) -> None:
+def test_parts_of_a_step_are_timed_once(layers: LayerChoice) -> None:
     heard: list[dict[str, float]] = []
     config = AdaptConfig(steps=4, layers=layers, chunk=1)
     speed = measure(generator(), [towered(), towered()], SHIFT, config, warm=1, clock=Ticks(), on_step=heard.append)
@@ -65,14 +65,14 @@ def test_every_part_of_a_step_is_timed_once(layers: LayerChoice) -> None:
     assert speed.seconds == pytest.approx(sum(speed.parts.values())) and speed.peak and speed.peak > 2**20
 
 
-def test_what_a_pool_spares_is_not_timed() -> None:
+def test_parts_skipped_by_a_pool_are_not_timed() -> None:
     config = AdaptConfig(steps=4, layers=ADAPTIVE, pool=1)
     speed = measure(generator(), towered(), SHIFT, config, warm=1, clock=Ticks())
     # Of the guide the source's look is spared; its mark before the student stays.
     assert all(step == {**dict.fromkeys(PARTS, 1.0), "teacher": 0.0, "guide": 2.0} for step in speed.steps)
 
 
-def test_measuring_leaves_everything_as_it_was() -> None:
+def test_measuring_restores_all_state() -> None:
     made, eye = generator(), towered()
     before = copied(made.state_dict())
     measure(made, eye, SHIFT, AdaptConfig(steps=2), warm=0)
@@ -83,13 +83,13 @@ def test_measuring_leaves_everything_as_it_was() -> None:
     assert not optimizer._global_optimizer_pre_hooks and not optimizer._global_optimizer_post_hooks
 
 
-def test_a_step_must_be_left_to_time() -> None:
+def test_measuring_needs_a_step_after_the_warm_up() -> None:
     with pytest.raises(ValueError, match="2 steps of which 2"):
         measure(generator(), towered(), SHIFT, AdaptConfig(steps=2))
 
 
 @pytest.mark.parametrize("clamp", [None, 1.0])
-def test_the_plain_restatement_draws_the_same_pictures(clamp: float | None) -> None:
+def test_plain_implementation_renders_the_same_images(clamp: float | None) -> None:
     made = generator(clamp=clamp)
     plain = NaiveGenerator(made)
     ws = made.map(torch.randn(3, 6, generator=rng(3)))
@@ -98,7 +98,7 @@ def test_the_plain_restatement_draws_the_same_pictures(clamp: float | None) -> N
 
 
 @pytest.mark.parametrize("layers", [LayerChoice(), ADAPTIVE])
-def test_the_plain_restatement_trains(layers: LayerChoice) -> None:
+def test_plain_implementation_trains(layers: LayerChoice) -> None:
     training = NaiveTraining(generator(), [guide(0), guide(5)], SHIFT, AdaptConfig(layers=layers, lr=0.02))
     marks: list[str] = []
     before = copied(training.trained.state_dict())

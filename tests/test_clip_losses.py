@@ -44,7 +44,7 @@ def across(direction: Tensor, seed: int) -> Tensor:
 
 
 @pytest.mark.parametrize("length", [MIN_EDIT_NORM, 0.1, 3.0])
-def test_direction_loss_sees_the_angle_and_not_the_length(length: float) -> None:
+def test_direction_loss_depends_on_the_angle_only(length: float) -> None:
     before, direction = unit(3, 0), unit(1, 8)
     for way, expected in ((direction, 0.0), (across(direction, 1), 1.0), (-direction, 2.0)):
         loss = direction_loss(views(before + length * way, before))
@@ -59,13 +59,13 @@ def test_direction_loss_is_taken_per_sample_and_then_averaged() -> None:
     assert 1 - F.cosine_similarity(edit.mean(0, keepdim=True), direction).item() == pytest.approx(0.0)
 
 
-def test_edits_shorter_than_the_shortest_count_less() -> None:
+def test_direction_loss_weighs_short_edits_less() -> None:
     before, direction = unit(1, 0), unit(1, 8)
     half = direction_loss(views(before + 0.5 * MIN_EDIT_NORM * direction, before))
     assert half.item() == pytest.approx(0.5)
 
 
-def test_global_loss_sees_the_goal_only() -> None:
+def test_global_loss_depends_on_the_target_only() -> None:
     goal = unit(1, 9)
     for place, expected in ((goal, 0.0), (across(goal, 1), 1.0), (-goal, 2.0)):
         assert global_loss(views(place, unit(1, 0))).item() == pytest.approx(expected, abs=1e-9)
@@ -91,7 +91,7 @@ def test_relation_loss_against_a_double_loop() -> None:
     assert relation_loss(views(before @ turn, before)).item() == pytest.approx(0.0, abs=1e-12)
 
 
-def test_mean_offset_loss_leaves_every_image_its_own_way() -> None:
+def test_mean_offset_loss_constrains_the_mean_only() -> None:
     before, direction = unit(2, 0), unit(1, 8)
     aside = 0.5 * across(direction, 1)
     edit = torch.cat([0.3 * direction + aside, 0.3 * direction - aside])
@@ -120,7 +120,7 @@ def test_gradients_against_finite_differences(term: str) -> None:
 
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("term", TERMS)
-def test_a_zero_edit_is_finite(term: str, count: int) -> None:
+def test_losses_of_a_zero_edit_are_finite(term: str, count: int) -> None:
     before = unit(count, 0)
     after = before.clone().requires_grad_()
     loss = TERMS[term](views(after, before))
@@ -131,7 +131,7 @@ def test_a_zero_edit_is_finite(term: str, count: int) -> None:
         assert loss.item() == 1.0 and after.grad.norm() > 0  # it knows the way out
 
 
-def test_several_guides_are_averaged_by_weight() -> None:
+def test_guides_are_averaged_by_weight() -> None:
     shift, weights = TextShift("photo", "sketch"), {"direction": 1.0, "angle": 2.0, "global": 0.5}
     before, after = pictures(3, 0), pictures(3, 1)
     pair = clip_targets([(guide(0), 3.0), (guide(5), 1.0)], shift, before)
@@ -147,7 +147,7 @@ def test_several_guides_are_averaged_by_weight() -> None:
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_a_weight_means_the_same_with_any_number_of_guides(count: int) -> None:
+def test_term_weights_are_independent_of_the_number_of_guides(count: int) -> None:
     """Were the guides' losses summed, a weight that balances two terms under one guide would not under three, and
     neither would the weight of anything that is added beside the guides."""
     shift, weights = TextShift("photo", "sketch"), {name: 0.5 for name in TERMS}
@@ -160,7 +160,7 @@ def test_a_weight_means_the_same_with_any_number_of_guides(count: int) -> None:
     assert again == pytest.approx(told, rel=1e-5)
 
 
-def test_objective_is_the_terms_on_embeddings_and_moves_only_what_comes_after() -> None:
+def test_objective_sums_the_terms_and_has_gradients_for_the_adapted_images_only() -> None:
     eye = guide()
     targets = (ClipTarget(eye, 1.0, unit(1, 8, eye.dim).float(), unit(1, 9, eye.dim).float()),)
     before, after = pictures(2, 0).requires_grad_(), pictures(2, 1).requires_grad_()
@@ -171,7 +171,7 @@ def test_objective_is_the_terms_on_embeddings_and_moves_only_what_comes_after() 
     assert before.grad is None and after.grad is not None and after.grad.abs().sum() > 0
 
 
-def test_every_guide_sees_all_images() -> None:
+def test_guides_get_all_images() -> None:
     targets, images = clip_targets([guide(0), guide(5)], TextShift("photo", "sketch")), pictures(3, 0)
     seen = embed(targets, images)
     assert [list(one.shape) for one in seen] == [[3, guide().dim]] * 2
@@ -181,7 +181,7 @@ def test_every_guide_sees_all_images() -> None:
 
 
 @pytest.mark.parametrize("term", TERMS)
-def test_no_term_depends_on_the_order_of_the_images(term: str) -> None:
+def test_terms_are_independent_of_the_order_of_the_images(term: str) -> None:
     """Chunks come with their views, so the same images meet in another order."""
     before, after, order = unit(6, 0), unit(6, 1), [4, 0, 5, 2, 1, 3]
     shuffled = TERMS[term](views(after[order], before[order]))

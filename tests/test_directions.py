@@ -60,7 +60,7 @@ def aligned(found: Directions, axes: Tensor) -> bool:
     return bool(((found.vectors[:, 0] * axes).sum(1).abs() >= 0.99).all())
 
 
-def test_sefa_finds_the_axes_the_styles_ask_for() -> None:
+def test_sefa_finds_the_known_axes() -> None:
     found = sefa(known(), 5)
     assert found.vectors.shape == (5, 1, 5) and aligned(found, AXES.flip(0))
     torch.testing.assert_close(found.scale, SPREAD.flip(0), rtol=0.05, atol=0)
@@ -68,7 +68,7 @@ def test_sefa_finds_the_axes_the_styles_ask_for() -> None:
     assert torch.equal(found.vectors, sefa(known(), 5).vectors)
 
 
-def test_sefa_is_the_eigenvectors_of_the_rows_that_are_asked() -> None:
+def test_sefa_uses_the_selected_rows_only() -> None:
     made = generator()
     parts = [made.get_parameter(f"synthesis.{name}.affine.weight") for name in ("b8.conv1", "b16.conv0")]
     styles = torch.cat([part / part.norm(dim=1, keepdim=True) for part in parts]).detach()
@@ -81,7 +81,7 @@ def test_sefa_is_the_eigenvectors_of_the_rows_that_are_asked() -> None:
     assert not found.vectors[:, [0, 1, 4, 5]].any()
 
 
-def test_the_principal_directions_of_w() -> None:
+def test_principal_directions_of_w() -> None:
     found = principal(known(), 4)
     assert found.vectors.shape == (4, 1, 5) and aligned(found, AXES[:4]) and found.names[0] == "pca 0"
     torch.testing.assert_close(found.scale, SPREAD[:4], rtol=0.03, atol=0)
@@ -93,13 +93,13 @@ def test_the_principal_directions_of_w() -> None:
     assert torch.equal(part[:, 1:3], found.vectors.expand(-1, 2, -1)) and not part[:, [0, 3, 4, 5]].any()
 
 
-def test_generators_with_classes_have_directions_too() -> None:
+def test_directions_of_conditional_generators() -> None:
     for found in (sefa(generator(c_dim=3), 2), principal(generator(c_dim=3), 2)):
         assert found.vectors.shape == (2, 1, 5) and (found.scale > 0).all()
 
 
 @pytest.mark.parametrize("act", [sefa, principal])
-def test_directions_that_are_not_there_are_refused(act: Any) -> None:
+def test_unavailable_directions_are_refused(act: Any) -> None:
     for arguments, words in (
         ({"count": 0}, "expected 1 to 5"),
         ({"count": 6}, "expected 1 to 5"),
@@ -113,7 +113,7 @@ def test_directions_that_are_not_there_are_refused(act: Any) -> None:
         principal(generator(), 2, samples=9)
 
 
-def test_an_edit_moves_latents_by_strength_and_scale() -> None:
+def test_edit_moves_latents_by_strength_and_scale() -> None:
     made = known()
     latents = replace(sample(made, range(3)), noise=made.draw_noise(3, rng(1)))
     before = latents.ws.clone()
@@ -145,14 +145,16 @@ def test_an_edit_moves_latents_by_strength_and_scale() -> None:
         ({"vectors": torch.ones(2, 1, 5), "scale": torch.ones(2), "names": ("x", "y")}, {}, "Got 2 directions"),
     ],
 )
-def test_edits_that_do_not_fit_are_refused(direction: dict[str, Any], arguments: dict[str, Any], words: str) -> None:
+def test_edit_refuses_other_shapes_and_generators(
+    direction: dict[str, Any], arguments: dict[str, Any], words: str
+) -> None:
     one: dict[str, Any] = {"vectors": torch.ones(1, 1, 5), "scale": torch.ones(1), "names": ("x",), "space": "a"}
     latents, given = Latents(torch.zeros(2, 6, 5), space="a"), Directions(**(one | direction))
     with pytest.raises(ValueError, match=words):
         edit(latents, given, **({"strength": 1.0} | arguments))
 
 
-def test_directions_are_chosen_by_place_and_by_name() -> None:
+def test_directions_are_selected_by_index_and_name() -> None:
     found = principal(known(), 4)
     assert len(found) == 4 and len(found[1:3]) == 2 and found[1:3].names == ("pca 1", "pca 2")
     for one in (found[3], found[-1], found["pca 3"]):
@@ -177,13 +179,13 @@ def test_directions_are_chosen_by_place_and_by_name() -> None:
         ({"scale": torch.tensor([1.0, torch.inf])}, "NaN"),
     ],
 )
-def test_directions_that_are_none_are_refused(changes: dict[str, Any], words: str) -> None:
+def test_invalid_directions_are_refused(changes: dict[str, Any], words: str) -> None:
     two: dict[str, Any] = {"vectors": torch.ones(2, 1, 5), "scale": torch.ones(2), "names": ("x", "y")}
     with pytest.raises(ValueError, match=words):
         Directions(**(two | changes))
 
 
-def test_a_boundary_separates_high_scores_from_low_ones() -> None:
+def test_boundary_separates_high_and_low_scores() -> None:
     made = known()
     latents = sample(made, range(300), psi=1.0)
     scores = (latents.ws[:, 0] - torch.arange(5.0)) @ AXES[3]
@@ -201,7 +203,7 @@ def test_a_boundary_separates_high_scores_from_low_ones() -> None:
             boundary(few, given, "smile")
 
 
-def test_a_boundary_is_a_direction_of_w_whatever_the_spread_of_its_columns() -> None:
+def test_boundary_is_independent_of_the_scale_of_columns() -> None:
     ws = torch.randn(400, 1, 5, generator=rng(9)) * torch.tensor([5.0, 3.0, 1.0, 0.5, 0.3])
     normal = torch.tensor([0.1, -0.2, 0.5, 0.5, -0.7])
     found = boundary(Latents(ws.expand(-1, 6, -1)), ws[:, 0] @ normal, "smile")
@@ -211,7 +213,7 @@ def test_a_boundary_is_a_direction_of_w_whatever_the_spread_of_its_columns() -> 
 # ---- files ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_file_gives_the_directions_back_bit_for_bit(tmp_path: Path) -> None:
+def test_directions_file_round_trip_is_exact(tmp_path: Path) -> None:
     made, path = known(), tmp_path / "x.safetensors"
     for directions in (principal(made, 3), sefa(made, 2, layers=(0, 3))):
         save_directions(directions, path, {"by": "me"})
@@ -231,7 +233,7 @@ def test_a_file_gives_the_directions_back_bit_for_bit(tmp_path: Path) -> None:
         load_directions(path)
 
 
-def test_directions_of_other_programs(tmp_path: Path) -> None:
+def test_foreign_directions_are_loaded(tmp_path: Path) -> None:
     made = generator()
     comp, std = torch.randn(7, 1, 5, generator=rng()), torch.rand(7, generator=rng()) + 0.5
     numpy.save(tmp_path / "age.npy", comp[0].numpy())
@@ -276,7 +278,7 @@ def test_directions_of_other_programs(tmp_path: Path) -> None:
         (torch.full((1, 5), torch.nan), "NaN"),
     ],
 )
-def test_foreign_files_that_are_no_directions_of_this_generator(tmp_path: Path, content: Any, words: str) -> None:
+def test_foreign_files_of_other_generators_are_refused(tmp_path: Path, content: Any, words: str) -> None:
     torch.save(content, tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match=words):
         load_directions(tmp_path / "x.pt", generator())

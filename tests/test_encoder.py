@@ -56,7 +56,7 @@ def maps_by_hand(state: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor, T
 
 
 @pytest.mark.parametrize("kind", ["psp", "e4e"])
-def test_a_pyramid_is_its_formula(tmp_path: Path, kind: str) -> None:
+def test_pyramid_matches_the_formula(tmp_path: Path, kind: str) -> None:
     """Three rows from the coarse map, four from the middle, the rest from the fine one (pSp, section 3.1)."""
     state, seen = encoder_state(kind), pictures(2, 32)
     coarse, middle, fine = maps_by_hand(state, seen)
@@ -76,7 +76,7 @@ def test_a_pyramid_is_its_formula(tmp_path: Path, kind: str) -> None:
     torch.testing.assert_close(encoder.encode(seen).ws, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_offsets_of_zero_leave_the_first_row_everywhere(tmp_path: Path) -> None:
+def test_zero_offsets_repeat_the_first_row(tmp_path: Path) -> None:
     """e4e, section 4.1: w_i = w + offset_i."""
     made = content("e4e")
     for row in range(1, ROWS):
@@ -88,7 +88,7 @@ def test_offsets_of_zero_leave_the_first_row_everywhere(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_latents_fit_the_decoder_and_do_not_depend_on_neighbours(tmp_path: Path, kind: str) -> None:
+def test_latents_fit_the_decoder_and_are_independent_of_the_batch(tmp_path: Path, kind: str) -> None:
     encoder, seen = opened(tmp_path, kind), pictures(5, 48)
     kept = seen.clone()
     found = encoder.encode(seen, iterations=2, batch=2)
@@ -101,7 +101,7 @@ def test_latents_fit_the_decoder_and_do_not_depend_on_neighbours(tmp_path: Path,
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradients_reach_the_picture(tmp_path: Path, kind: str) -> None:
+def test_gradients_reach_the_image(tmp_path: Path, kind: str) -> None:
     encoder = opened(tmp_path, kind)
     seen = torch.cat([pictures(2, 32)] * (2 if encoder.iterative else 1), 1).requires_grad_()
     (gradient,) = torch.autograd.grad(encoder.net(seen).square().sum(), seen)
@@ -109,12 +109,12 @@ def test_gradients_reach_the_picture(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["psp", "restyle-e4e"])
-def test_a_namespace_says_the_same_as_a_dict(tmp_path: Path, kind: str) -> None:
+def test_namespace_options_equal_dict_options(tmp_path: Path, kind: str) -> None:
     first, second = (opened(tmp_path, kind, namespace=namespace).encode(pictures(1)) for namespace in (False, True))
     assert torch.equal(first.ws, second.ws) and first.space == second.space
 
 
-def test_the_mean_is_added_where_the_options_say_so(tmp_path: Path) -> None:
+def test_mean_latent_is_added_according_to_the_options(tmp_path: Path) -> None:
     plain = opened(tmp_path, "psp").encode(pictures(1)).ws
     without = opened(tmp_path, "psp", start_from_latent_avg=False).encode(pictures(1)).ws
     torch.testing.assert_close(plain - without, decoder().w_avg.expand(1, ROWS, -1), rtol=1e-4, atol=1e-5)
@@ -125,7 +125,7 @@ def test_the_mean_is_added_where_the_options_say_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shape", ["[C]", "[1, C]", "[L, C]", "none"])
-def test_the_mean_comes_in_every_shape(tmp_path: Path, shape: str) -> None:
+def test_mean_latent_of_every_shape_is_read(tmp_path: Path, shape: str) -> None:
     made = content("restyle-psp")
     mean = decoder().w_avg
     made["latent_avg"] = {"[C]": mean, "[1, C]": mean[None], "[L, C]": mean.repeat(ROWS, 1), "none": None}[shape]
@@ -143,7 +143,7 @@ def test_the_mean_comes_in_every_shape(tmp_path: Path, shape: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["restyle-psp", "restyle-e4e"])
-def test_passes_add_up(tmp_path: Path, kind: str) -> None:
+def test_iterations_accumulate_offsets(tmp_path: Path, kind: str) -> None:
     """ReStyle, section 3.2: w_(t+1) = w_t + E(x, G(w_t)), from the mean; every head reads the last map."""
     encoder, seen, state = opened(tmp_path, kind), pictures(2, 64), encoder_state(kind)
     small, made = F.avg_pool2d(seen, 2), decoder()
@@ -160,7 +160,7 @@ def test_passes_add_up(tmp_path: Path, kind: str) -> None:
     assert encoder.iterative and (found - encoder.encode(seen, iterations=2).ws).abs().max() > 1e-2
 
 
-def test_the_rendering_is_reduced_by_area(tmp_path: Path) -> None:
+def test_rendering_is_reduced_by_area(tmp_path: Path) -> None:
     encoder = opened(tmp_path, "restyle-psp")
     encoder.side = 16
     shown = encoder._draw(encoder.start[None], same=True)
@@ -168,7 +168,7 @@ def test_the_rendering_is_reduced_by_area(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("kind", "total"), [("psp", 5), ("restyle-psp", 15)])
-def test_passes_are_reported_and_can_be_stopped(tmp_path: Path, kind: str, total: int) -> None:
+def test_iterations_are_reported_and_can_be_stopped(tmp_path: Path, kind: str, total: int) -> None:
     encoder, told = opened(tmp_path, kind), []
     encoder.encode(pictures(5), iterations=3, batch=4, on_pass=lambda done, of: told.append((done, of)))
     assert told == [(done, total) for done in ((4, 5) if kind == "psp" else (4, 8, 12, 13, 14, 15))]
@@ -180,7 +180,7 @@ def test_passes_are_reported_and_can_be_stopped(tmp_path: Path, kind: str, total
         encoder.encode(pictures(1), on_pass=stop)
 
 
-def test_a_batch_that_does_not_fit_is_halved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_is_halved_when_memory_runs_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder, seen = opened(tmp_path, "restyle-psp"), pictures(4)
     expected, forward, sizes = encoder.encode(seen, 2).ws, encoder.net.forward, []
 
@@ -196,7 +196,7 @@ def test_a_batch_that_does_not_fit_is_halved(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("kind", ["psp", "restyle-psp", "restyle-e4e"])
-def test_the_resnet_variants_load(tmp_path: Path, kind: str) -> None:
+def test_resnet_variants_load(tmp_path: Path, kind: str) -> None:
     encoder, state, seen = opened(tmp_path, kind, trunk="resnet"), encoder_state(kind, trunk="resnet"), pictures(2, 32)
     x = torch.cat([seen, encoder._draw(encoder.start.expand(2, -1, -1), same=True)], 1) if encoder.iterative else seen
     x = bent(normed(state, "bn1", F.conv2d(x, state["conv1.weight"], None, 2, 3)), state["relu.weight"])
@@ -216,7 +216,7 @@ def test_the_resnet_variants_load(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["e4e", "restyle-e4e"])
-def test_cars_are_seen_without_their_bands(tmp_path: Path, kind: str) -> None:
+def test_car_encoders_crop_the_black_bands(tmp_path: Path, kind: str) -> None:
     encoder, seen = opened(tmp_path, kind, dataset_type="cars_encode"), pictures(2, 64)
     assert encoder.wide and encoder._prepare(seen).shape == (2, 3, 24, 32)
     assert torch.equal(encoder._prepare(seen), F.avg_pool2d(seen, 2)[:, :, 4:28])
@@ -228,7 +228,7 @@ def test_cars_are_seen_without_their_bands(tmp_path: Path, kind: str) -> None:
 # ---- which generators a latent fits -------------------------------------------------------------------------------
 
 
-def test_generator_with_the_same_mapping_draws_the_latents(tmp_path: Path) -> None:
+def test_generator_with_the_same_mapping_accepts_the_latents(tmp_path: Path) -> None:
     encoder, own = opened(tmp_path, "e4e"), decoder()
     with torch.no_grad():
         own.w_avg.add_(1e-3)  # as estimated from other samples
@@ -239,7 +239,7 @@ def test_generator_with_the_same_mapping_draws_the_latents(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("other", [{"rng": rng(9)}, {"resolution": 16, "widths": [8, 7, 4]}, {"mapping_layers": 3}])
-def test_a_generator_with_another_mapping_is_refused(tmp_path: Path, other: dict[str, Any]) -> None:
+def test_generator_with_another_mapping_is_refused(tmp_path: Path, other: dict[str, Any]) -> None:
     encoder, stranger = opened(tmp_path, "e4e"), decoder(**other)
     before = copied(stranger.state_dict())
     with pytest.raises(ValueError, match="mapping network is not the decoder's"):
@@ -257,7 +257,7 @@ def test_settings_below_one_are_refused(tmp_path: Path, settings: dict[str, int]
 
 
 @pytest.mark.parametrize("images", [torch.zeros(3, 32, 32), torch.full((1, 3, 32, 32), torch.nan)])
-def test_what_is_no_picture_is_refused(tmp_path: Path, images: Tensor) -> None:
+def test_invalid_images_are_refused(tmp_path: Path, images: Tensor) -> None:
     with pytest.raises(ValueError, match="images"):
         opened(tmp_path, "psp", dataset_type="cars_encode").encode(images)
 
@@ -310,7 +310,7 @@ def changed(change: str) -> dict[str, Any]:
         ("half a decoder", CheckpointError, r"its decoder.*style\.1\.bias"),
     ],
 )
-def test_other_and_damaged_encoders_say_what_is_wrong(tmp_path: Path, change: str, kind: type, told: str) -> None:
+def test_unknown_and_damaged_encoders_are_refused(tmp_path: Path, change: str, kind: type, told: str) -> None:
     path = tmp_path / "encoder.pt"
     write_torch(path, changed(change))
     with pytest.raises(kind, match=told) as error:
@@ -336,6 +336,6 @@ def test_whole_files_of_other_kinds_are_refused(tmp_path: Path) -> None:
         load_encoder(tmp_path / "encoder.pt")
 
 
-def test_a_generator_is_still_not_read_from_an_encoder(tmp_path: Path) -> None:
+def test_generator_is_not_loaded_from_an_encoder_file(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedCheckpointError, match="an encoder .*load_encoder"):
         load_generator(write(tmp_path / "encoder.pt", "psp"))

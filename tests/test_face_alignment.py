@@ -58,7 +58,7 @@ def photo(height: int = 420, width: int = 400) -> Tensor:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_eyes_and_mouth_coincide_however_the_face_was_turned(seed: int) -> None:
+def test_alignment_is_independent_of_the_rotation(seed: int) -> None:
     drawn = torch.rand(4, generator=rng(seed)).tolist()
     points = placed(complex(190 + 20 * drawn[0], 170 + 20 * drawn[1]), 0.5 + 0.5 * drawn[2], 80 * drawn[3] - 40)
     face = align(dotted(points), points, SIZE)
@@ -68,7 +68,7 @@ def test_eyes_and_mouth_coincide_however_the_face_was_turned(seed: int) -> None:
         assert found == pytest.approx([part * SIZE - 0.5 for part in EXPECTED[name]], abs=0.5), name
 
 
-def test_a_photo_much_larger_than_the_result_is_reduced_first() -> None:
+def test_large_photos_are_reduced_first() -> None:
     points = placed(800 + 700j, 4, 15)
     y, x = torch.meshgrid(torch.arange(1700), torch.arange(1600), indexing="ij")
     stripes = torch.where((x + y) % 2 == 0, 1.0, -1.0).expand(1, 3, -1, -1)  # finer than the result can show
@@ -78,13 +78,13 @@ def test_a_photo_much_larger_than_the_result_is_reduced_first() -> None:
         assert found == pytest.approx([part * SIZE - 0.5 for part in EXPECTED[name]], abs=0.5), name
 
 
-def test_the_size_of_the_result_changes_nothing_else() -> None:
+def test_alignment_is_independent_of_the_output_size() -> None:
     points = placed(degrees=10)
     small = torch.nn.functional.interpolate(align(photo(), points, 512), (128, 128), mode="area")
     assert (small - align(photo(), points, 128)).abs().mean() < 0.01
 
 
-def test_what_comes_in_is_not_changed() -> None:
+def test_inputs_are_not_changed() -> None:
     given = photo()
     kept = given.clone()
     align(given, placed(40 + 40j), 64)
@@ -94,13 +94,13 @@ def test_what_comes_in_is_not_changed() -> None:
 # ---- beyond the edge ----------------------------------------------------------------------------------------------
 
 
-def test_a_face_in_the_corner_lies_where_it_should() -> None:
+def test_face_in_the_corner_is_aligned() -> None:
     points = placed(60 + 50j, 1, 25)
     for name, found in centroids(align(dotted(points), points, SIZE)).items():
         assert found == pytest.approx([part * SIZE - 0.5 for part in EXPECTED[name]], abs=0.5), name
 
 
-def test_beyond_the_edge_the_photo_goes_on_and_inside_it_is_as_it_was() -> None:
+def test_padding_reflects_the_photo_and_keeps_its_inside() -> None:
     large = photo(600, 600)
     whole = align(large, placed(300 + 300j), SIZE)
     cut = align(large[:, :, 250:, 250:], placed(50 + 50j), SIZE)
@@ -114,7 +114,7 @@ def test_beyond_the_edge_the_photo_goes_on_and_inside_it_is_as_it_was() -> None:
     assert torch.allclose(align(plain, placed(10 + 10j), 64), plain[:, :, :64, :64], atol=1.5 / 127.5)
 
 
-def test_far_outside_the_median_colour_is_left() -> None:
+def test_padding_far_outside_is_the_median_color() -> None:
     picture = torch.full((1, 3, 100, 100), 0.5)
     picture[:, :, :, :30] = -0.5
     face = align(picture, placed(50 + 50j, 1.2), SIZE)
@@ -143,7 +143,7 @@ def test_points_are_read_from_text() -> None:
         "120,150 180,150 125,220 175,220 150,190",
     ],
 )
-def test_text_that_is_no_points(text: str) -> None:
+def test_invalid_points_text_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="Got .* expected"):
         FacePoints.parse(text)
 
@@ -160,7 +160,7 @@ def test_text_that_is_no_points(text: str) -> None:
         ({"left_eye": (1.0, 2.0, 3.0)}, "left_eye, expected two finite"),
     ],
 )
-def test_points_that_determine_no_square(changes: dict[str, Any], message: str) -> None:
+def test_degenerate_points_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         FacePoints(**{**vars(placed()), **changes})
 
@@ -180,7 +180,7 @@ def test_points_that_determine_no_square(changes: dict[str, Any], message: str) 
         (torch.full((1, 3, 400, 400), 200.0), "200, expected -1..1"),
     ],
 )
-def test_what_is_no_photo(take: Callable[[Tensor], object], image: Tensor, message: str) -> None:
+def test_invalid_photos_are_refused(take: Callable[[Tensor], object], image: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         take(image)
 
@@ -193,12 +193,12 @@ def test_what_is_no_photo(take: Callable[[Tensor], object], image: Tensor, messa
         (placed(200 + 100j, 20), "expected 16 to 1680"),
     ],
 )
-def test_points_that_do_not_fit_the_photo(points: FacePoints, message: str) -> None:
+def test_points_outside_the_photo_are_refused(points: FacePoints, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         align(photo(), points, 64)
 
 
-def test_a_size_too_small() -> None:
+def test_too_small_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="Got size 8, expected at least 16"):
         align(photo(), placed(), 8)
 
@@ -233,7 +233,7 @@ def detector(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return stand_in
 
 
-def test_the_largest_face_comes_first(detector: SimpleNamespace) -> None:
+def test_faces_are_sorted_by_size(detector: SimpleNamespace) -> None:
     small, large = placed(100 + 100j, 0.4), placed(250 + 200j, 1, -10)
     detector.answer = rows(small, large)
     found = find_faces(photo())
@@ -248,14 +248,14 @@ def test_the_largest_face_comes_first(detector: SimpleNamespace) -> None:
         find_face(photo(), -1)
 
 
-def test_the_detector_is_shown_bytes_with_blue_first(detector: SimpleNamespace) -> None:
+def test_detector_gets_bgr_bytes(detector: SimpleNamespace) -> None:
     red = torch.tensor([1.0, -1.0, -1.0]).view(1, 3, 1, 1).expand(1, 3, 40, 80)
     assert find_faces(red) == []
     assert detector.shown.shape == (60, 120, 3) and detector.shown.dtype.name == "uint8"
     assert detector.shown.reshape(-1, 3).min(0).tolist() == [0, 0, 255]
 
 
-def test_a_picture_without_a_face(detector: SimpleNamespace) -> None:
+def test_image_without_a_face_is_refused(detector: SimpleNamespace) -> None:
     message = "no face in the picture of 400 x 420 pixels.*five points by hand.*middle of the picture"
     for answer in (([], []), ValueError("need at least one array to concatenate")):
         detector.answer = answer
@@ -267,19 +267,19 @@ def test_a_picture_without_a_face(detector: SimpleNamespace) -> None:
         find_faces(photo())
 
 
-def test_points_that_no_face_shows_are_no_face(detector: SimpleNamespace) -> None:
+def test_implausible_points_are_no_face(detector: SimpleNamespace) -> None:
     boxes, marks = rows(placed())
     detector.answer = (boxes, [[0.0] * 10])
     assert find_faces(photo()) == []
 
 
-def test_without_the_detector_there_are_three_ways_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_detector_error_names_the_alternatives(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mtcnnruntime", None)
     with pytest.raises(ValueError, match="pip install mtcnn-runtime.*five points by hand.*middle of the picture"):
         find_face(photo())
 
 
-def test_a_real_face_is_found_and_a_cup_of_coffee_is_none() -> None:
+def test_detector_finds_a_face_and_none_in_a_cup_of_coffee() -> None:
     pytest.importorskip("mtcnnruntime")
     data = pytest.importorskip("skimage.data")
     astronaut, coffee = (

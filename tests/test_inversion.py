@@ -61,7 +61,7 @@ def face(images: Tensor) -> Tensor:
 # ---- likeness -----------------------------------------------------------------------------------------------------
 
 
-def test_the_terms_are_what_their_names_say(known: Tensor) -> None:
+def test_terms_match_their_definitions(known: Tensor) -> None:
     there, here = known, known.flip(0)
     rows = torch.arange(3)
     terms = ReconstructionLoss(there, {"mse": 1, "lpips": 1, "id": 1}, Shades(), face).terms(here, rows)
@@ -71,7 +71,7 @@ def test_the_terms_are_what_their_names_say(known: Tensor) -> None:
     assert torch.allclose(terms["id"], 1 - (face(here) * face(there)).sum(1), atol=1e-6)
 
 
-def test_the_loss_weighs_them_and_leaves_out_what_weighs_nothing(known: Tensor) -> None:
+def test_loss_is_weighted_and_skips_terms_of_weight_zero(known: Tensor) -> None:
     likeness = ReconstructionLoss(known, {"mse": 0.8, "lpips": 0.5, "id": 0.0}, Shades(), None)
     rows = torch.tensor([2, 0])
     terms = likeness.terms(known[:2], rows)
@@ -80,7 +80,7 @@ def test_the_loss_weighs_them_and_leaves_out_what_weighs_nothing(known: Tensor) 
     assert likeness(known[1:2], torch.tensor([1])).abs().max() < 1e-9
 
 
-def test_gradients_reach_the_picture(known: Tensor) -> None:
+def test_gradients_reach_the_image(known: Tensor) -> None:
     images = known.flip(0).clone().requires_grad_()
     likeness = ReconstructionLoss(known, {"mse": 1.0, "coarse": 1.0, "lpips": 1.0, "id": 1.0}, Shades(), face)
     likeness(images, torch.arange(3)).sum().backward()
@@ -98,7 +98,7 @@ def test_gradients_reach_the_picture(known: Tensor) -> None:
         ({"id": 0.1}, "id term weighs 0.1, but there is no network.*load_identity"),
     ],
 )
-def test_a_term_that_cannot_see_is_refused(weights: dict[str, float], message: str) -> None:
+def test_term_without_its_network_is_refused(weights: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_networks(weights, None, None)
 
@@ -113,7 +113,7 @@ def test_psnr_in_decibels() -> None:
 
 
 @pytest.mark.parametrize("space", ["w", "w+", "w then w+"])
-def test_known_latents_are_found_again(generator: tiny.StyleGAN2, known: Tensor, space: str) -> None:
+def test_inversion_recovers_known_latents(generator: tiny.StyleGAN2, known: Tensor, space: str) -> None:
     found = invert(generator, known, replace(PLAIN, space=space, steps=150))
     mean = render(generator, Latents(generator.w_avg.expand(3, generator.num_ws, -1)))
     before = psnr(mean, known)
@@ -124,13 +124,13 @@ def test_known_latents_are_found_again(generator: tiny.StyleGAN2, known: Tensor,
     assert same_rows == (space == "w")
 
 
-def test_w_plus_comes_closer_than_w(generator: tiny.StyleGAN2, known: Tensor) -> None:
+def test_inversion_in_w_plus_is_closer_than_in_w(generator: tiny.StyleGAN2, known: Tensor) -> None:
     strange = known.roll(3, -1)  # no latent of this generator draws that
     near = [sum(invert(generator, strange, replace(PLAIN, space=s, steps=120)).loss) for s in ("w", "w then w+")]
     assert near[1] < near[0]
 
 
-def test_a_picture_alone_or_among_others(generator: tiny.StyleGAN2, known: Tensor) -> None:
+def test_inversion_is_independent_of_the_batch(generator: tiny.StyleGAN2, known: Tensor) -> None:
     config = replace(PLAIN, steps=12, initial_noise_factor=0.05, optimize_noise=True, space="w then w+")
     together = invert(generator, known, config)
     for batch in (1, 2):
@@ -140,9 +140,7 @@ def test_a_picture_alone_or_among_others(generator: tiny.StyleGAN2, known: Tenso
     assert torch.allclose(together.latents.ws[1:2], alone.latents.ws, atol=1e-4)
 
 
-def test_the_same_seed_gives_the_same_latents_and_changes_nothing_else(
-    generator: tiny.StyleGAN2, known: Tensor
-) -> None:
+def test_inversion_is_reproducible_and_keeps_global_state(generator: tiny.StyleGAN2, known: Tensor) -> None:
     config, before = (
         replace(PLAIN, steps=5, initial_noise_factor=0.05, optimize_noise=True),
         tiny.copied(generator.state_dict()),
@@ -155,7 +153,7 @@ def test_the_same_seed_gives_the_same_latents_and_changes_nothing_else(
     assert not tiny.changed(before, tiny.copied(generator.state_dict()))
 
 
-def test_the_best_step_is_kept(generator: tiny.StyleGAN2, known: Tensor) -> None:
+def test_inversion_returns_the_best_step(generator: tiny.StyleGAN2, known: Tensor) -> None:
     wild = invert(generator, known, replace(PLAIN, steps=40, lr=3.0, lr_rampup=0.0, lr_rampdown=0.0))
     seen = [step["loss"] for step in wild.history]
     assert seen == sorted(seen, reverse=True)  # of the best so far, whatever the steps did
@@ -164,7 +162,7 @@ def test_the_best_step_is_kept(generator: tiny.StyleGAN2, known: Tensor) -> None
     assert torch.allclose(again, torch.tensor(wild.loss), atol=1e-5)
 
 
-def test_every_picture_stops_for_itself(generator: tiny.StyleGAN2, known: Tensor) -> None:
+def test_images_stop_independently(generator: tiny.StyleGAN2, known: Tensor) -> None:
     mean = render(generator, Latents(generator.w_avg.expand(1, generator.num_ws, -1)))
     mixed = torch.cat([mean, known[:1]])
     found = invert(generator, mixed, replace(PLAIN, steps=30, stop_psnr=40.0))
@@ -173,7 +171,7 @@ def test_every_picture_stops_for_itself(generator: tiny.StyleGAN2, known: Tensor
     assert max(patient.steps) < 200 and len(patient.history) == max(patient.steps)
 
 
-def test_progress_counts_steps_of_pictures(generator: tiny.StyleGAN2, known: Tensor) -> None:
+def test_progress_counts_steps_times_images(generator: tiny.StyleGAN2, known: Tensor) -> None:
     seen: list[InvertStep] = []
     invert(generator, known, replace(PLAIN, steps=4, batch=2), on_step=seen.append)
     assert [step.done for step in seen] == [2, 4, 6, 8, 9, 10, 11, 12] and seen[0].total == 12
@@ -187,7 +185,7 @@ def test_progress_counts_steps_of_pictures(generator: tiny.StyleGAN2, known: Ten
         invert(generator, known, PLAIN, on_step=stop)
 
 
-def test_it_goes_on_from_given_latents(generator: tiny.StyleGAN2, known: Tensor) -> None:
+def test_inversion_starts_from_given_latents(generator: tiny.StyleGAN2, known: Tensor) -> None:
     near = sample(generator, range(3), psi=0.45)
     begun = invert(generator, known, replace(PLAIN, space="w+", steps=1), start=near)
     assert torch.equal(begun.latents.ws, near.ws)  # the first step looks where it was told to begin
@@ -195,7 +193,7 @@ def test_it_goes_on_from_given_latents(generator: tiny.StyleGAN2, known: Tensor)
     assert sum(invert(generator, known, short, start=near).loss) < sum(invert(generator, known, short).loss)
 
 
-def test_noise_maps_are_found_too_and_kept_with_the_latents(generator: tiny.StyleGAN2) -> None:
+def test_noise_maps_are_optimized_and_returned_with_the_latents(generator: tiny.StyleGAN2) -> None:
     rng = tiny.rng(3)
     hidden = Latents(sample(generator, [5]).ws, generator.draw_noise(1, rng), generator.space())
     target = render(generator, hidden)
@@ -207,14 +205,14 @@ def test_noise_maps_are_found_too_and_kept_with_the_latents(generator: tiny.Styl
         assert isinstance(one, Tensor) and one.mean().abs() < 1e-4 and one.std() == pytest.approx(1, abs=0.1)
 
 
-def test_the_regulariser_keeps_noise_maps_noise(generator: tiny.StyleGAN2, known: Tensor) -> None:
+def test_noise_regularizer_decorrelates_the_maps(generator: tiny.StyleGAN2, known: Tensor) -> None:
     config = replace(PLAIN, steps=60, space="w+", optimize_noise=True)
     both = [invert(generator, known, replace(config, noise_reg=weight)).latents.noise for weight in (0.0, 1e5)]
     free, held = (float(_autocorrelation(list(maps))) for maps in both)
     assert held < free
 
 
-def test_networks_given_are_used(generator: tiny.StyleGAN2, known: Tensor) -> None:
+def test_given_networks_are_used(generator: tiny.StyleGAN2, known: Tensor) -> None:
     config = replace(PLAIN, steps=30, mse=0.0, lpips=0.5, id=1.0)
     found = invert(generator, known, config, Shades(), face)
     assert found.loss[0] < found.history[0]["loss"]
@@ -223,7 +221,7 @@ def test_networks_given_are_used(generator: tiny.StyleGAN2, known: Tensor) -> No
 # ---- what a step is made of ---------------------------------------------------------------------------------------
 
 
-def test_the_structure_of_noise_by_hand() -> None:
+def test_noise_regularizer_value() -> None:
     noise = torch.randn(2, 1, 16, 16, generator=tiny.rng())
     wanted = torch.zeros(2)
     level = noise
@@ -247,7 +245,7 @@ def test_scatter_and_normalize() -> None:
 # ---- what is refused ----------------------------------------------------------------------------------------------
 
 
-def test_pictures_of_any_size_and_kind(generator: tiny.StyleGAN2) -> None:
+def test_images_of_any_size_are_accepted(generator: tiny.StyleGAN2) -> None:
     for shape in ((1, 3, 40, 90), (1, 1, 16, 16), (2, 4, 33, 17)):
         found = invert(generator, torch.zeros(shape), replace(PLAIN, steps=1))
         assert found.images.shape == (shape[0], 3, 16, 16)
@@ -261,7 +259,7 @@ def test_pictures_of_any_size_and_kind(generator: tiny.StyleGAN2) -> None:
         (torch.full((1, 3, 16, 16), math.nan), "NaN"),
     ],
 )
-def test_what_is_no_picture(generator: tiny.StyleGAN2, images: Tensor, message: str) -> None:
+def test_invalid_images_are_refused(generator: tiny.StyleGAN2, images: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         invert(generator, images, PLAIN)
 
@@ -277,7 +275,7 @@ def test_latents_that_do_not_fit_are_refused(generator: tiny.StyleGAN2, known: T
             invert(generator, known, PLAIN, start=start)
 
 
-def test_a_conditional_generator_needs_a_start(known: Tensor) -> None:
+def test_conditional_generator_needs_a_start(known: Tensor) -> None:
     conditional = quiet(tiny.generator(c_dim=2))
     with pytest.raises(ValueError, match="conditional generator and nothing to start from"):
         invert(conditional, known, PLAIN)
@@ -285,14 +283,14 @@ def test_a_conditional_generator_needs_a_start(known: Tensor) -> None:
     assert len(invert(conditional, known, replace(PLAIN, steps=2), start=start).latents) == 3
 
 
-def test_settings_refuse_what_makes_no_sense() -> None:
+def test_contradictory_settings_are_refused() -> None:
     for change in ({"space": "z"}, {"steps": 0}, {"lr_rampup": 1.5}, {"lr": math.nan}, {"mse": -1.0}):
         with pytest.raises(ValueError, match=next(iter(change))):
             InvertConfig(**change)
     assert PRESETS["report"].weights == {"mse": 0.8, "coarse": 0.0, "lpips": 0.5, "id": 1.0}
 
 
-def test_a_loss_that_is_no_number_stops_the_work(generator: tiny.StyleGAN2, known: Tensor) -> None:
+def test_non_finite_loss_stops_the_inversion(generator: tiny.StyleGAN2, known: Tensor) -> None:
     def blind(images: Tensor) -> Tensor:
         return images.flatten(1)[:, :2] * math.nan
 
@@ -300,7 +298,7 @@ def test_a_loss_that_is_no_number_stops_the_work(generator: tiny.StyleGAN2, know
         invert(generator, known, replace(PLAIN, id=1.0), identity=blind)
 
 
-def test_too_little_memory_halves_the_batch(
+def test_batch_is_halved_when_memory_runs_out(
     generator: tiny.StyleGAN2, known: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []

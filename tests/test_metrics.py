@@ -40,7 +40,7 @@ def test_quality_is_the_mean_over_images_and_phrases() -> None:
     assert quality(X[None], -X[None]) == -1.0
 
 
-def test_direction_looks_at_the_angle_and_not_at_the_length() -> None:
+def test_direction_depends_on_the_angle_only() -> None:
     before = torch.stack([X, X, X])
     after = torch.stack([X + 0.1 * Y, X + 2 * Y, X - Y])
     assert direction(before, after, Y[None]) == pytest.approx((1 + 1 - 1) / 3)
@@ -57,14 +57,14 @@ def test_direction_pairs_equal_latents() -> None:
     assert direction(before, after.flip(0), goal) < 0.6
 
 
-def test_diversity_leaves_an_image_out_of_its_own_pairs() -> None:
+def test_diversity_does_not_pair_an_image_with_itself() -> None:
     assert diversity(torch.stack([X, Y])) == 1.0
     assert diversity(torch.stack([X, -X])) == 2.0
     assert diversity(torch.stack([X, X, Y])) == pytest.approx(2 / 3)
     assert diversity(X.expand(4, -1)) == pytest.approx(0.0, abs=1e-6)
 
 
-def test_what_means_nothing_is_refused() -> None:
+def test_invalid_embeddings_are_refused() -> None:
     with pytest.raises(ValueError, match="at least two"):
         diversity(X[None])
     with pytest.raises(ValueError, match="pairs of equal latents"):
@@ -88,6 +88,6 @@ def test_structure_is_the_overlap_of_edges() -> None:
 
 
 @pytest.mark.parametrize("shapes", [((2, 3, 8, 8), (1, 3, 8, 8)), ((0, 3, 8, 8),) * 2, ((3, 8, 8),) * 2])
-def test_structure_refuses_what_is_no_pair(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+def test_structure_refuses_unpaired_images(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
     with pytest.raises(ValueError, match="pairs"):
         structure(*(torch.zeros(shape) for shape in shapes))

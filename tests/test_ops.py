@@ -55,7 +55,7 @@ def test_bias_act_value() -> None:
     torch.testing.assert_close(bias_act(x[:, :, 0, 0], bias), expected[:, :, 0, 0])
 
 
-def test_bias_act_leaves_its_input_alone() -> None:
+def test_bias_act_does_not_change_its_input() -> None:
     x = draw(2, 3).detach()
     before = x.clone()
     bias_act(x, draw(3).detach())
@@ -142,7 +142,7 @@ def at_once(
 
 @pytest.mark.parametrize("clamp", [None, 1.0])
 @pytest.mark.parametrize(("up", "size"), [(False, 4), (True, 8)])
-def test_a_styled_layer_is_its_steps_and_so_are_its_gradients(up: bool, size: int, clamp: float | None) -> None:
+def test_styled_conv_and_gradients_equal_the_separate_steps(up: bool, size: int, clamp: float | None) -> None:
     for noise in (None, (2, 1, size, size), (size, size), (1, 1, size, size)):
         given = layer(up, noise)
         apart, together = (f(*given, up=up, clamp=clamp) for f in (step_by_step, at_once))
@@ -155,7 +155,7 @@ def test_a_styled_layer_is_its_steps_and_so_are_its_gradients(up: bool, size: in
 
 
 @pytest.mark.parametrize("kept", range(5))
-def test_a_styled_layer_gives_only_the_gradients_asked_for(kept: int) -> None:
+def test_styled_conv_computes_each_gradient_alone(kept: int) -> None:
     given = [one.detach().requires_grad_(index == kept) for index, one in enumerate(layer(True, (8, 8)))]
     (alone,) = torch.autograd.grad(at_once(*given, up=True, clamp=None).square().sum(), given[kept])
     every = layer(True, (8, 8))
@@ -164,14 +164,14 @@ def test_a_styled_layer_gives_only_the_gradients_asked_for(kept: int) -> None:
 
 
 @pytest.mark.parametrize("up", [False, True])
-def test_a_styled_layer_differentiates_twice(up: bool) -> None:
+def test_styled_conv_has_second_gradients(up: bool) -> None:
     given = layer(up, (8, 8) if up else (4, 4))
     function = partial(at_once, up=up, clamp=None)
     assert torch.autograd.gradcheck(function, given, fast_mode=True)
     assert torch.autograd.gradgradcheck(function, given, fast_mode=True)
 
 
-def test_a_styled_layer_keeps_its_input_and_its_output_only() -> None:
+def test_styled_conv_saves_its_input_and_output_only() -> None:
     """One image a layer, as the output is the next one's input: what a training step's memory hangs on."""
     x, *rest = (one.float().detach().requires_grad_() for one in layer(False, (4, 4)))
     kept: list[Tensor] = []

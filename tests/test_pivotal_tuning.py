@@ -38,7 +38,7 @@ def strange(generator: tiny.StyleGAN2, pivots: Latents) -> Tensor:
     return pictures
 
 
-def test_a_strange_thing_is_learnt(generator: tiny.StyleGAN2, pivots: Latents, strange: Tensor) -> None:
+def test_tuning_learns_an_image_outside_the_domain(generator: tiny.StyleGAN2, pivots: Latents, strange: Tensor) -> None:
     before = tiny.copied(generator.state_dict())
     tuned = tune(generator, strange, pivots, replace(PLAIN, steps=150))
     pivot_error = (render(generator, pivots) - strange).square().mean()
@@ -51,7 +51,9 @@ def test_a_strange_thing_is_learnt(generator: tiny.StyleGAN2, pivots: Latents, s
     )
 
 
-def test_the_regulariser_holds_the_others(generator: tiny.StyleGAN2, pivots: Latents, strange: Tensor) -> None:
+def test_locality_regularizer_preserves_other_images(
+    generator: tiny.StyleGAN2, pivots: Latents, strange: Tensor
+) -> None:
     fresh = sample(generator, range(100, 164), psi=1.0)
     before = render(generator, fresh, 64)
     free, held = (
@@ -64,7 +66,7 @@ def test_the_regulariser_holds_the_others(generator: tiny.StyleGAN2, pivots: Lat
     assert held < 0.5 * free
 
 
-def test_what_changed_is_a_domain_that_goes_onto_other_generators(
+def test_tuning_gives_a_domain_for_other_generators(
     generator: tiny.StyleGAN2, pivots: Latents, strange: Tensor, tmp_path: Path
 ) -> None:
     tuned = tune(generator, strange, pivots, PLAIN)
@@ -79,7 +81,7 @@ def test_what_changed_is_a_domain_that_goes_onto_other_generators(
     assert torch.allclose(both, tuned.images + 0.2, atol=1e-5)
 
 
-def test_it_stops_when_every_picture_is_close_enough(
+def test_tuning_stops_when_all_images_are_close_enough(
     generator: tiny.StyleGAN2, pivots: Latents, strange: Tensor
 ) -> None:
     there = tune(generator, render(generator, pivots), pivots, replace(PLAIN, stop_psnr=40.0))
@@ -92,14 +94,14 @@ def test_it_stops_when_every_picture_is_close_enough(
     assert len(alike.history) == 1  # LPIPS is under the paper's threshold at once
 
 
-def test_every_term_takes_part(generator: tiny.StyleGAN2, pivots: Latents, strange: Tensor) -> None:
+def test_terms_change_the_result(generator: tiny.StyleGAN2, pivots: Latents, strange: Tensor) -> None:
     config = replace(PLAIN, steps=20, mse=0.0, lpips=1.0, id=1.0, stop_lpips=0.0, locality=0.1)
     tuned = tune(generator, strange, pivots, config, Shades(), face)
     assert tuned.history[-1]["loss"] < tuned.history[0]["loss"]
     assert tuned.history[0]["locality"] == pytest.approx(0, abs=1e-6) and tuned.history[-1]["locality"] > 0
 
 
-def test_parts_of_a_batch_add_up(
+def test_gradients_of_micro_batches_add_up(
     generator: tiny.StyleGAN2, pivots: Latents, strange: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = replace(PLAIN, steps=3, locality=1.0, num_neighbours=2, lr_rampdown=0.0)
@@ -118,14 +120,14 @@ def test_parts_of_a_batch_add_up(
         assert torch.allclose(change, parts.domain.changes[name], atol=2e-3)  # Adam's first steps follow the sign
 
 
-def test_noise_maps_of_the_latents_are_drawn_with(generator: tiny.StyleGAN2, pivots: Latents, strange: Tensor) -> None:
+def test_noise_maps_of_the_latents_are_used(generator: tiny.StyleGAN2, pivots: Latents, strange: Tensor) -> None:
     noisy = replace(pivots, noise=generator.draw_noise(2, tiny.rng(4)))
     tuned = tune(generator, strange, noisy, replace(PLAIN, batch=1))
     assert torch.allclose(tuned.images, render(tuned.generator, noisy), atol=1e-5)
     assert sum(tuned.psnr) > psnr(render(generator, noisy), strange).sum().item() + 4
 
 
-def test_neighbours_lie_a_reach_from_their_pivot(generator: tiny.StyleGAN2, pivots: Latents) -> None:
+def test_neighbours_have_the_configured_distance_from_their_pivot(generator: tiny.StyleGAN2, pivots: Latents) -> None:
     config = replace(PLAIN, locality=1.0, num_neighbours=6, distance=0.7)
     near = _neighbours(generator, pivots, torch.tensor([1]), config, tiny.rng())
     assert near.shape == (6, 6, 5)
@@ -136,14 +138,14 @@ def test_neighbours_lie_a_reach_from_their_pivot(generator: tiny.StyleGAN2, pivo
     assert _neighbours(conditional, theirs, torch.arange(2), config, tiny.rng()).shape == (6, 6, 5)
 
 
-def test_the_same_seed_gives_the_same_tuning(generator: tiny.StyleGAN2, pivots: Latents, strange: Tensor) -> None:
+def test_tuning_is_reproducible(generator: tiny.StyleGAN2, pivots: Latents, strange: Tensor) -> None:
     state = torch.get_rng_state()
     first, second = (tune(generator, strange, pivots, replace(PLAIN, steps=4, locality=0.1)) for _ in range(2))
     assert all(torch.equal(first.domain.changes[name], second.domain.changes[name]) for name in first.domain.changes)
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_steps_are_told_and_can_be_stopped(generator: tiny.StyleGAN2, pivots: Latents, strange: Tensor) -> None:
+def test_steps_are_reported_and_can_be_stopped(generator: tiny.StyleGAN2, pivots: Latents, strange: Tensor) -> None:
     seen: list[TuneStep] = []
     tune(generator, strange, pivots, replace(PLAIN, steps=3), on_step=seen.append)
     assert [step.index for step in seen] == [0, 1, 2] and seen[0].steps == 3
@@ -157,7 +159,7 @@ def test_steps_are_told_and_can_be_stopped(generator: tiny.StyleGAN2, pivots: La
         tune(generator, strange, pivots, PLAIN, on_step=stop)
 
 
-def test_what_does_not_fit_is_refused(generator: tiny.StyleGAN2, pivots: Latents, strange: Tensor) -> None:
+def test_unsuitable_inputs_are_refused(generator: tiny.StyleGAN2, pivots: Latents, strange: Tensor) -> None:
     with pytest.raises(ValueError, match="2 images and 1 latents"):
         tune(generator, strange, pivots[:1], PLAIN)
     with pytest.raises(ValueError, match="another generator"):

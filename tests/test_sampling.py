@@ -19,7 +19,7 @@ from nada_core.io.metadata import write_safetensors
 from nada_core.latents.sampling import Latents, interpolate, load_latents, mix, render, sample, save_latents
 
 
-def test_a_seed_gives_the_same_latent_whatever_its_neighbours_are() -> None:
+def test_latent_of_a_seed_is_independent_of_the_batch() -> None:
     made = generator()
     together = sample(made, [3, 7, 11])
     assert len(together) == 3 and together.ws.shape == (3, 6, 5) and together.space == made.space()
@@ -39,14 +39,14 @@ def test_truncation_pulls_towards_the_mean() -> None:
     assert torch.equal(sample(made, [1]).ws, sample(made, [1], 0.7).ws)
 
 
-def test_the_callers_random_numbers_are_left_alone() -> None:
+def test_sampling_keeps_the_global_random_state() -> None:
     before = torch.get_rng_state()
     render(generator(), sample(generator(), [1]))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5, 9])
-def test_the_batch_size_does_not_change_the_pictures(batch: int) -> None:
+def test_images_are_independent_of_the_batch_size(batch: int) -> None:
     made = generator()
     latents = sample(made, range(5))
     pictures = render(made, latents, batch)
@@ -55,7 +55,7 @@ def test_the_batch_size_does_not_change_the_pictures(batch: int) -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 2, 9])
-def test_noise_maps_travel_with_the_latents(batch: int) -> None:
+def test_noise_maps_belong_to_the_latents(batch: int) -> None:
     made = generator()
     latents = sample(made, range(5))
     shared = [layer[0, 0] for layer in made.draw_noise(1, rng(1))]
@@ -66,7 +66,7 @@ def test_noise_maps_travel_with_the_latents(batch: int) -> None:
         assert (pictures - render(made, latents)).abs().max() > 0.01
 
 
-def test_latents_fit_generators_with_the_same_mapping_and_no_others() -> None:
+def test_latents_fit_generators_with_the_same_mapping_only() -> None:
     made, adapted, stranger = generator(), generator(), generator(rng=rng(5))
     with torch.no_grad():
         adapted.get_parameter("synthesis.b8.conv0.weight").add_(1.0)
@@ -91,12 +91,12 @@ def test_latents_fit_generators_with_the_same_mapping_and_no_others() -> None:
         (0, "const", "at least one latent"),
     ],
 )
-def test_latents_refuse_what_gives_no_certain_picture(count: int, noise: Any, words: str) -> None:
+def test_invalid_latents_are_refused(count: int, noise: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Latents(torch.zeros(count, 6, 5), noise)
 
 
-def test_maps_as_a_generator_draws_them_are_taken() -> None:
+def test_noise_maps_of_a_generator_are_accepted() -> None:
     made = generator()
     latents = sample(made, range(3))
     pictures = render(made, replace(latents, noise=made.draw_noise(3, rng(2))), batch=2)
@@ -129,13 +129,13 @@ def test_labels() -> None:
         (0, {"seeds": [1], "psi": float("nan")}, "psi nan"),
     ],
 )
-def test_what_does_not_fit_is_refused(c_dim: int, arguments: dict[str, Any], words: str) -> None:
+def test_unsuitable_inputs_are_refused(c_dim: int, arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         sample(generator(c_dim=c_dim), **arguments)
 
 
 @pytest.mark.parametrize("part", [slice(1, 3), slice(None, None, 2), slice(-2, None), slice(None, None, -1), 3, -1])
-def test_a_part_of_the_latents_draws_that_part_of_the_pictures(part: int | slice) -> None:
+def test_slice_of_latents_renders_that_slice_of_images(part: int | slice) -> None:
     made = generator()
     latents = sample(made, range(5))
     rows = list(range(5))[part] if isinstance(part, slice) else [part]
@@ -152,7 +152,7 @@ def test_a_part_of_the_latents_draws_that_part_of_the_pictures(part: int | slice
     assert latents[0].ws.shape == (1, 6, 5) and [len(one) for one in latents] == [1] * 5
 
 
-def test_parts_that_are_not_there_are_refused() -> None:
+def test_slices_out_of_range_are_refused() -> None:
     latents = sample(generator(), range(3))
     for beyond in (3, -4):
         with pytest.raises(IndexError):
@@ -175,7 +175,7 @@ def test_mixing_takes_rows_and_blends_them() -> None:
     assert torch.equal(first.ws, kept[0]) and torch.equal(second.ws, kept[1])
 
 
-def test_one_latent_mixes_with_many() -> None:
+def test_mixing_broadcasts_a_single_latent() -> None:
     made = generator()
     one, many = sample(made, [1]), sample(made, [3, 4, 5])
     assert torch.equal(mix(one, many, rows=(0, 3)).ws[:, :3], many.ws[:, :3])
@@ -202,13 +202,13 @@ def test_one_latent_mixes_with_many() -> None:
         (None, {"amount": float("nan")}, "Got amount nan"),
     ],
 )
-def test_what_does_not_mix_is_refused(second: Latents | None, arguments: dict[str, Any], words: str) -> None:
+def test_mixing_refuses_unsuitable_latents(second: Latents | None, arguments: dict[str, Any], words: str) -> None:
     first = Latents(torch.zeros(2, 6, 5), space="a")
     with pytest.raises(ValueError, match=words):
         mix(first, second or first, **arguments)
 
 
-def test_a_walk_meets_its_key_frames_and_goes_straight_between_them() -> None:
+def test_interpolation_is_linear_between_key_frames() -> None:
     made = generator()
     keys = sample(made, [1, 2, 3])
     walk, ring = interpolate(keys, 4), interpolate(keys, 4, loop=True)
@@ -224,7 +224,7 @@ def test_a_walk_meets_its_key_frames_and_goes_straight_between_them() -> None:
             assert torch.equal(torch.as_tensor(kept), given)
 
 
-def test_noise_of_ones_own_keeps_its_strength_on_the_way() -> None:
+def test_interpolated_noise_keeps_its_variance() -> None:
     maps = torch.randn(3, 1, 128, 128, generator=rng())
     walk = interpolate(Latents(torch.zeros(3, 6, 5), [maps, maps[:1]]), 4, loop=True)
     blended, shared = walk.noise
@@ -246,13 +246,13 @@ def test_noise_of_ones_own_keeps_its_strength_on_the_way() -> None:
         (3, {"frames": 3334, "loop": True}, "10002 in all"),
     ],
 )
-def test_walks_that_lead_nowhere_are_refused(count: int, arguments: dict[str, Any], words: str) -> None:
+def test_interpolation_refuses_too_few_latents_or_frames(count: int, arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         interpolate(Latents(torch.zeros(count, 2, 1)), **arguments)
     assert len(interpolate(Latents(torch.zeros(2, 2, 1)), 9_999)) == 10_000
 
 
-def test_progress_is_told_after_every_batch_and_can_stop_the_work() -> None:
+def test_progress_is_reported_after_every_batch_and_can_stop() -> None:
     made = generator()
     told: list[tuple[int, int]] = []
     render(made, sample(made, range(5)), 2, lambda done, total: told.append((done, total)))
@@ -287,7 +287,7 @@ def cramped(made: Any, most: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return asked
 
 
-def test_a_batch_too_large_for_the_memory_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_is_halved_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
     made = generator()
     latents = replace(sample(made, range(7)), noise=made.draw_noise(7, rng(2)))
     expected = render(made, latents, 8)
@@ -301,7 +301,7 @@ def test_a_batch_too_large_for_the_memory_is_halved(monkeypatch: pytest.MonkeyPa
     assert asked == [4, 2, 2, 1]  # goes on where it was, and does not try the large batch again
 
 
-def test_when_not_even_one_picture_fits_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_error_for_one_image_names_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
     made = generator()
     latents = sample(made, range(2))
     asked = cramped(made, 0, monkeypatch)
@@ -317,7 +317,7 @@ def test_when_not_even_one_picture_fits_the_error_says_what_to_do(monkeypatch: p
 # ---- files ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_file_gives_the_latents_back_bit_for_bit(tmp_path: Path) -> None:
+def test_latents_file_round_trip_is_exact(tmp_path: Path) -> None:
     made = generator()
     path = tmp_path / "people.safetensors"
     for noise in ("const", "none", made.draw_noise(3, rng(1)), [m[0, 0] for m in made.draw_noise(1, rng(1))]):
@@ -332,7 +332,7 @@ def test_a_file_gives_the_latents_back_bit_for_bit(tmp_path: Path) -> None:
     assert read_checkpoint(path).hints["provenance"] == '{"photo": "anna.jpg"}'
 
 
-def test_files_of_latents_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+def test_unsuitable_latents_files_are_refused(tmp_path: Path) -> None:
     made, path = generator(), tmp_path / "x"
     save_latents(sample(made, [1]), path)
     with pytest.raises(ValueError, match="another generator"):
@@ -355,7 +355,7 @@ def test_files_of_latents_that_do_not_fit_are_refused(tmp_path: Path) -> None:
             load_latents(path)
 
 
-def test_latents_of_other_programs(tmp_path: Path) -> None:
+def test_foreign_latents_are_loaded(tmp_path: Path) -> None:
     made = generator()
     ws = sample(made, range(3)).ws
     numpy.savez(tmp_path / "projected_w.npz", w=ws[:1].numpy())
@@ -381,7 +381,7 @@ def test_latents_of_other_programs(tmp_path: Path) -> None:
             load_latents(tmp_path / name)
 
 
-def test_what_rosinalitys_projector_writes(tmp_path: Path) -> None:
+def test_files_of_the_rosinality_projector_are_loaded(tmp_path: Path) -> None:
     made = generator()
     latents = replace(sample(made, range(2)), noise=made.draw_noise(2, rng(1)))
     saved = {
@@ -418,7 +418,7 @@ def test_what_rosinalitys_projector_writes(tmp_path: Path) -> None:
         (torch.zeros(1, 6, 5, dtype=torch.int64), "found none"),
     ],
 )
-def test_foreign_files_that_are_no_latents_of_this_generator(tmp_path: Path, content: Any, words: str) -> None:
+def test_foreign_files_of_other_generators_are_refused(tmp_path: Path, content: Any, words: str) -> None:
     torch.save(content, tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match=words):
         load_latents(tmp_path / "x.pt", generator())

@@ -99,7 +99,7 @@ def test_guides_combine_with_weights(guide: ClipGuide) -> None:
             weighted_guides(wrong)
 
 
-def test_a_mixture_lies_between_its_parts(guide: ClipGuide) -> None:
+def test_mixture_lies_between_its_parts(guide: ClipGuide) -> None:
     words, style, images = TextShift("photo", "sketch", BARE), ImageShift(noise(2)), noise(3, 32, 32).flip(0)
     (one,), (other,) = clip_targets(guide, words), clip_targets(guide, style, images)
     (mixed,) = clip_targets(guide, MixedShift((words, style), (3.0, 1.0)), images)
@@ -111,7 +111,7 @@ def test_a_mixture_lies_between_its_parts(guide: ClipGuide) -> None:
     assert mixed.direction @ one.direction.mT > mixed.direction @ other.direction.mT
 
 
-def test_a_mixture_of_one_is_that_one_and_proportions_are_all_that_counts(guide: ClipGuide) -> None:
+def test_mixture_weights_are_normalized(guide: ClipGuide) -> None:
     words, more = TextShift("photo", "sketch", BARE), TextShift("photo", "zombie", BARE)
     for shifts, weights in (((words,), ()), ((words, more), (2.0, 0.0))):
         torch.testing.assert_close(MixedShift(shifts, weights).direction(guide), words.direction(guide))
@@ -120,7 +120,7 @@ def test_a_mixture_of_one_is_that_one_and_proportions_are_all_that_counts(guide:
     torch.testing.assert_close(even, MixedShift((words, more), (5.0, 5.0)).direction(guide))
 
 
-def test_mixtures_that_make_no_sense_are_refused(guide: ClipGuide) -> None:
+def test_invalid_mixtures_are_refused(guide: ClipGuide) -> None:
     words, back = TextShift("photo", "sketch", BARE), TextShift("sketch", "photo", BARE)
     for shifts, weights, told in (
         ((), (), "to mix"),

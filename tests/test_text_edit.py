@@ -38,7 +38,7 @@ def distance(loss: str, before: Tensor, after: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("loss", ["global", "direction"])
 @pytest.mark.parametrize("space", ["w", "w+"])
-def test_every_picture_comes_closer_to_the_text(loss: str, space: str) -> None:
+def test_images_approach_the_text(loss: str, space: str) -> None:
     made = generator()
     latents = sample(made, range(3))
     moved = edit_by_text(made, latents, guide(), SHIFT, replace(QUICK, objective=loss, space=space))
@@ -49,7 +49,7 @@ def test_every_picture_comes_closer_to_the_text(loss: str, space: str) -> None:
     assert moved.space == made.space() and moved.noise == "const" and moved.ws.dtype == torch.float32
 
 
-def test_nothing_that_is_handed_in_changes_and_the_result_is_certain() -> None:
+def test_edit_is_reproducible_and_keeps_its_inputs() -> None:
     made, seeing = generator().requires_grad_(), guide()
     latents = sample(made, range(2))
     state, ws, random = copied(made.state_dict()), latents.ws.clone(), torch.get_rng_state()
@@ -62,7 +62,7 @@ def test_nothing_that_is_handed_in_changes_and_the_result_is_certain() -> None:
 
 
 @pytest.mark.parametrize("changes", [{}, {"views": 2}, {"objective": "direction", "l2": 0.01, "id": 0.1}])
-def test_a_latent_does_not_know_its_neighbours(changes: dict[str, Any]) -> None:
+def test_edit_is_independent_of_the_batch(changes: dict[str, Any]) -> None:
     made, config = generator(), replace(QUICK, steps=5, **changes)
     latents = replace(sample(made, range(3)), noise=made.draw_noise(3, rng(1)))
     together = edit_by_text(made, latents, guide(), SHIFT, config, face)
@@ -75,7 +75,7 @@ def test_a_latent_does_not_know_its_neighbours(changes: dict[str, Any]) -> None:
     torch.testing.assert_close(list(together.noise), list(latents.noise))
 
 
-def test_only_the_rows_that_may_move_do() -> None:
+def test_only_the_selected_rows_change() -> None:
     made = generator()
     latents = sample(made, [1])
     way = edit_by_text(made, latents, guide(), SHIFT, replace(QUICK, first_row=2, last_row=4)).ws - latents.ws
@@ -86,7 +86,7 @@ def test_only_the_rows_that_may_move_do() -> None:
         edit_by_text(made, latents, guide(), SHIFT, replace(QUICK, last_row=7))
 
 
-def test_the_loss_is_the_weighted_sum_of_its_terms() -> None:
+def test_loss_is_the_weighted_sum_of_its_terms() -> None:
     made = generator()
     latents = sample(made, range(3))
     config = TextEditConfig(steps=2, lr_rampup=0.0, lr_rampdown=0.0, clip=0.7, l2=0.03, id=0.2, batch=2)
@@ -109,7 +109,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms() -> None:
     torch.testing.assert_close(steps[1].images(), after, rtol=1e-3, atol=1e-4)
 
 
-def test_the_learning_rate_rises_from_nothing() -> None:
+def test_learning_rate_starts_at_zero() -> None:
     made = generator()
     latents = sample(made, [1])
     config = TextEditConfig(steps=1, lr=0.05, lr_rampup=0.0, lr_rampdown=0.0)
@@ -118,7 +118,7 @@ def test_the_learning_rate_rises_from_nothing() -> None:
     assert torch.equal(edit_by_text(made, latents, guide(), SHIFT, replace(config, lr_rampup=0.5)).ws, latents.ws)
 
 
-def test_both_sides_of_a_direction_are_seen_alike() -> None:
+def test_source_and_edit_get_equal_views() -> None:
     made = generator()
     steps: list[EditStep] = []
     config = replace(QUICK, objective="direction", views=3, steps=1)
@@ -126,7 +126,7 @@ def test_both_sides_of_a_direction_are_seen_alike() -> None:
     assert steps[0].terms["clip"] == pytest.approx(1.0, abs=1e-4)  # nothing has moved, so there is no way yet
 
 
-def test_a_recogniser_that_weighs_nothing_is_not_asked() -> None:
+def test_face_network_of_weight_zero_is_not_called() -> None:
     def ask(images: Tensor) -> Tensor:
         raise AssertionError
 
@@ -134,7 +134,7 @@ def test_a_recogniser_that_weighs_nothing_is_not_asked() -> None:
     edit_by_text(made, sample(made, [1]), guide(), SHIFT, replace(QUICK, steps=1), ask)
 
 
-def test_the_start_and_the_face_hold_an_edit_back() -> None:
+def test_l2_and_identity_terms_limit_the_edit() -> None:
     made = generator()
     latents = sample(made, [1, 2])
     free = edit_by_text(made, latents, guide(), SHIFT, replace(QUICK, steps=30))
@@ -145,7 +145,7 @@ def test_the_start_and_the_face_hold_an_edit_back() -> None:
     assert ((start * face(render(made, same))).sum(1) > (start * unlike).sum(1) + 0.01).all()
 
 
-def test_whatever_on_step_raises_ends_the_work() -> None:
+def test_exceptions_of_on_step_propagate() -> None:
     seen = []
 
     def stop(step: EditStep) -> None:
@@ -159,7 +159,7 @@ def test_whatever_on_step_raises_ends_the_work() -> None:
     assert seen == [0, 1]
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_unsuitable_inputs_are_refused() -> None:
     made = generator()
     latents = sample(made, [1])
     for given, words in (
@@ -186,7 +186,7 @@ def test_what_does_not_fit_is_refused() -> None:
             TextEditConfig(**changes)  # type: ignore[arg-type]
 
 
-def test_generators_with_classes_are_edited_too() -> None:
+def test_conditional_generators_are_edited() -> None:
     made = generator(c_dim=3)
     latents = sample(made, [1], label=2)
     assert not torch.equal(edit_by_text(made, latents, guide(), SHIFT, QUICK).ws, latents.ws)
