@@ -232,20 +232,16 @@ def on_device(*modules: Any, need: int = 0) -> Iterator[tuple[Any, ...]]:
 
 
 class _CancelHook:
-    """A forward pre-hook that checks for cancellation. A copy of a module carries it too, until `remove`."""
+    """A forward pre-hook that checks for cancellation. Copies of a module carry it, too, until `remove`."""
 
     def __init__(self) -> None:
-        self.active = True
         self.modules: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
-    def __call__(self, module: nn.Module, _: Any) -> None:
-        self.modules.add(module)
-        if self.active:
-            comfy.model_management.throw_exception_if_processing_interrupted()
-        else:  # a copy that was never run before
-            self._remove_from(module)
+    def __call__(self, *_: Any) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
 
-    def __deepcopy__(self, memo: Any) -> _CancelHook:
+    def __deepcopy__(self, memo: dict[int, Any]) -> _CancelHook:
+        self.modules.update([memo[id(module)] for module in self.modules if id(module) in memo])
         return self
 
     def add(self, module: nn.Module) -> None:
@@ -253,13 +249,9 @@ class _CancelHook:
         self.modules.add(module)
 
     def remove(self) -> None:
-        self.active = False
-        for module in list(self.modules):
-            self._remove_from(module)
-
-    def _remove_from(self, module: nn.Module) -> None:
-        for key in [key for key, hook in module._forward_pre_hooks.items() if hook is self]:
-            del module._forward_pre_hooks[key]
+        for module in self.modules:
+            for key in [key for key, hook in module._forward_pre_hooks.items() if hook is self]:
+                del module._forward_pre_hooks[key]
 
 
 @contextmanager

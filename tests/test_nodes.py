@@ -1067,7 +1067,7 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
     "a misspelt layer": (
         "adapt",
         {"layers": ("ChooseLayers", {"mode": "named", "names": "b4conv"})},
-        r"got layers b4conv; this generator has b4\.const",
+        r"Got layers b4conv; this generator has b4\.const",
     ),
     "latents of another generator": (
         "draw",
@@ -1093,7 +1093,7 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
     "a guide as generator": (
         "load",
         {"load": ("LoadGenerator", {"file": "guide.safetensors"})},
-        "a CLIP model; load it as a guide",
+        "a CLIP model; load it with load_guide",
     ),
     "a class for a generator without": (
         "adapt",
