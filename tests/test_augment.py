@@ -1,4 +1,4 @@
-"""Augmentations shared by several batches: the same views for every image, and what they show."""
+"""Augmentations that are shared by several batches."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def test_zero_views_return_the_images() -> None:
 
 
 def test_views_use_equal_parameters_for_all_batches_and_images() -> None:
-    look, images = shared_augmentation(3, 16, rng(3)), pictures(2, 0)
-    seen = look(images)
+    augment, images = shared_augmentation(3, 16, rng(3)), pictures(2, 0)
+    seen = augment(images)
     assert seen.shape == (6, 3, 16, 16)
-    assert torch.equal(seen, look(images))
-    torch.testing.assert_close(look(images.flip(0)).view(3, 2, 3, 16, 16), seen.view(3, 2, 3, 16, 16).flip(1))
-    torch.testing.assert_close(look(images[1:]), seen[1::2])
+    assert torch.equal(seen, augment(images))
+    torch.testing.assert_close(augment(images.flip(0)).view(3, 2, 3, 16, 16), seen.view(3, 2, 3, 16, 16).flip(1))
+    torch.testing.assert_close(augment(images[1:]), seen[1::2])
     first, second, third = seen.view(3, 2, 3, 16, 16)
     assert min((a - b).abs().mean().item() for a, b in ((first, second), (second, third), (first, images))) > 0.05
     assert torch.equal(seen, shared_augmentation(3, 16, rng(3))(images))
@@ -60,7 +60,7 @@ def test_patches_are_quarters_of_the_image(count: int) -> None:
     across, down = torch.meshgrid(torch.linspace(-1, 1, 64), torch.linspace(-1, 1, 64), indexing="xy")
     ramps = torch.stack([across, down, across])[None]
     for patch in shared_augmentation(count, 64, rng(3), 0.0, patches=3)(ramps)[max(count, 1) :]:
-        for ramp in patch[:2]:  # half the width, and nothing beyond the picture's edges
+        for ramp in patch[:2]:  # half the width, inside of the image
             assert (ramp.max() - ramp.min()).item() == pytest.approx(1.0, abs=0.05) and ramp.abs().max() <= 1.0
     first, second = (shared_augmentation(0, 16, rng(seed), patches=1)(images)[2:] for seed in (3, 4))
     assert not torch.equal(first, second)
@@ -70,9 +70,7 @@ def test_views_stay_within_the_configured_limits() -> None:
     images = pictures(2, 0)
     torch.testing.assert_close(shared_augmentation(1, 16, rng(), max_move=0.0)(images), images, atol=1e-5, rtol=0.0)
     ramp = torch.linspace(-1, 1, 64).expand(1, 3, 64, 64)
-    drift = (shared_augmentation(16, 64, rng(), max_move=0.06)(ramp) - ramp)[
-        ..., 16:48
-    ]  # away from the mirrored border
+    drift = (shared_augmentation(16, 64, rng(), max_move=0.06)(ramp) - ramp)[..., 16:48]  # without the reflected border
     assert 0.06 < drift.abs().max() < 2 * 0.06 + 0.06  # shifts of up to 0.06 of the width, which spans 2, and the zoom
 
 

@@ -1,4 +1,4 @@
-"""The stopwatch on the loop, and the plain restatement that benchmarks hold it against."""
+"""The profile of a training step, and the plain implementation that benchmarks compare with."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nada_core.cli.profile import PARTS, measure
 from nada_core.guidance.shifts import TextShift
 from nada_core.models.clip import ClipGuide
 
-optimizer = importlib.import_module("torch.optim.optimizer")  # torch.optim hides it behind a name of its own
+optimizer = importlib.import_module("torch.optim.optimizer")  # the name torch.optim.optimizer is shadowed
 SHIFT = TextShift("photo", "sketch", ("the {}",))
 ADAPTIVE = LayerChoice(mode="adaptive", count=2, batch=2)
 
@@ -29,7 +29,7 @@ class Tower(nn.Module):
 
 
 class Towered(Encoder):
-    """With an image tower that can be listened to."""
+    """A CLIP model with an image encoder that accepts hooks."""
 
     def __init__(self) -> None:
         super().__init__(0)
@@ -44,7 +44,7 @@ def towered() -> ClipGuide:
 
 
 class Ticks:
-    """A clock that goes on by one each time somebody looks."""
+    """A clock that advances by one with each call."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -59,7 +59,7 @@ def test_parts_of_a_step_are_timed_once(layers: LayerChoice) -> None:
     heard: list[dict[str, float]] = []
     config = AdaptConfig(steps=4, layers=layers, chunk=1)
     speed = measure(generator(), [towered(), towered()], SHIFT, config, warm=1, clock=Ticks(), on_step=heard.append)
-    # By a clock of looks: each mark is one, and so is the lap; of the guides there are two, before and after.
+    # Each mark and each lap takes one tick; there are two guides, each with a mark before and after.
     assert all(step == {part: 5.0 if part == "guide" else 1.0 for part in PARTS} for step in speed.steps[1:])
     assert len(heard) == 4 and len(speed.steps) == 3 and tuple(speed.parts) == PARTS
     assert speed.seconds == pytest.approx(sum(speed.parts.values())) and speed.peak and speed.peak > 2**20
@@ -68,7 +68,7 @@ def test_parts_of_a_step_are_timed_once(layers: LayerChoice) -> None:
 def test_parts_skipped_by_a_pool_are_not_timed() -> None:
     config = AdaptConfig(steps=4, layers=ADAPTIVE, pool=1)
     speed = measure(generator(), towered(), SHIFT, config, warm=1, clock=Ticks())
-    # Of the guide the source's look is spared; its mark before the student stays.
+    # The pool skips the source embedding of the guide, but not its mark before the student.
     assert all(step == {**dict.fromkeys(PARTS, 1.0), "teacher": 0.0, "guide": 2.0} for step in speed.steps)
 
 
@@ -111,7 +111,7 @@ def test_plain_implementation_trains(layers: LayerChoice) -> None:
 
 
 def test_off_by_one_table_of_the_first_implementation() -> None:
-    """When a row of W+ wins, the true table trains the convolution it feeds, this one the layer before."""
+    """For a selected row of W+, this table trains the layer before the one that the row feeds."""
     true, reference = (
         NaiveTraining(generator(), [guide(0)], SHIFT, AdaptConfig(layers=ADAPTIVE), off_by_one=off)
         for off in (False, True)

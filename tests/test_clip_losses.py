@@ -1,4 +1,4 @@
-"""The terms against their formulas, their gradients against finite differences, and views shared by both batches."""
+"""CLIP losses: values against their formulas and gradients against finite differences."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_direction_loss_depends_on_the_angle_only(length: float) -> None:
 
 
 def test_direction_loss_is_taken_per_sample_and_then_averaged() -> None:
-    """A long edit in the right direction does not outvote a short one in the wrong direction."""
+    """A long edit in the right direction does not outweigh a short one in the wrong direction."""
     before, direction = unit(2, 0), unit(1, 8)
     edit = torch.cat([5 * direction, -0.05 * direction])
     assert direction_loss(views(before + edit, before)).item() == pytest.approx(1.0)
@@ -77,7 +77,9 @@ def test_angle_loss_against_a_double_loop(count: int) -> None:
     errors = [(after[i] @ after[j] - before[i] @ before[j]) ** 2 for i in range(count) for j in range(i + 1, count)]
     assert angle_loss(views(after, before)).item() == pytest.approx(torch.stack(errors).mean().item())
     turn = torch.linalg.qr(torch.randn(12, 12, generator=rng(2), dtype=torch.float64)).Q
-    assert angle_loss(views(before @ turn, before)).item() == pytest.approx(0.0, abs=1e-12)  # all turn together
+    assert angle_loss(views(before @ turn, before)).item() == pytest.approx(
+        0.0, abs=1e-12
+    )  # a rotation of all embeddings
 
 
 def test_relation_loss_against_a_double_loop() -> None:
@@ -106,7 +108,7 @@ def test_covariance_loss_is_the_norm_of_the_covariance_of_the_edits() -> None:
     before, edit = unit(6, 0), 0.3 * unit(6, 1)
     wanted = torch.cov(edit.T, correction=0).norm()
     assert covariance_loss(views(before + edit, before)).item() == pytest.approx(wanted.item())
-    alike = edit[:1].expand(6, -1)  # wherever they go, as long as they go together
+    alike = edit[:1].expand(6, -1)  # equal edits
     assert covariance_loss(views(before + alike, before)).item() == pytest.approx(0.0, abs=1e-12)
 
 
@@ -128,7 +130,7 @@ def test_losses_of_a_zero_edit_are_finite(term: str, count: int) -> None:
     assert loss.isfinite() and after.grad is not None and after.grad.isfinite().all()
     assert after.grad.norm(dim=-1).max() <= 1 / MIN_EDIT_NORM + 1e-9
     if term == "direction":
-        assert loss.item() == 1.0 and after.grad.norm() > 0  # it knows the way out
+        assert loss.item() == 1.0 and after.grad.norm() > 0  # the gradient is not zero
 
 
 def test_guides_are_averaged_by_weight() -> None:
@@ -148,8 +150,7 @@ def test_guides_are_averaged_by_weight() -> None:
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_term_weights_are_independent_of_the_number_of_guides(count: int) -> None:
-    """Were the guides' losses summed, a weight that balances two terms under one guide would not under three, and
-    neither would the weight of anything that is added beside the guides."""
+    """The losses of the guides are averaged, so the balance with other losses does not change."""
     shift, weights = TextShift("photo", "sketch"), {name: 0.5 for name in TERMS}
     before, after = pictures(3, 0), pictures(3, 1)
     alone, often = (clip_targets([guide(0)] * times, shift, before) for times in (1, count))
@@ -176,13 +177,13 @@ def test_guides_get_all_images() -> None:
     seen = embed(targets, images)
     assert [list(one.shape) for one in seen] == [[3, guide().dim]] * 2
     assert all(torch.equal(one, target.guide.encode_images(images)) for one, target in zip(seen, targets, strict=True))
-    with pytest.raises(ValueError):  # as many embeddings as guides
+    with pytest.raises(ValueError):  # the number of embeddings must equal that of the guides
         objective(targets, {"direction": 1.0}, seen, seen[:1])
 
 
 @pytest.mark.parametrize("term", TERMS)
 def test_terms_are_independent_of_the_order_of_the_images(term: str) -> None:
-    """Chunks come with their views, so the same images meet in another order."""
+    """Chunks have their own views, so the order of the images varies."""
     before, after, order = unit(6, 0), unit(6, 1), [4, 0, 5, 2, 1, 3]
     shuffled = TERMS[term](views(after[order], before[order]))
     torch.testing.assert_close(shuffled, TERMS[term](views(after, before)))

@@ -1,4 +1,4 @@
-"""Directions: known axes are found, in order; edits move what they say; files come back bit for bit."""
+"""Editing directions: discovery, edits, boundaries and files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from nada_core.latents.directions import Directions, boundary, edit, load_direct
 from nada_core.latents.sampling import Latents, render, sample
 from nada_core.models.generator import Generator
 
-AXES = torch.linalg.qr(torch.randn(5, 5, generator=rng(7))).Q  # a row an axis
+AXES = torch.linalg.qr(torch.randn(5, 5, generator=rng(7))).Q  # one axis per row
 SPREAD = torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0])
 
 
@@ -36,7 +36,7 @@ class Stretch(nn.Module):
 
 
 def known() -> Generator:
-    """w has the axes AXES with the deviations SPREAD; the styles ask for the same axes, the last one most often."""
+    """A generator whose w has the axes AXES with deviations SPREAD; the styles use these axes, the last most often."""
     made = generator(z_dim=5)
     made.mapping = Stretch()  # type: ignore[assignment]
     state = dict(made.named_parameters())
@@ -44,14 +44,14 @@ def known() -> Generator:
     asks = torch.tensor([4] * 15 + [3] * 10 + [2] * 7 + [1] * 4 + [0] * 2)[torch.randperm(38, generator=rng(3))]
     with torch.no_grad():
         for layer in made.layers():
-            if layer.kind == "rgb":  # those that share a row with a convolution are not asked
+            if layer.kind == "rgb":  # these share their row with a convolution and are not used
                 state[f"synthesis.{layer.name}.affine.weight"].copy_(
                     AXES[0].expand(len(state[f"synthesis.{layer.name}.affine.weight"]), -1)
                 )
         for layer in used:
             weight = state[f"synthesis.{layer.name}.affine.weight"]
             mine, asks = asks[: len(weight)], asks[len(weight) :]
-            length = torch.rand(len(weight), 1, generator=rng(4)) * 9 + 1  # what lengths they have does not matter
+            length = torch.rand(len(weight), 1, generator=rng(4)) * 9 + 1  # the lengths do not matter
             weight.copy_(AXES[mine] * length)
     return made
 

@@ -1,4 +1,4 @@
-"""Photos aligned as FFHQ was: where eyes and mouth come to lie, what is beyond an edge, and who finds the points."""
+"""FFHQ alignment of photos: positions of eyes and mouth, padding, points and the detector."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from torch import Tensor
 from nada_core.latents.face_alignment import FacePoints, NoFaceError, align, find_face, find_faces
 
 SIZE = 256
-# Eyes 60 apart and a mouth 60 below them: the square is 240 wide, its centre 6 below the eyes (appendix A).
+# Eyes 60 apart and a mouth 60 below them: the square is 240 wide, its center 6 below the eyes (appendix A).
 MODEL = {"left_eye": -30 + 0j, "right_eye": 30 + 0j, "nose": 35j, "left_mouth": -22 + 60j, "right_mouth": 22 + 60j}
 EXPECTED = {"left_eye": (0.375, 0.475), "right_eye": (0.625, 0.475), "mouth": (0.5, 0.725)}
 
 
 def placed(middle: complex = 200 + 180j, scale: float = 1.0, degrees: float = 0.0) -> FacePoints:
-    """The model's face after a similarity transform, its eyes' middle at `middle`."""
+    """The face of MODEL after a similarity transform that moves the point between the eyes to `middle`."""
     turn = scale * cmath.exp(1j * math.radians(degrees))
     points = {name: middle + turn * point for name, point in MODEL.items()}
     return FacePoints(**{name: (point.real, point.imag) for name, point in points.items()})
 
 
 def dotted(points: FacePoints, height: int = 420, width: int = 400) -> Tensor:
-    """A black photo with a soft dot at each eye and between the corners of the mouth, one a channel."""
+    """A black photo with a soft dot for each eye and the mouth, each in its own channel."""
     mouth = tuple((a + b) / 2 for a, b in zip(points.left_mouth, points.right_mouth, strict=True))
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     dots = [torch.exp(-((x - at[0]) ** 2 + (y - at[1]) ** 2) / 32) for at in (points.left_eye, points.right_eye, mouth)]
@@ -38,7 +38,7 @@ def dotted(points: FacePoints, height: int = 420, width: int = 400) -> Tensor:
 
 
 def centroids(face: Tensor) -> dict[str, tuple[float, float]]:
-    """Where the dots of `dotted` are, around the places expected of them."""
+    """Locate the dots of `dotted` near the expected positions."""
     found = {}
     for channel, (name, at) in zip(face[0] + 1, EXPECTED.items(), strict=True):
         left, top = (round(part * face.shape[-1]) - 24 for part in at)
@@ -54,24 +54,24 @@ def photo(height: int = 420, width: int = 400) -> Tensor:
     return torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")
 
 
-# ---- where the points come to lie ---------------------------------------------------------------------------------
+# ---- positions ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_alignment_is_independent_of_the_rotation(seed: int) -> None:
+def test_alignment_is_independent_of_rotation_and_scale(seed: int) -> None:
     drawn = torch.rand(4, generator=rng(seed)).tolist()
     points = placed(complex(190 + 20 * drawn[0], 170 + 20 * drawn[1]), 0.5 + 0.5 * drawn[2], 80 * drawn[3] - 40)
     face = align(dotted(points), points, SIZE)
     assert face.shape == (1, 3, SIZE, SIZE) and face.dtype == torch.float32
     for name, found in centroids(face).items():
-        # A pixel's middle is half a pixel from its corner, from which parts of the square are counted.
+        # Positions are relative to the corner of the square, and pixel centers are half a pixel from it.
         assert found == pytest.approx([part * SIZE - 0.5 for part in EXPECTED[name]], abs=0.5), name
 
 
 def test_large_photos_are_reduced_first() -> None:
     points = placed(800 + 700j, 4, 15)
     y, x = torch.meshgrid(torch.arange(1700), torch.arange(1600), indexing="ij")
-    stripes = torch.where((x + y) % 2 == 0, 1.0, -1.0).expand(1, 3, -1, -1)  # finer than the result can show
+    stripes = torch.where((x + y) % 2 == 0, 1.0, -1.0).expand(1, 3, -1, -1)  # finer than the resolution of the result
     assert align(stripes, points, 64).abs().mean() < 0.02
     big = dotted(points, 1700, 1600)
     for name, found in centroids(align(big, points, SIZE)).items():
@@ -85,13 +85,13 @@ def test_alignment_is_independent_of_the_output_size() -> None:
 
 
 def test_inputs_are_not_changed() -> None:
-    given = photo()
-    kept = given.clone()
-    align(given, placed(40 + 40j), 64)
-    assert torch.equal(given, kept)
+    image = photo()
+    original = image.clone()
+    align(image, placed(40 + 40j), 64)
+    assert torch.equal(image, original)
 
 
-# ---- beyond the edge ----------------------------------------------------------------------------------------------
+# ---- padding ------------------------------------------------------------------------------------------------------
 
 
 def test_face_in_the_corner_is_aligned() -> None:
@@ -100,7 +100,7 @@ def test_face_in_the_corner_is_aligned() -> None:
         assert found == pytest.approx([part * SIZE - 0.5 for part in EXPECTED[name]], abs=0.5), name
 
 
-def test_padding_reflects_the_photo_and_keeps_its_inside() -> None:
+def test_padding_keeps_the_inside_of_the_photo() -> None:
     large = photo(600, 600)
     whole = align(large, placed(300 + 300j), SIZE)
     cut = align(large[:, :, 250:, 250:], placed(50 + 50j), SIZE)
@@ -122,7 +122,7 @@ def test_padding_far_outside_is_the_median_color() -> None:
     assert (edges - 0.5).abs().mean() < 0.15 and face.min() < -0.4
 
 
-# ---- points by hand -----------------------------------------------------------------------------------------------
+# ---- manual points ------------------------------------------------------------------------------------------------
 
 
 def test_points_are_read_from_text() -> None:
@@ -165,7 +165,7 @@ def test_degenerate_points_are_refused(changes: dict[str, Any], message: str) ->
         FacePoints(**{**vars(placed()), **changes})
 
 
-# ---- what is refused ----------------------------------------------------------------------------------------------
+# ---- invalid inputs -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("take", [lambda image: align(image, placed(), 64), find_faces])
@@ -207,7 +207,7 @@ def test_too_small_sizes_are_refused() -> None:
 
 
 def rows(*faces: FacePoints, frame: complex = 100 + 105j) -> tuple[list[list[float]], list[list[float]]]:
-    """What the detector answers for faces in `photo()`, around which a quarter of each side is laid."""
+    """The output of the detector for faces in `photo()`, which is padded by a quarter on each side."""
     boxes, marks = [], []
     for face in faces:
         five = [complex(*point) + frame for point in vars(face).values()]
@@ -219,7 +219,7 @@ def rows(*faces: FacePoints, frame: complex = 100 + 105j) -> tuple[list[list[flo
 
 @pytest.fixture
 def detector(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """A stand-in for the detector's module: says `answer`, keeps what it was `shown`."""
+    """A stand-in for the module of the detector: returns `answer` and stores the image in `shown`."""
     stand_in = SimpleNamespace(answer=([], []), shown=None)
 
     def detect(image: Any, min_face_size: float, thresholds: list[float]) -> Any:

@@ -1,4 +1,4 @@
-"""Projection of pictures into W and W+."""
+"""Inversion: optimization of latents in W and W+ for given images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from nada_core.latents.inversion import (
     invert,
 )
 
-#: Pixels alone, without noise maps: quick, and enough for a generator of 16 pixels.
+#: MSE only, without noise maps: fast, and sufficient for a generator of 16 pixels.
 PLAIN = InvertConfig(space="w", steps=60, lpips=0.0, id=0.0, optimize_noise=False, initial_noise_factor=0.0)
 
 
@@ -32,7 +32,7 @@ def generator() -> tiny.StyleGAN2:
 
 
 def quiet(made: tiny.StyleGAN2) -> tiny.StyleGAN2:
-    """With colours within -1..1, as pictures from outside have."""
+    """Reduce the colors to -1..1, the range of photos."""
     with torch.no_grad():
         for name, value in made.named_parameters():
             if ".torgb." in name and ".affine." not in name:
@@ -42,23 +42,23 @@ def quiet(made: tiny.StyleGAN2) -> tiny.StyleGAN2:
 
 @pytest.fixture(scope="module")
 def known(generator: tiny.StyleGAN2) -> Tensor:
-    """Pictures of latents that exist."""
+    """Images of known latents."""
     return render(generator, sample(generator, range(3), psi=0.5))
 
 
 class Shades:
-    """Stands in for LPIPS: the picture in a few squares."""
+    """A stand-in for LPIPS: average pooling."""
 
     def features(self, images: Tensor) -> Tensor:
         return torch.nn.functional.avg_pool2d(images, 4).flatten(1)
 
 
 def face(images: Tensor) -> Tensor:
-    """Stands in for a recogniser."""
+    """A stand-in for a face network."""
     return torch.nn.functional.normalize(images.mean((2, 3)) + 2, dim=1)
 
 
-# ---- likeness -----------------------------------------------------------------------------------------------------
+# ---- reconstruction losses ----------------------------------------------------------------------------------------
 
 
 def test_terms_match_their_definitions(known: Tensor) -> None:
@@ -106,10 +106,10 @@ def test_term_without_its_network_is_refused(weights: dict[str, float], message:
 def test_psnr_in_decibels() -> None:
     flat = torch.zeros(2, 3, 16, 16)
     assert torch.allclose(psnr(flat + 0.2, flat), torch.tensor(20.0))  # 0.1 of the whole range
-    assert psnr(flat + 9, flat + 1).min() > 100  # beyond the range there is nothing to see
+    assert psnr(flat + 9, flat + 1).min() > 100  # values beyond the range are clamped
 
 
-# ---- projection ---------------------------------------------------------------------------------------------------
+# ---- inversion ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("space", ["w", "w+", "w then w+"])
@@ -125,7 +125,7 @@ def test_inversion_recovers_known_latents(generator: tiny.StyleGAN2, known: Tens
 
 
 def test_inversion_in_w_plus_is_closer_than_in_w(generator: tiny.StyleGAN2, known: Tensor) -> None:
-    strange = known.roll(3, -1)  # no latent of this generator draws that
+    strange = known.roll(3, -1)  # shifted images, which this generator cannot render
     near = [sum(invert(generator, strange, replace(PLAIN, space=s, steps=120)).loss) for s in ("w", "w then w+")]
     assert near[1] < near[0]
 
@@ -156,7 +156,7 @@ def test_inversion_is_reproducible_and_keeps_global_state(generator: tiny.StyleG
 def test_inversion_returns_the_best_step(generator: tiny.StyleGAN2, known: Tensor) -> None:
     wild = invert(generator, known, replace(PLAIN, steps=40, lr=3.0, lr_rampup=0.0, lr_rampdown=0.0))
     seen = [step["loss"] for step in wild.history]
-    assert seen == sorted(seen, reverse=True)  # of the best so far, whatever the steps did
+    assert seen == sorted(seen, reverse=True)  # the history has the best loss so far
     assert sum(wild.loss) / 3 == pytest.approx(seen[-1])
     again = ReconstructionLoss(wild.targets, {"mse": 1.0})(render(generator, wild.latents), torch.arange(3))
     assert torch.allclose(again, torch.tensor(wild.loss), atol=1e-5)
@@ -166,7 +166,7 @@ def test_images_stop_independently(generator: tiny.StyleGAN2, known: Tensor) -> 
     mean = render(generator, Latents(generator.w_avg.expand(1, generator.num_ws, -1)))
     mixed = torch.cat([mean, known[:1]])
     found = invert(generator, mixed, replace(PLAIN, steps=30, stop_psnr=40.0))
-    assert found.steps[0] == 1 and found.steps[1] == 30  # the first is where the search begins
+    assert found.steps[0] == 1 and found.steps[1] == 30  # the first is the starting point
     patient = invert(generator, mixed, replace(PLAIN, steps=200, lr=3.0, patience=4, lr_rampup=0.0, lr_rampdown=0.0))
     assert max(patient.steps) < 200 and len(patient.history) == max(patient.steps)
 
@@ -188,7 +188,7 @@ def test_progress_counts_steps_times_images(generator: tiny.StyleGAN2, known: Te
 def test_inversion_starts_from_given_latents(generator: tiny.StyleGAN2, known: Tensor) -> None:
     near = sample(generator, range(3), psi=0.45)
     begun = invert(generator, known, replace(PLAIN, space="w+", steps=1), start=near)
-    assert torch.equal(begun.latents.ws, near.ws)  # the first step looks where it was told to begin
+    assert torch.equal(begun.latents.ws, near.ws)  # the first step evaluates the start
     short = replace(PLAIN, space="w+", steps=25)
     assert sum(invert(generator, known, short, start=near).loss) < sum(invert(generator, known, short).loss)
 
@@ -218,7 +218,7 @@ def test_given_networks_are_used(generator: tiny.StyleGAN2, known: Tensor) -> No
     assert found.loss[0] < found.history[0]["loss"]
 
 
-# ---- what a step is made of ---------------------------------------------------------------------------------------
+# ---- parts of a step ----------------------------------------------------------------------------------------------
 
 
 def test_noise_regularizer_value() -> None:
@@ -242,7 +242,7 @@ def test_scatter_and_normalize() -> None:
     assert torch.allclose(maps[0].square().mean((2, 3)), torch.ones(2, 1), atol=1e-5)
 
 
-# ---- what is refused ----------------------------------------------------------------------------------------------
+# ---- invalid inputs -----------------------------------------------------------------------------------------------
 
 
 def test_images_of_any_size_are_accepted(generator: tiny.StyleGAN2) -> None:

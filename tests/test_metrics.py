@@ -1,4 +1,4 @@
-"""The figures against values worked out by hand, and what they refuse."""
+"""The metrics against values computed by hand, and their errors."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from nada_core.models.clip import ClipGuide
 X, Y, Z = torch.eye(3)
 
 
-class Colours(ClipGuide):
-    """Embeds an image as its mean colour."""
+class MeanColor(ClipGuide):
+    """Embeds an image as its mean color."""
 
     def __init__(self) -> None:
         torch.nn.Module.__init__(self)
@@ -28,9 +28,9 @@ class Colours(ClipGuide):
 
 def test_embed_does_not_depend_on_the_batch() -> None:
     images = torch.rand(5, 3, 4, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    embedded = embed(Colours(), images, batch=2)
+    embedded = embed(MeanColor(), images, batch=2)
     assert not embedded.requires_grad
-    torch.testing.assert_close(embedded, embed(Colours(), images))
+    torch.testing.assert_close(embedded, embed(MeanColor(), images))
     torch.testing.assert_close(embedded.norm(dim=-1), torch.ones(5))
 
 
@@ -79,7 +79,7 @@ def test_invalid_embeddings_are_refused() -> None:
 def test_structure_is_the_overlap_of_edges() -> None:
     images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     assert structure(images, images) == pytest.approx(1.0)
-    assert structure(images, images * 0.5 + 0.2) == pytest.approx(2 * 0.5 / (1 + 0.25))  # paler by half
+    assert structure(images, images * 0.5 + 0.2) == pytest.approx(2 * 0.5 / (1 + 0.25))  # half the contrast
     left, right = torch.zeros(2, 1, 3, 16, 16)
     left[..., :4], right[..., 12:] = 1.0, 1.0
     assert structure(left, right) == 0.0 and structure(left, torch.zeros_like(left)) == 0.0

@@ -1,4 +1,4 @@
-"""Each operation against the definition in the paper, written out the slow way."""
+"""The operations of StyleGAN2 against a direct implementation of their definitions."""
 
 from collections.abc import Callable
 from functools import partial
@@ -18,21 +18,21 @@ def draw(*shape: int) -> Tensor:
 
 
 def filtered(x: Tensor) -> Tensor:
-    """The 4x4 filter with gain 4, every channel by itself, no padding."""
+    """Apply the 4x4 filter with gain 4 to every channel, without padding."""
     taps = torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=x.dtype)
     kernel = 4 * torch.outer(taps, taps) / 64
     return torch.stack([F.conv2d(x[:, c : c + 1], kernel[None, None])[:, 0] for c in range(x.shape[1])], dim=1)
 
 
 def stuffed(x: Tensor) -> Tensor:
-    """Zeros between the samples: [N, C, 2 H, 2 W]."""
+    """Insert zeros between the samples: [N, C, 2 H, 2 W]."""
     out = x.new_zeros(*x.shape[:2], 2 * x.shape[2], 2 * x.shape[3])
     out[:, :, ::2, ::2] = x
     return out
 
 
 def per_sample(x: Tensor, weight: Tensor, style: Tensor, demodulate: bool, up: bool) -> Tensor:
-    """Equations 1 to 3 as the paper has them: one set of weights a sample."""
+    """Equations 1 to 3 of the paper, with one set of weights per sample."""
     images = []
     for one, row in zip(x, style, strict=True):
         scaled = weight * row[None, :, None, None]
@@ -105,7 +105,7 @@ def test_gradients_first_and_second() -> None:
         assert torch.autograd.gradgradcheck(function, arguments, fast_mode=True)
 
 
-# ---- the layer as one operation -----------------------------------------------------------------------------------
+# ---- the fused layer ----------------------------------------------------------------------------------------------
 
 
 def layer(up: bool, noise: tuple[int, ...] | None) -> tuple[Tensor, ...]:
@@ -172,7 +172,7 @@ def test_styled_conv_has_second_gradients(up: bool) -> None:
 
 
 def test_styled_conv_saves_its_input_and_output_only() -> None:
-    """One image a layer, as the output is the next one's input: what a training step's memory hangs on."""
+    """Each layer saves one image, because its output is the input of the next; this bounds the memory of a step."""
     x, *rest = (one.float().detach().requires_grad_() for one in layer(False, (4, 4)))
     kept: list[Tensor] = []
 

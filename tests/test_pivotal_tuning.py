@@ -1,4 +1,4 @@
-"""Pivotal tuning: the pictures come closer, everything else stays, and what changed travels as a domain."""
+"""Pivotal tuning: reconstruction, locality, the resulting domain and errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nada_core import Latents, load_domain, render, sample, save_domain
 from nada_core.guidance.reconstruction import psnr
 from nada_core.latents.pivotal_tuning import TuneConfig, TuneStep, _neighbours, tune
 
-#: Pixels alone, and a rate that suits a generator of 16 pixels.
+#: MSE only, with a learning rate for a generator of 16 pixels.
 PLAIN = TuneConfig(steps=60, lr=0.02, lpips=0.0, locality=0.0)
 
 
@@ -32,7 +32,7 @@ def pivots(generator: tiny.StyleGAN2) -> Latents:
 
 @pytest.fixture(scope="module")
 def strange(generator: tiny.StyleGAN2, pivots: Latents) -> Tensor:
-    """The pivots' pictures with something in them that the generator never drew."""
+    """The images of the pivots with a rectangle that the generator does not render."""
     pictures = render(generator, pivots).clamp(-1, 1)
     pictures[:, :, 4:9, 6:12] = torch.tensor([1.0, -1.0, -1.0])[:, None, None]
     return pictures
@@ -87,11 +87,11 @@ def test_tuning_stops_when_all_images_are_close_enough(
     there = tune(generator, render(generator, pivots), pivots, replace(PLAIN, stop_psnr=40.0))
     assert len(there.history) == 1 and not there.domain.changes
     config = replace(PLAIN, steps=500, stop_psnr=24.0)
-    for batch in (2, 1):  # with batch 1 they come in turn
+    for batch in (2, 1):  # with batch 1 the images alternate
         some = tune(generator, strange, pivots, replace(config, batch=batch))
         assert len(some.history) < 500 and min(some.psnr) > 23.5
     alike = tune(generator, render(generator, pivots), pivots, replace(PLAIN, lpips=1.0), Shades())
-    assert len(alike.history) == 1  # LPIPS is under the paper's threshold at once
+    assert len(alike.history) == 1  # LPIPS is below the threshold of the paper from the start
 
 
 def test_terms_change_the_result(generator: tiny.StyleGAN2, pivots: Latents, strange: Tensor) -> None:

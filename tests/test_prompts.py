@@ -1,4 +1,4 @@
-"""The template list and how phrases enter it."""
+"""Prompt templates and how phrases are inserted."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from nada_core.guidance.prompts import BARE, TEMPLATES, fill
 
 
-def test_templates_are_clips_list_without_the_plural_one() -> None:
+def test_templates_are_those_of_clip_without_the_plural() -> None:
     import open_clip
 
     published = [template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES]

@@ -1,5 +1,4 @@
-"""Latents as data: a seed is a person whatever its neighbours, pictures do not depend on how they are batched, and
-people are mixed and walked between without a jump."""
+"""Sampling, rendering, mixing, interpolating, saving and loading of latents."""
 
 from __future__ import annotations
 
@@ -269,7 +268,7 @@ def test_progress_is_reported_after_every_batch_and_can_stop() -> None:
 
 
 def cramped(made: Any, most: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Make a generator that runs out of memory beyond `most` pictures; the list tells what it was asked for."""
+    """Make a generator run out of memory above `most` images; returns the list of requested batch sizes."""
     asked: list[int] = []
     activations: list[weakref.ref[torch.Tensor]] = []
     roomy = made.synthesize
@@ -298,7 +297,7 @@ def test_batch_is_halved_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -
     assert asked == [7, 4, 2, 2, 2, 1] and told == [(2, 7), (4, 7), (6, 7), (7, 7)]
     asked.clear()
     torch.testing.assert_close(render(made, latents[:5], 4), expected[:5], rtol=1e-4, atol=1e-5)
-    assert asked == [4, 2, 2, 1]  # goes on where it was, and does not try the large batch again
+    assert asked == [4, 2, 2, 1]  # continues with the smaller batch
 
 
 def test_out_of_memory_error_for_one_image_names_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,7 +336,7 @@ def test_unsuitable_latents_files_are_refused(tmp_path: Path) -> None:
     save_latents(sample(made, [1]), path)
     with pytest.raises(ValueError, match="another generator"):
         load_latents(path, generator(rng=rng(5)))
-    save_latents(Latents(torch.zeros(1, 3, 5)), path)  # without a space it may be anybody's, but not of any size
+    save_latents(Latents(torch.zeros(1, 3, 5)), path)  # without a space any generator of this size is accepted
     with pytest.raises(ValueError, match=r"have \[3, 5\] rows and columns, expected \[6, 5\]"):
         load_latents(path, made)
     path.unlink()
@@ -396,7 +395,7 @@ def test_files_of_the_rosinality_projector_are_loaded(tmp_path: Path) -> None:
         torch.save(saved, tmp_path / "x.pt")
         with pytest.raises(CheckpointError, match="5 finite noise maps"):
             load_latents(tmp_path / "x.pt", made)
-    del saved["1.png"]["noise"]  # one has maps, the other has none
+    del saved["1.png"]["noise"]  # only one of the two has maps
     torch.save(saved, tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match="5 finite noise maps"):
         load_latents(tmp_path / "x.pt", made)

@@ -1,4 +1,4 @@
-"""Shifts on a tiny random CLIP: the arithmetic of directions, mixtures, weights of guides, and what is refused."""
+"""Shifts with a tiny random CLIP model: directions, mixtures, weights of guides and errors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def noise(count: int, height: int = 48, width: int = 48) -> Tensor:
 
 
 class StubGuide(ClipGuide):
-    """Embeds phrases from a table, so that the arithmetic of directions can be checked on its own."""
+    """A CLIP model that looks up the embeddings of phrases in a table."""
 
     def __init__(self, table: dict[str, Tensor]) -> None:
         torch.nn.Module.__init__(self)

@@ -1,4 +1,4 @@
-"""Edits by text: the guides' distance falls, the start holds, and a latent does not know its neighbours."""
+"""Text-driven edits of latents: losses, rows, reproducibility and errors."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ QUICK = TextEditConfig(steps=12, l2=0.0)
 
 
 def face(images: Tensor) -> Tensor:
-    """Stands in for a recogniser."""
+    """A stand-in for a face network."""
     return torch.nn.functional.normalize(torch.nn.functional.avg_pool2d(images, 4).flatten(1), dim=1)
 
 
 def distance(loss: str, before: Tensor, after: Tensor) -> Tensor:
-    """What the guide says of every picture alone, [N]."""
+    """The CLIP loss of every image, [N]."""
     targets = clip_targets(guide(), SHIFT)
     return torch.stack(
         [
@@ -123,7 +123,7 @@ def test_source_and_edit_get_equal_views() -> None:
     steps: list[EditStep] = []
     config = replace(QUICK, objective="direction", views=3, steps=1)
     edit_by_text(made, sample(made, [1, 2]), guide(), SHIFT, config, on_step=steps.append)
-    assert steps[0].terms["clip"] == pytest.approx(1.0, abs=1e-4)  # nothing has moved, so there is no way yet
+    assert steps[0].terms["clip"] == pytest.approx(1.0, abs=1e-4)  # nothing has moved, so the edit has no direction
 
 
 def test_face_network_of_weight_zero_is_not_called() -> None:
@@ -172,7 +172,9 @@ def test_unsuitable_inputs_are_refused() -> None:
         edit_by_text(made, latents, guide(), SHIFT, replace(QUICK, id=0.1))
     with pytest.raises(FloatingPointError, match="Step 0"):
         edit_by_text(made, latents, guide(), SHIFT, replace(QUICK, id=0.1), lambda images: face(images) * torch.nan)
-    with pytest.raises(FloatingPointError, match="Step 0 has a loss of 0"):  # the root's slope at 0 has no end
+    with pytest.raises(
+        FloatingPointError, match="Step 0 has a loss of 0"
+    ):  # the gradient of the square root is infinite at 0
         edit_by_text(
             made,
             latents,
