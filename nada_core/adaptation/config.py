@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from ..guidance.clip_losses import TERMS
-from ..runtime.config import check, setting
+from ..runtime.config import setting, settings
 from ..runtime.precision import PRECISIONS
 
 
-@dataclass(frozen=True)
+@settings
 class LayerChoice:
     """Which layers are trained (section 4.2): all of them, named ones, or those the text moves most."""
 
@@ -36,12 +34,11 @@ class LayerChoice:
     rank: int = setting(4, "low-rank: rank of the change of a kernel", low=1, high=64)
 
     def __post_init__(self) -> None:
-        check(self)
         if self.mode == "named" and not self.names:
             raise ValueError("LayerChoice.names is empty; mode named needs at least one of the generator's layers.")
 
 
-@dataclass(frozen=True)
+@settings
 class AdaptConfig:
     """Settings of one adaptation. The defaults are the paper's (section 4, appendix I) for a published generator."""
 
@@ -91,7 +88,7 @@ class AdaptConfig:
         low=0,
         high=1024,
     )
-    layers: LayerChoice = field(default_factory=LayerChoice)
+    layers: LayerChoice = LayerChoice()
     weight_reg: float = setting(
         0.0,
         "weight of the distance of the trained weights from their start (L2-SP); needs more steps",
@@ -135,9 +132,6 @@ class AdaptConfig:
     )
 
     def __post_init__(self) -> None:
-        check(self)
-        if not isinstance(self.layers, LayerChoice):
-            raise ValueError(f"AdaptConfig.layers is {self.layers!r}, expected a LayerChoice, such as LayerChoice().")
         if self.fisher_samples and not self.weight_reg:
             raise ValueError("AdaptConfig.fisher_samples needs a positive weight_reg, such as 10.")
         if self.patience and not self.keep_every:

@@ -20,7 +20,7 @@ from ..io.images import square
 from ..models.generator import Generator
 from ..runtime.allocator import keep_freed_memory
 from ..runtime.batching import MicroBatcher
-from ..runtime.config import check, setting
+from ..runtime.config import setting, settings
 from ..runtime.precision import tf32
 from ..runtime.schedules import lr_scale
 from .sampling import Latents, check_latents, render
@@ -29,7 +29,7 @@ SPACES = ("w", "w+", "w then w+")
 _ADVICE = "Take a smaller perceptual network, or none, or a generator of lower resolution."
 
 
-@dataclass(frozen=True)
+@settings
 class InvertConfig:
     """Settings of an inversion. The defaults suit published generators of aligned faces."""
 
@@ -52,9 +52,6 @@ class InvertConfig:
     patience: int = setting(0, "steps without improvement until a picture is finished; 0: never", low=0, high=100_000)
     batch: int = setting(4, "pictures at once; the result is the same", low=1, high=256)
     seed: int = setting(0, "seed of everything random", low=0, high=2**32 - 1)
-
-    def __post_init__(self) -> None:
-        check(self)
 
     @property
     def weights(self) -> dict[str, float]:

@@ -24,7 +24,7 @@ from ..models.domain import Domain
 from ..models.generator import Generator
 from ..runtime.allocator import keep_freed_memory
 from ..runtime.batching import MicroBatcher
-from ..runtime.config import check, setting
+from ..runtime.config import setting, settings
 from ..runtime.precision import tf32
 from ..runtime.schedules import lr_scale
 from .sampling import Latents, check_latents, render, synthesize
@@ -32,7 +32,7 @@ from .sampling import Latents, check_latents, render, synthesize
 _ADVICE = "Take a smaller perceptual network, or none, or a generator of lower resolution."
 
 
-@dataclass(frozen=True)
+@settings
 class TuneConfig:
     """Settings of a tuning. The defaults are the paper's (appendix A) with its regularizer on."""
 
@@ -50,9 +50,6 @@ class TuneConfig:
     stop_lpips: float = setting(0.06, "LPIPS of every picture to stop at; 0: never", low=0.0, high=10.0, step=0.01)
     batch: int = setting(4, "pictures a step", low=1, high=256)
     seed: int = setting(0, "seed of everything random", low=0, high=2**32 - 1)
-
-    def __post_init__(self) -> None:
-        check(self)
 
     @property
     def weights(self) -> dict[str, float]:

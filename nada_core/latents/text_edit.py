@@ -24,7 +24,7 @@ from ..models.clip import ClipGuide
 from ..models.generator import Generator
 from ..runtime.allocator import keep_freed_memory
 from ..runtime.batching import MicroBatcher
-from ..runtime.config import check, setting
+from ..runtime.config import setting, settings
 from ..runtime.precision import tf32
 from ..runtime.schedules import lr_scale
 from .sampling import Latents, check_latents, render, row_slice, synthesize
@@ -34,7 +34,7 @@ SPACES = ("w", "w+")
 _ADVICE = "Take a smaller guide, fewer guides, fewer views, or a generator of lower resolution."
 
 
-@dataclass(frozen=True)
+@settings
 class TextEditConfig:
     """Settings of an edit. The defaults suit published generators of 1024 pixels."""
 
@@ -52,9 +52,6 @@ class TextEditConfig:
     views: int = setting(0, "augmented views of every image; 0: the unchanged image", low=0, high=16)
     batch: int = setting(4, "latents at once; the result is the same", low=1, high=256)
     seed: int = setting(0, "seed of the views", low=0, high=2**32 - 1)
-
-    def __post_init__(self) -> None:
-        check(self)
 
 
 @dataclass(frozen=True)

@@ -1,48 +1,30 @@
-"""Settings that describe themselves: one declaration gives the default, the limits, the flag and the widget.
+"""Validated settings: one declaration gives a field its default, limits, command-line flag and node widget.
 
-A settings class is a frozen dataclass whose fields are made by `setting(...)` and whose `__post_init__` calls
-`check(self)`. The command line reads the same metadata through `add_flags` and `from_flags`, a user interface through
-`describe`. Fields not made by `setting`, nested settings classes among them, are left to the caller.
-
-    @dataclass(frozen=True)
+    @settings
     class AdaptConfig:
-        steps: int = setting(300, "optimiser steps", low=1)
+        steps: int = setting(300, "optimizer steps", low=1)
 
-        def __post_init__(self) -> None:
-            check(self)
+A settings class is a frozen pydantic dataclass. `describe` lists its fields for the command line and the nodes.
 """
 
 from __future__ import annotations
 
-import argparse
-import copy
-import dataclasses
 import difflib
-import math
-import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
+
+import pydantic
+from pydantic_core import PydanticCustomError
+from typing_extensions import dataclass_transform
 
 T = TypeVar("T")
 
-_KEY = "setting"
 
-_EXPECTED = {
-    int: "a whole number",
-    float: "a finite number",
-    bool: "True or False",
-    str: "text",
-    tuple: "a tuple of texts",
-    dict: "a dict of texts to finite numbers",
-}
-
-_METAVAR = {int: "N", float: "X", str: "TEXT", tuple: "A,B", dict: "NAME=X,NAME=X"}
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Setting:
-    """What one field says about itself. `kind` is int, float, bool, str, tuple (of str) or dict (of str to float)."""
+    """One field of a settings class. kind: int, float, bool, str, tuple (of str) or dict (of str to float)."""
 
     name: str
     kind: type
@@ -55,21 +37,10 @@ class Setting:
     choices: tuple[str, ...] | None
 
     @property
-    def expected(self) -> str:
-        """What a value must look like, in words: "a finite number from 0 to 1"."""
-        words = _EXPECTED[self.kind]
-        if self.choices:
-            words += f", {'one' if self.kind is str else 'each one'} of {', '.join(self.choices)}"
-        return words + self.limits + (", or None" if self.optional else "")
-
-    @property
     def limits(self) -> str:
-        low, high = (None if limit is None else f"{limit:.10g}" for limit in (self.low, self.high))
-        if low is not None and high is not None:
-            return f" from {low} to {high}"
-        if low is not None:
-            return f" of at least {low}"
-        return f" of at most {high}" if high is not None else ""
+        if self.low is None:
+            return ""
+        return f" of at least {self.low:.10g}" if self.high is None else f" from {self.low:.10g} to {self.high:.10g}"
 
 
 def setting(
@@ -80,156 +51,65 @@ def setting(
     step: float | None = None,
     choices: Sequence[str] | None = None,
 ) -> Any:
-    """Make a dataclass field that carries its help text and limits.
+    """Declare a field of a settings class, of type int, float, bool, str, tuple[str, ...] or dict[str, float].
 
-    low and high bound numbers (and the values of a dict) inclusively, step is a hint for widgets, choices names the
-    allowed texts (the items of a tuple, the keys of a dict).
+    Args:
+        low, high: inclusive limits of a number, or of the values of a dict; high needs low.
+        step: of the widget.
+        choices: the allowed texts: of a str, the items of a tuple, or the keys of a dict.
     """
-    told = {"help": help, "low": low, "high": high, "step": step, "choices": tuple(choices) if choices else None}
-    if isinstance(default, dict):  # dataclasses rightly refuse a shared mutable default
-        return dataclasses.field(default_factory=lambda: copy.copy(default), metadata={_KEY: told})
-    return dataclasses.field(default=default, metadata={_KEY: told})
+    extra: Any = {"low": low, "high": high, "step": step, "choices": tuple(choices) if choices else None}
+    limits, options = Setting("", object, False, default, help, **extra).limits, list(choices or ())
+
+    def check(value: Any) -> Any:
+        numbers = value.values() if isinstance(value, dict) else [value] if isinstance(value, int | float) else []
+        texts = [value] if isinstance(value, str) else value if isinstance(value, tuple | dict) else []
+        if any(not (n if low is None else low) <= n <= (n if high is None else high) for n in numbers):
+            raise PydanticCustomError("limits", f"expected a value{limits}")
+        if options and (unknown := [text for text in texts if text not in options]):
+            near = [f" (did you mean {text}?)" for text in difflib.get_close_matches(unknown[0], options, 1)]
+            raise PydanticCustomError("choice", f"expected one of {', '.join(options)}{''.join(near)}")
+        return value
+
+    start: Any = {"default_factory": default.copy} if isinstance(default, dict) else {"default": default}
+    field: Any = pydantic.Field(description=help, json_schema_extra=extra, **start)
+    field.metadata.append(pydantic.AfterValidator(check))
+    return field
 
 
-def describe(cls: type) -> tuple[Setting, ...]:
-    """The settings of a dataclass in order of declaration; fields made otherwise are skipped."""
-    hints = typing.get_type_hints(cls)
+@dataclass_transform(frozen_default=True)
+def settings(cls: type[T]) -> type[T]:
+    """Make a frozen dataclass that validates strictly; a ValueError names the class, the field and the value."""
+    strict = pydantic.ConfigDict(strict=True, allow_inf_nan=False, extra="forbid")
+    made: Any = pydantic.dataclasses.dataclass(frozen=True, config=strict)(cls)
+    validate = made.__init__
+
+    def init(self: Any, *args: Any, **values: Any) -> None:
+        try:
+            validate(self, *args, **values)
+        except pydantic.ValidationError as error:
+            raise ValueError(" ".join(_explain(cls.__name__, detail) for detail in error.errors())) from None
+
+    made.__init__ = init
+    return made
+
+
+def describe(cls: Any) -> tuple[Setting, ...]:
+    """List the settings of a class in order of declaration; nested settings classes are skipped."""
     return tuple(
-        Setting(field.name, *_kind(hints[field.name]), _default(field), **field.metadata[_KEY])
-        for field in dataclasses.fields(cls)
-        if _KEY in field.metadata
+        Setting(name, *_kind(info.annotation), info.get_default(call_default_factory=True), info.description, **extra)
+        for name, info in cls.__pydantic_fields__.items()
+        if (extra := info.json_schema_extra)
     )
 
 
-def check(instance: Any) -> None:
-    """Refuse wrong types, NaN and infinity, values out of range and unknown choices.
-
-    Raises:
-        ValueError: naming the field, what it got, what it expected and what to do.
-    """
-    owner = type(instance).__name__
-    for item in describe(type(instance)):
-        value = getattr(instance, item.name)
-        if not _fits(item, value):
-            hint = _near(item, value) or f"Correct it, or leave it out for the default {_text(item.default)}."
-            raise ValueError(f"{owner}.{item.name} is {value!r}, expected {item.expected}. {hint}")
+def _kind(annotation: Any) -> tuple[type, bool]:
+    optional = type(None) in (parts := typing.get_args(annotation))
+    return (parts[0] if optional else typing.get_origin(annotation) or annotation), optional
 
 
-def add_flags(parser: argparse.ArgumentParser, cls: type, defaults: Any = None, prefix: str = "") -> None:
-    """Add one `--flag` a setting. `defaults` is an instance of cls whose values replace the declared defaults;
-    `prefix` keeps two classes with equal field names apart: prefix "layers" turns `steps` into `--layers-steps`.
-    """
-    for item in describe(cls):
-        default = item.default if defaults is None else getattr(defaults, item.name)
-        dest = _dest(prefix, item.name)
-        flag = "--" + dest.replace("_", "-")
-        told = f"{item.help} (default {_text(default)}{',' if item.limits else ''}{item.limits})".replace("%", "%%")
-        if item.kind is bool:
-            parser.add_argument(flag, dest=dest, default=default, help=told, action=argparse.BooleanOptionalAction)
-            continue
-        listed = item.choices if item.kind is str else None
-        names = "{" + ",".join(listed) + "}" if listed else _METAVAR[item.kind]
-        parser.add_argument(flag, dest=dest, default=default, help=told, type=_parser(item), metavar=names)
-
-
-def from_flags(cls: type[T], namespace: argparse.Namespace, prefix: str = "") -> T:
-    """Build cls from parsed flags; what the flags do not cover keeps its default.
-
-    Raises:
-        ValueError: from the class's own check.
-    """
-    return cls(**{item.name: getattr(namespace, _dest(prefix, item.name)) for item in describe(cls)})
-
-
-def _kind(hint: Any) -> tuple[type, bool]:
-    """Reduce a type hint to (kind, optional)."""
-    optional = False
-    if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        rest = [part for part in typing.get_args(hint) if part is not type(None)]
-        assert len(rest) == 1, f"a setting is one type or None, not {hint}"
-        hint, optional = rest[0], True
-    known = {tuple[str, ...]: tuple, dict[str, float]: dict}
-    kind = known.get(hint, hint)
-    assert kind in _EXPECTED, f"a setting cannot be of type {hint}"
-    return kind, optional
-
-
-def _default(field: dataclasses.Field[Any]) -> Any:
-    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-
-
-def _fits(item: Setting, value: Any) -> bool:
-    if value is None:
-        return item.optional
-    if item.kind is tuple:
-        return isinstance(value, tuple) and all(isinstance(v, str) and _chosen(item, v) for v in value)
-    if item.kind is dict:
-        return isinstance(value, dict) and all(
-            isinstance(k, str) and _chosen(item, k) and _in_range(item, v) for k, v in value.items()
-        )
-    if item.kind is str:
-        return isinstance(value, str) and _chosen(item, value)
-    if item.kind is bool:
-        return isinstance(value, bool)
-    return (item.kind is float or isinstance(value, int)) and _in_range(item, value)
-
-
-def _in_range(item: Setting, value: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return False
-    return (item.low is None or value >= item.low) and (item.high is None or value <= item.high)
-
-
-def _chosen(item: Setting, value: str) -> bool:
-    return item.choices is None or value in item.choices
-
-
-def _near(item: Setting, value: Any) -> str:
-    """A suggestion for a misspelt choice, or nothing."""
-    if not item.choices:
-        return ""
-    given = [value] if isinstance(value, str) else list(value) if isinstance(value, tuple | dict) else []
-    close = [m for g in given if g not in item.choices for m in difflib.get_close_matches(str(g), item.choices, 1)]
-    return f"Did you mean {', '.join(close)}?" if close else ""
-
-
-def _dest(prefix: str, name: str) -> str:
-    return f"{prefix}_{name}" if prefix else name
-
-
-def _text(value: Any) -> str:
-    """A value as it would be typed on the command line."""
-    if value is None or value == () or value == {}:
-        return "none"
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    if isinstance(value, dict):
-        return ",".join(f"{k}={v:g}" for k, v in value.items())
-    return ",".join(value) if isinstance(value, tuple) else f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _parser(item: Setting) -> Callable[[str], Any]:
-    """Text to value. argparse shows an ArgumentTypeError to the user word for word."""
-
-    def parse(text: str) -> Any:
-        try:
-            value = _read(item, text)
-        except ValueError:
-            value = text  # never fits, so the message below tells what was expected
-        if not _fits(item, value):
-            raise argparse.ArgumentTypeError(f"{text!r}: expected {item.expected}. {_near(item, value)}".rstrip())
-        return value
-
-    return parse
-
-
-def _read(item: Setting, text: str) -> Any:
-    if item.optional and text.lower() == "none":
-        return None
-    parts = [] if text.lower() in ("", "none") else [part.strip() for part in text.split(",") if part.strip()]
-    if item.kind is tuple:
-        return tuple(parts)
-    if item.kind is dict:
-        pairs = [part.partition("=") for part in parts]
-        return {name.strip(): float(number) for name, _, number in pairs}
-    return item.kind(text)
+def _explain(owner: str, detail: Any) -> str:
+    if not detail["loc"]:  # raised by __post_init__, with a message of its own
+        return str(detail["ctx"]["error"])
+    expected = detail["msg"].replace("Input should be", "expected").rstrip(".")
+    return f"{owner}.{'.'.join(map(str, detail['loc']))} is {detail['input']!r}, {expected}."
