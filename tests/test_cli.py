@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,14 @@ from nada_core import (
     save_latents,
 )
 from nada_core.adaptation.recipes import RECIPES
-from nada_core.cli import arguments as flags
+from nada_core.cli import arguments, file_commands, training_commands
 from nada_core.cli import main as cli
 from nada_core.io.checkpoint_file import BUILTIN, sha256
 from nada_core.io.images import to_pil
 from nada_core.io.metadata import write_torch
 from nada_core.latents.inversion import PRESETS
+from nada_core.latents.pivotal_tuning import TuneConfig
+from nada_core.models.checkpoints import BUILTINS
 from nada_core.models.stylegan2 import StyleGAN2
 from nada_core.portraits.content import Content
 
@@ -59,6 +62,9 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings: dict[str, Any] = {"resolution": 16, "z_dim": 6, "w_dim": 6, "mapping_layers": 2, "widths": [8, 7, 4]}
     generator = StyleGAN2(**settings, rng=torch.Generator().manual_seed(0))
     save_generator(generator, shelf / "a.safetensors", {"made": "for a test"})
+    save_generator(
+        generator, shelf / "portraits.safetensors", {"made": "for a test"}, recommended=portraits.RECOMMENDED
+    )
     with torch.no_grad():
         for value in generator.synthesis.parameters():
             value.mul_(1.2)
@@ -77,7 +83,7 @@ def world(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working folder, in which the built-in names stand for the tiny files."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("nada_core.models.clip_loading.BUILTIN", shelf)
-    monkeypatch.setitem(cli.BUILTINS, "portraits", shelf / "a.safetensors")
+    monkeypatch.setitem(BUILTINS, "portraits", shelf / "portraits.safetensors")
     return tmp_path
 
 
@@ -86,7 +92,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
     def run(*words: object) -> tuple[int, str, str]:
         try:
             code = cli.main([str(word) for word in words])
-        except SystemExit as leave:  # argparse's way out
+        except SystemExit as leave:  # after printing help
             code = int(leave.code or 0)
         said = capsys.readouterr()
         return code, said.out, said.err
@@ -126,7 +132,7 @@ def quick(shelf: Path, *more: object) -> tuple[object, ...]:
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, index: int) -> None:
     """As if somebody pressed Ctrl-C right after a step."""
-    adapt = cli.adapt
+    adapt = training_commands.adapt
 
     def interrupted(generator: Any, guides: Any, shift: Any, config: Any, on_step: Any, *rest: Any, **more: Any) -> Any:
         def stopping(step: Any) -> None:
@@ -136,7 +142,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, index: int) -> None:
 
         return adapt(generator, guides, shift, config, stopping, *rest, **more)
 
-    monkeypatch.setattr(cli, "adapt", interrupted)
+    monkeypatch.setattr(training_commands, "adapt", interrupted)
 
 
 # ---- readme -------------------------------------------------------------------------------------------------------
@@ -155,7 +161,7 @@ def test_the_readme_speaks_of_what_exists() -> None:
     lines = re.findall(r"python\S* -m nada_core (.+)", text)
     assert lines
     for line in lines:
-        assert line.startswith(tuple(cli._COMMANDS)) or line.startswith(("--help", "build-native")), line
+        assert line.startswith(("--help", *cli.COMMANDS)), line
     for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
         assert (ROOT / link).exists(), f"README.md links {link}"
     nodes = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))
@@ -167,9 +173,9 @@ def test_the_readme_speaks_of_what_exists() -> None:
 def test_the_cli_page_has_an_example_of_every_command() -> None:
     text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     examples = [shlex.split(line)[3:] for line in text.splitlines() if line.startswith("python -m nada_core ")]
-    assert {words[0] for words in examples} == set(cli._COMMANDS) == set(re.findall(r"(?m)^## (\S+)$", text))
+    assert {words[0] for words in examples} == set(cli.COMMANDS) == set(re.findall(r"(?m)^## (\S+)$", text))
     for words in examples:
-        assert flags.parse(words).command == words[0]
+        assert type(arguments.parse(cli.COMMANDS, words)) is cli.COMMANDS[words[0]]
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs").rglob("*.md")), ids=lambda path: path.stem)
@@ -181,13 +187,13 @@ def test_links_of_a_page_exist(page: Path) -> None:
 # ---- help and usage -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", cli._COMMANDS)
+@pytest.mark.parametrize("command", cli.COMMANDS)
 def test_help_of_every_command_has_an_example_that_parses(run: Run, command: str) -> None:
     code, out, _ = run(command, "--help")
     assert code == 0 and f"python -m nada_core {command}" in out.partition("example:")[2]
     for line in out.partition("example:")[2].strip().splitlines():
         words = shlex.split(line)[3:]
-        assert flags.parse(words).command == words[0]
+        assert type(arguments.parse(cli.COMMANDS, words)) is cli.COMMANDS[words[0]]
     assert command in run("--help")[1]
 
 
@@ -199,40 +205,78 @@ def test_the_module_can_be_run() -> None:
         text=True,
         check=True,
     )
-    assert done.stdout.strip() == cli.__version__
+    assert done.stdout.strip() == nada_core.__version__
 
 
-def test_defaults_follow_the_generator(run: Run, shelf: Path) -> None:
-    def lr(*words: str) -> float:
-        whole = ["adapt", *words, "--target", "x", "--out", "y"]
-        return float(flags.parse(whole).lr)
+def parsed(*words: str) -> Any:
+    return arguments.parse(cli.COMMANDS, words)
 
-    assert lr("portraits") == lr("--source", "photo", "--steps", "9", "portraits") == portraits.RECIPE.lr
-    assert lr("ffhq.pkl", "--guide", "portraits") == AdaptConfig().lr
-    assert lr("--guide", "portraits", "ffhq.pkl") == AdaptConfig().lr
-    assert f"(default {portraits.RECIPE.lr:g}," in run("adapt", "portraits", "--help")[1]
-    paper = run("adapt", "--help")[1]
-    assert f"(default {AdaptConfig().lr:g}," in paper and "adapt portraits --help" in paper
+
+def test_defaults_are_those_stored_in_the_generators_file(run: Run, shelf: Path) -> None:
+    def adapt(*words: str) -> Any:
+        return parsed("adapt", *words, "--target", "x", "--out", "y")
+
+    for words in (
+        ("portraits",),
+        ("--source", "photo", "--steps", "9", "portraits"),
+        (str(shelf / "portraits.safetensors"),),
+    ):
+        assert adapt(*words).config.lr == portraits.RECIPE.lr and adapt(*words).stored_guides == portraits.GUIDES
+    for words in (("ffhq.pkl", "--guide", "portraits"), ("--guide", "portraits", str(shelf / "a.safetensors"))):
+        assert adapt(*words).config == AdaptConfig() and not adapt(*words).stored_guides
+    assert adapt("portraits", "--layers-count", "3").config == replace(
+        portraits.RECIPE, layers=replace(portraits.RECIPE.layers, count=3)
+    )
+    help_of = {name: " ".join(run("adapt", name, "--help")[1].split()) for name in ("portraits", "ffhq.pkl")}
+    assert f"(default: {portraits.RECIPE.lr:g})" in help_of["portraits"]
+    assert f"(default: {AdaptConfig().lr:g})" in help_of["ffhq.pkl"]
+
+
+def test_help_is_grouped_and_shows_limits_and_choices(run: Run) -> None:
+    text = run("adapt", "--help")[1]
+    for group in ("positional arguments", "machine options", "training options", "layers options"):
+        assert f"─ {group} ─" in text
+    text = " ".join(text.replace("│", " ").split())
+    assert "--layers-mode {all,adaptive,named}" in text and "from 1 to 100000 (default: 300)" in text
+    assert "--mirror, --no-mirror" in text and "--terms NAME=X,NAME=X" in text
+
+
+def test_settings_read_from_flags() -> None:
+    words = ("--terms", "direction=2,angle=0.5", "--layers-names", "b4.conv1, b8.conv0", "--mirror", "--label", "3")
+    config = parsed("adapt", "x.pt", "--out", "o", *words, "--beta1=0.5").config
+    assert config.terms == {"direction": 2.0, "angle": 0.5} and config.layers.names == ("b4.conv1", "b8.conv0")
+    assert config.mirror and config.label == 3 and config.beta1 == 0.5
+    assert not parsed("adapt", "x.pt", "--out", "o", "--no-mirror", "--layers-names", "none").config.layers.names
 
 
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ((), "COMMAND"),
-        (("adapt", "portraits", "--target", "elf", "--out", "o", "--steps", "-3"), "--steps: '-3': expected a whole"),
-        (("adapt", "portraits", "--target", "elf", "--out", "o", "--layers-mode", "adaptve"), "Did you mean adaptive"),
-        (("adapt", "x.pt", "--target", "elf", "--out", "o"), "--guide"),
-        (("adapt", "portraits", "--target", "elf", "--out", "o", "--step", "3"), "unrecognized arguments: --step"),
+        ((), "build-native"),
+        (("adap", "portraits"), "adap"),
+        (("adapt", "portraits", "--target", "elf", "--out", "o", "--steps", "-3"), "--steps is -3"),
+        (("adapt", "portraits", "--target", "elf", "--out", "o", "--steps", "many"), "--steps"),
+        (("adapt", "portraits", "--target", "elf", "--out", "o", "--lr", "nan"), "--lr is nan"),
+        (("adapt", "portraits", "--target", "elf", "--out", "o", "--layers-count", "0"), "--layers-count is 0"),
+        (("adapt", "portraits", "--target", "elf", "--out", "o", "--layers-mode", "adaptve"), "adaptve"),
+        (("adapt", "portraits", "--target", "elf", "--out", "o", "--terms", "directoin=1"), "did you mean direction?"),
+        (("adapt", "portraits", "--target", "elf", "--out", "o", "--terms", "direction"), "'direction'"),
+        (("adapt", "portraits", "--target", "elf", "--out", "o", "--stps", "3"), "Did you mean --steps?"),
+        (("adapt", "portraits", "--target", "elf"), "--out"),
+        (("invert", "portraits", "a.png", "--out", "o", "--tune-lr", "2"), "--tune-lr is 2.0"),
         (("demo", "--target", "vampire"), "pencil sketch"),
-        (("sample", "portraits", "--out", "x.png", "--seeds", "5-1"), "as in 0-15 or 1,5,9"),
-        (("sample", "portraits", "--out", "x.png", "--seeds", "0-9999999999"), "expected 1 to 10000"),
-        (("sample", "portraits", "--out", "x.png", "--seeds", "1,,2"), "as in 0-15"),
-        (("info", "portraits", "--threads", "0"), "at least 1"),
+        (("sample", "portraits", "--out", "x.png", "--seeds", "5-1"), "'5-1'"),
+        (("sample", "portraits", "--out", "x.png", "--seeds", "0-9999999999"), "1 to 10000"),
+        (("sample", "portraits", "--out", "x.png", "--seeds", "1,,2"), "'1,,2'"),
+        (("directions", "portraits", "--out", "x", "--rows", "3-1"), "'3-1'"),
+        (("info", "portraits", "--threads", "0"), "--threads"),
     ],
 )
 def test_wrong_usage_is_told_by_the_parser(run: Run, words: tuple[str, ...], told: str) -> None:
     code, out, err = run(*words)
-    assert code == 2 and told in err and "Traceback" not in err and not out and not files()
+    assert code == 2 and told in err and err.startswith("error: ") and err.count("\n") == 1 and not out and not files()
+    with pytest.raises(arguments.UsageError):
+        parsed(*words)
 
 
 @pytest.mark.parametrize(
@@ -240,14 +284,15 @@ def test_wrong_usage_is_told_by_the_parser(run: Run, words: tuple[str, ...], tol
     [
         (("info", "missing.pt"), "no such file"),
         (("info", "."), "no such file"),
-        (("convert", "portraits", "x.pkl"), ".safetensors (ours) or .pt"),
+        (("convert", "portraits", "x.pkl"), "x.pkl"),
         (("convert", "portraits", "x.pt", "--half"), "--half"),
         (("sample", "portraits", "--out", "x.jpg"), "ends in .png"),
         (("sample", "portraits", "--out", "x.png", "--label", "1"), "has no classes"),
+        (("adapt", "b.safetensors", "--target", "elf", "--out", "o"), "--guide"),
         (("adapt", "portraits", "--target", "photo", "--out", "o"), "two phrases that differ"),
         (("adapt", "portraits", "--guide", "portrait", "--target", "elf", "--out", "o"), "Did you mean portraits"),
         (("adapt", "portraits", "--guide", "portraits=-1", "--target", "elf", "--out", "o"), "weight -1.0"),
-        (("adapt", "portraits", "--target", "elf", "--out", "o", "--layers-mode", "named"), "names is empty"),
+        (("adapt", "portraits", "--target", "elf", "--out", "o", "--layers-mode", "named"), "names"),
         (("compare", "portraits", "portraits", "--out", "x.png"), "named twice"),
         (("compare", "portraits", "b", "--out", "x.png", "--guide", "portraits"), "--guide needs --target"),
     ],
@@ -262,7 +307,7 @@ def test_our_own_faults_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) ->
     def broken(_: object) -> None:
         raise TypeError("a bug")
 
-    monkeypatch.setattr(cli, "load_generator", broken)
+    monkeypatch.setattr(file_commands, "load_generator", broken)
     with pytest.raises(TypeError, match="a bug"):
         cli.main(["sample", "portraits", "--out", "x.png"])
 
@@ -333,7 +378,7 @@ def test_convert_keeps_provenance_and_overwrites_only_by_force(run: Run, shelf: 
 
 
 def test_sample_writes_a_grid_and_single_pictures(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "CELLS", 3)  # so that the fourth picture comes in a second turn
+    monkeypatch.setattr(file_commands, "MAX_CELLS", 3)  # so that the fourth picture comes in a second turn
     code, out, _ = run("sample", "portraits", "--seeds", "0-2,7", "--out", "o/grid.png", "--separate", "o/all")
     singles = {f"o/all/seed{seed:04d}.png" for seed in (0, 1, 2, 7)}
     assert code == 0 and files() == {"o/grid.png", *singles}
@@ -345,7 +390,7 @@ def test_sample_writes_a_grid_and_single_pictures(run: Run, monkeypatch: pytest.
 
 
 def test_compare_shows_and_measures(run: Run, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "ROWS", 3)
+    monkeypatch.setattr(file_commands, "MAX_ROWS", 3)
     a, b = shelf / "a.safetensors", shelf / "b.safetensors"
     asked = ("--seeds", "0-4", "--guide", "portraits", "--target", "zombie")
     code, out, _ = run("compare", a, b, "--out", "ab.png", *asked)
@@ -358,15 +403,15 @@ def test_compare_shows_and_measures(run: Run, shelf: Path, monkeypatch: pytest.M
     assert all(-1 <= float(figure) <= 1 for figure in row_b[1:3]) and float(row_b[3]) > 0
     five = load_image("ab.png").shape
     assert run("compare", a, b, "--out", "ab.png", "--seeds", "0-2")[1] == "wrote ab.png\n"
-    assert load_image("ab.png").shape == five  # the grid stops at ROWS
+    assert load_image("ab.png").shape == five  # the grid stops at MAX_ROWS
 
 
 def test_compare_refuses_other_latents_and_tells_namesakes_apart(run: Run, shelf: Path, tmp_path: Path) -> None:
     a, other = shelf / "a.safetensors", shelf / "other.safetensors"
     code, _, err = run("compare", a, other, "--out", "x.png")
     assert code == 2 and "another generator" in err and not files()
-    assert cli._labels(["p/a.pt", "q/a.pt"]) == ["p/a.pt", "q/a.pt"]
-    assert cli._labels(["p/a.pt", "q/b.pt"]) == ["a", "b"]
+    assert file_commands._labels(["p/a.pt", "q/a.pt"]) == ["p/a.pt", "q/a.pt"]
+    assert file_commands._labels(["p/a.pt", "q/b.pt"]) == ["a", "b"]
 
 
 # ---- adapt --------------------------------------------------------------------------------------------------------
@@ -382,7 +427,7 @@ def test_adapt_writes_everything(run: Run, shelf: Path) -> None:
 
     told = read_provenance(f"{stem}.safetensors")
     assert told["source"] == {"name": "a.safetensors", "sha256": sha256(shelf / "a.safetensors")}
-    assert told["prompts"] == {"source": "photo", "target": "zombie"} and told["version"] == cli.__version__
+    assert told["prompts"] == {"source": "photo", "target": "zombie"} and told["version"] == nada_core.__version__
     assert [(guide["name"], guide["weight"]) for guide in told["guides"]] == [("portraits", 1.0), ("portraits", 0.5)]
     assert (told["config"]["steps"], told["config"]["layers"]["count"]) == (4, 2)
     assert '"target": "zombie"' in run("info", f"{stem}.safetensors")[1]
@@ -394,16 +439,17 @@ def test_adapt_writes_everything(run: Run, shelf: Path) -> None:
 
 def test_a_recipe_gives_the_defaults_and_flags_win(run: Run, shelf: Path) -> None:
     def asked(*words: str) -> Any:
-        return flags.parse(["adapt", *words, "--target", "x", "--out", "y"])
+        return parsed("adapt", *words, "--target", "x", "--out", "y")
 
     paper = asked("ffhq.pkl", "--guide", "portraits", "--recipe", "character")
-    wanted = RECIPES["character"].config(AdaptConfig())
-    assert (paper.steps, paper.lr, paper.layers_train, paper.source) == (wanted.steps, wanted.lr, "offsets", "Human")
-    assert asked("--recipe", "character", "ffhq.pkl", "--guide", "portraits", "--steps", "7").steps == 7
+    assert paper.config == RECIPES["character"].config(AdaptConfig()) and paper.source == "Human"
+    assert asked("--recipe", "character", "ffhq.pkl", "--guide", "portraits", "--steps", "7").config.steps == 7
+    assert asked("ffhq.pkl", "--recipe", "animal", "--fisher-samples", "5").config.fisher_samples == 5
     own = asked("portraits", "--recipe", "style", "--layers-mode", "adaptive")
-    assert own.lr == portraits.RECIPE.lr and own.terms == {"direction": 1.0, "angle": 0.25} and own.source == "photo"
-    assert own.layers_mode == "adaptive" and asked("portraits", "--recipe", "style").layers_mode == "all"
-    assert RECIPES["animal"].about in " ".join(run("adapt", "--recipe", "animal", "--help")[1].split())
+    assert own.config.lr == portraits.RECIPE.lr and own.config.terms == {"direction": 1.0, "angle": 0.25}
+    assert own.source == "photo" and own.config.layers.mode == "adaptive"
+    assert asked("portraits", "--recipe", "style").config.layers.mode == "all"
+    assert all(name in run("adapt", "--help")[1] for name in RECIPES)
     code, _, err = run("adapt", "portraits", "--recipe", "stile", "--target", "elf", "--out", "o")
     assert code == 2 and "few-images" in err
     assert run(*quick(shelf, "--recipe", "character"))[0] == 0
@@ -449,7 +495,7 @@ def test_faces_are_kept_by_a_recogniser(run: Run, shelf: Path, monkeypatch: pyte
         asked.append(name)
         return lambda images: torch.nn.functional.normalize(images.mean((2, 3)), dim=-1)
 
-    monkeypatch.setattr(cli, "load_identity", load_identity)
+    monkeypatch.setattr(training_commands, "load_identity", load_identity)
     assert run(*quick(shelf, "--id", 0.5, "--identity", "faces.pt"))[0] == 0 and asked == ["faces.pt"]
     code, _, err = run(*quick(shelf, "--id", 0.5, "--force"))
     assert code == 2 and "id term weighs 0.5" in err
@@ -509,7 +555,7 @@ def test_stopping_while_the_result_is_written_loses_nothing(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(cli, "save_generator", pressed)
+        patch.setattr(training_commands, "save_generator", pressed)
         code, _, err = run(*quick(shelf))
     assert code == 130 and "4 steps are safe" in err.splitlines()[-1] and "out/zombie.safetensors" not in files()
     assert run(*quick(shelf, "--resume"))[0] == 0 and load_generator("out/zombie.safetensors")
@@ -528,10 +574,13 @@ def test_resuming_from_nothing_starts_and_says_so(run: Run, shelf: Path) -> None
 
 
 def test_names_of_results() -> None:
-    assert cli._result_path("o", "a Zombie, by  Pixar!").as_posix() == "o/a-zombie-by-pixar.safetensors"
-    assert cli._result_path("o/x.safetensors", "zombie") == Path("o/x.safetensors")
-    assert cli._result_path("o", "../?").as_posix() == "o/adapted.safetensors"
-    assert flags._weighted("a:/x=y/z.pt") == ("a:/x=y/z.pt", 1.0) and flags._weighted("ViT-B-32:openai=0.5")[1] == 0.5
+    assert training_commands.result_path("o", "a Zombie, by  Pixar!").as_posix() == "o/a-zombie-by-pixar.safetensors"
+    assert training_commands.result_path("o/x.safetensors", "zombie") == Path("o/x.safetensors")
+    assert training_commands.result_path("o", "../?").as_posix() == "o/adapted.safetensors"
+    assert (
+        arguments._weighted("a:/x=y/z.pt") == ("a:/x=y/z.pt", 1.0)
+        and arguments._weighted("ViT-B-32:openai=0.5")[1] == 0.5
+    )
 
 
 # ---- photos and latents -------------------------------------------------------------------------------------------
@@ -577,17 +626,17 @@ def test_photos_are_inverted_tuned_and_drawn_by_adapted_generators(run: Run, she
     assert run("invert", a, *photos, *QUICK_INVERT, "--start", "o/latents.safetensors", "--out", "p")[0] == 0
 
 
-def test_defaults_of_an_inversion_follow_the_generator_and_the_preset(run: Run) -> None:
-    def parsed(*words: str) -> Any:
-        return flags.parse(["invert", *words, "--out", "o"])
+def test_defaults_of_an_inversion_follow_the_generator_and_the_preset() -> None:
+    def asked(*words: str) -> Any:
+        return parsed("invert", *words, "--out", "o")
 
-    assert parsed("portraits", "a.png").lr == portraits.INVERT.lr
-    assert parsed("portraits", "a.png").tune_lr == portraits.TUNE.lr
-    assert parsed("portraits", "a.png").identity == "portraits" and parsed("x.pkl", "a.png").identity is None
-    assert parsed("x.pkl", "a.png").steps == PRESETS["default"].steps
-    report = parsed("x.pkl", "a.png", "--preset", "report")
+    own, other = asked("portraits", "a.png"), asked("x.pkl", "a.png")
+    assert own.config == portraits.INVERT and own.tuning == portraits.TUNE and own.identity == "portraits"
+    assert other.config == PRESETS["default"] and other.tuning == TuneConfig() and other.identity is None
+    assert other.photos == ("a.png",) and asked("x.pkl", "a.png", "b.png").photos == ("a.png", "b.png")
+    report = asked("x.pkl", "a.png", "--preset", "report").config
     assert (report.mse, report.lpips, report.id) == (0.8, 0.5, 1.0)
-    assert parsed("portraits", "a.png", "--preset", "report", "--id", "2").id == 2
+    assert asked("portraits", "a.png", "--preset", "report", "--id", "2").config.id == 2
 
 
 def test_an_encoder_gives_latents_and_a_start(run: Run, photos: list[str]) -> None:
@@ -679,7 +728,7 @@ def test_demo_judges_and_writes(run: Run, shelf: Path, monkeypatch: pytest.Monke
     rng = torch.Generator().manual_seed(0)
     generator = StyleGAN2(64, z_dim=24, w_dim=24, mapping_layers=1, widths=[4] * 5, rng=rng)
     save_generator(generator, "world.safetensors", {})
-    monkeypatch.setitem(cli.BUILTINS, "portraits", Path("world.safetensors").resolve())
+    monkeypatch.setitem(BUILTINS, "portraits", Path("world.safetensors").resolve())
     content = Content.measure(generator, rng, samples=500)
     monkeypatch.setattr(Content, "load", lambda: content)
     monkeypatch.setattr(portraits.Judge, "load", lambda: portraits.Judge().eval())
@@ -692,6 +741,6 @@ def test_demo_judges_and_writes(run: Run, shelf: Path, monkeypatch: pytest.Monke
 
 
 def test_info_of_the_shipped_generator(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(cli.BUILTINS, "portraits", BUILTIN / "generator.safetensors")
+    monkeypatch.setitem(BUILTINS, "portraits", BUILTIN / "generator.safetensors")
     code, out, _ = run("info", "portraits")
     assert code == 0 and "64 x 64 pixels" in out

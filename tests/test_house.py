@@ -28,9 +28,10 @@ LEVELS = {
     "latents": 3,
     "adaptation": 3,
     "portraits": 4,
-    "__init__": 4,
-    "cli": 5,
-    "__main__": 6,
+    "api": 5,
+    "__init__": 6,
+    "cli": 7,
+    "__main__": 8,
 }
 
 HEAVY = {"PIL", "lpips", "open_clip", "torchvision", "scipy", "matplotlib"}
@@ -218,7 +219,7 @@ def test_packages_import_only_from_lower_levels(path: Path) -> None:
 
 
 def test_core_has_only_packages() -> None:
-    assert {path.name for path in CORE.glob("*.py")} == {"__init__.py", "__main__.py"}
+    assert {path.name for path in CORE.glob("*.py")} == {"__init__.py", "__main__.py", "api.py"}
 
 
 @pytest.mark.parametrize("path", core_sources(), ids=label)
@@ -365,11 +366,20 @@ def test_pack_passes_the_validation_of_the_registry(tmp_path: Path) -> None:
 
 def test_import_loads_nothing_heavy() -> None:
     """`python -m benchmarks.import_time` measures the time."""
-    program = "import json, sys; import nada_core; sys.stdout.write(json.dumps(sorted(sys.modules)))"
+    program = "import json, sys; from nada_core import adapt; sys.stdout.write(json.dumps(sorted(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = {name.partition(".")[0] for name in json.loads(result.stdout)}
     assert {"torch", "nada_core"} <= loaded
     assert not (HEAVY | {"tyro"}) & loaded
+
+
+def test_pytorch_is_imported_with_the_first_public_name() -> None:
+    """So that `python -m nada_core` can set OMP_WAIT_POLICY before, which OpenMP reads when PyTorch loads it."""
+    program = "import sys, nada_core; sys.stdout.write(nada_core.__version__ + str('torch' in sys.modules))"
+    answer = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert answer.stdout == f"{nada_core.__version__}False"
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = nada_core.no_such_name
 
 
 def test_public_names_are_frozen() -> None:

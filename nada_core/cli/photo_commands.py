@@ -1,14 +1,15 @@
-"""The commands for pictures from outside and for latents: align, encode, invert, directions, edit."""
+"""The commands for photos and latents: align, encode, invert, directions, edit."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
+from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from ..guidance.shifts import TextShift
 from ..io.grid import compare_grid
@@ -16,173 +17,267 @@ from ..io.images import load_image, save_image, square
 from ..latents.directions import edit, load_directions, parse_direction, principal, save_directions, sefa
 from ..latents.encoder import load_encoder
 from ..latents.face_alignment import FacePoints, cut_face
-from ..latents.inversion import InvertConfig, invert
-from ..latents.pivotal_tuning import TuneConfig, Tuning, tune
-from ..latents.sampling import Latents, load_latents, render, sample, save_latents
+from ..latents.inversion import PRESETS, InvertConfig, invert
+from ..latents.pivotal_tuning import TuneConfig, tune
+from ..latents.sampling import load_latents, render, sample, save_latents
 from ..latents.text_edit import TextEditConfig, edit_by_text
-from ..models.arcface import Identity, load_identity
+from ..models.arcface import load_identity
 from ..models.checkpoints import load_generator
 from ..models.clip_loading import load_guide
 from ..models.domain import save_domain
-from ..models.generator import Generator
-from ..models.lpips import Perceptual, load_perceptual
-from ..runtime.config import from_flags
-from . import report as wording
+from ..models.generator import build_settings
+from ..models.lpips import load_perceptual
+from . import report
+from .arguments import (
+    Command,
+    File,
+    Files,
+    GeneratorName,
+    Guides,
+    Positive,
+    Rows,
+    Text,
+    Whole,
+    draft,
+    flag,
+    required,
+    value,
+    with_defaults,
+)
 from .progress import device_of, prepare, progress, say
+from .training_commands import stored_settings
 
-_STRENGTHS = (-3.0, -1.5, 0.0, 1.5, 3.0)  # shown of every direction
+_STRENGTHS = (-3.0, -1.5, 0.0, 1.5, 3.0)  # drawn for every direction
 
-
-def align_command(args: argparse.Namespace) -> None:
-    path = Path(args.out)
-    prepare(path, args.force)
-    points = FacePoints.parse(args.points) if args.points else None
-    face = cut_face(load_image(args.photo), args.size, points, args.face, args.middle)
-    say(wording.listing([save_image(face, path)]))
+Photos = Positional[Annotated[tuple[str, ...], arg(metavar="PHOTO", help="image files")]]
+Preset = Annotated[str, value("NAME", choices=tuple(PRESETS))]
 
 
-def encode_command(args: argparse.Namespace) -> None:
-    path = Path(args.out)
-    prepare(path, args.force)
-    device = device_of(args.device)
-    encoder = load_encoder(args.encoder, device)
-    generator = load_generator(args.generator).to(device) if args.generator else encoder.decoder
-    photos = _photos(args.photos, generator.resolution, args.align)
-    with progress(len(photos) * (args.iterations if encoder.iterative else 1)) as tick:
-        latents = encoder.encode(photos, args.iterations, generator, on_pass=lambda done, _: tick(done, ""))
-    drawn = render(generator, latents)
-    picture = compare_grid({"photo": photos, "encoded": drawn}, [Path(one).name for one in args.photos])
-    files = [save_image(picture, path.with_suffix(".png"))]
-    save_latents(latents, path, {"photos": [Path(one).name for one in args.photos], "encoder": encoder.source})
-    say(wording.closeness(drawn, square(photos, generator.resolution)), wording.listing([*files, path]))
+@dataclass(frozen=True, kw_only=True)
+class ResultFlags(Command):
+    """Flags of the commands that write one result."""
+
+    out: str = required("the file or folder to write")
+    force: FlagCreatePairsOff[bool] = flag(False, "overwrite an earlier result")
 
 
-def invert_command(args: argparse.Namespace) -> None:
-    """Latents, the generator's change where it is tuned, and a grid of it all, into one folder."""
-    if args.start and args.encoder:
-        raise ValueError("Got --start and --encoder, expected one of them: an inversion begins in one place.")
-    folder, device = Path(args.out), device_of(args.device)
-    path, change = folder / "latents.safetensors", folder / "tuning.safetensors"
-    for place in (path, change) if args.tune else (path,):
-        prepare(place, args.force)
-    config, tuning = from_flags(InvertConfig, args), from_flags(TuneConfig, args, "tune")
-    generator = load_generator(args.generator).to(device)
-    adapted = {Path(name).stem: load_generator(name).to(device) for name in args.adapted or ()}
-    perceptual = load_perceptual(args.perceptual, device) if args.perceptual else None
-    identity = load_identity(args.identity, device) if args.identity else None
-    photos = _photos(args.photos, generator.resolution, args.align)
-    start = load_latents(args.start, generator) if args.start else None
-    if args.encoder:
-        start = load_encoder(args.encoder, device).encode(photos, generator=generator)
+@dataclass(frozen=True, kw_only=True)
+class Align(ResultFlags):
+    """Cut a face out of a photo as the FFHQ data set was cut, and write it to OUT, a .png.
 
-    with progress(len(photos) * config.steps) as tick:
-        found = invert(
-            generator,
-            photos,
-            config,
-            perceptual,
-            identity,
-            start,
-            lambda step: tick(step.done, f"loss {step.loss:.4f}, {step.psnr:.1f} dB"),
-        )
-    columns = {"photo": found.targets, "inverted": found.images}
-    told = [wording.closeness(found.images, found.targets, perceptual, found.steps)]
-    tuned = _tuned(generator, found.targets, found.latents, tuning, perceptual, identity) if args.tune else None
-    if tuned:
-        columns["tuned"] = tuned.images
-        told += ["after the tuning", wording.closeness(tuned.images, found.targets, perceptual)]
-    for name, one in adapted.items():
-        columns[name] = render(tuned.domain.apply(one) if tuned else one, found.latents)
+    example:
+      python -m nada_core align photo.jpg --out face.png --points '120,150 180,150 125,220 175,220'
+    """
 
-    files = [save_image(compare_grid(columns, [Path(one).name for one in args.photos]), folder / "inverted.png")]
-    origin = {"photos": [Path(one).name for one in args.photos], "generator": generator.source}
-    if tuned:
-        save_domain(tuned.domain, change, provenance=origin)
-        files.append(change)
-    save_latents(found.latents, path, {**origin, "psnr": found.psnr, "config": vars(config)})
-    say(*told, wording.listing([*files, path]))
+    photo: Positional[str] = required("an image file")
+    size: Positive = flag(1024, "pixels a side")
+    points: Text = flag(
+        None,
+        "left eye, right eye, [nose,] left and right mouth corner, as x,y in pixels; default: found by mtcnn-runtime",
+    )
+    face: int = flag(0, "which face: 0 is the largest")
+    middle: FlagCreatePairsOff[bool] = flag(False, "if no face is found, take the middle square")
+
+    def run(self) -> None:
+        path = Path(self.out)
+        prepare(path, self.force)
+        points = FacePoints.parse(self.points) if self.points else None
+        face = cut_face(load_image(self.photo), self.size, points, self.face, self.middle)
+        say(report.listing([save_image(face, path)]))
 
 
-def directions_command(args: argparse.Namespace) -> None:
-    path = Path(args.out)
-    prepare(path, args.force)
-    generator = load_generator(args.generator).to(device_of(args.device))
-    if args.method == "sefa":
-        found = sefa(generator, args.count, layers=args.rows)
-    else:
-        found = principal(generator, args.count, layers=args.rows)
-    latent = sample(generator, [args.seed], label=args.label)
-    moved = [
-        torch.cat([render(generator, edit(latent, found[index], strength)) for index in range(len(found))])
-        for strength in _STRENGTHS
-    ]
-    columns = {f"{strength:+g}": images for strength, images in zip(_STRENGTHS, moved, strict=True)}
-    picture = save_image(compare_grid(columns, found.names), path.with_suffix(".png"))
-    save_directions(found, path, {"method": args.method, "generator": generator.source})
-    say(wording.listing([picture, path]))
+@dataclass(frozen=True, kw_only=True)
+class Encode(ResultFlags):
+    """Map photos to latents with a trained encoder. OUT is a .safetensors file; an image is written beside it.
+
+    example:
+      python -m nada_core encode e4e_ffhq_encode.pt face.png --out face.safetensors
+    """
+
+    encoder: Positional[str] = required("a pSp, e4e or ReStyle checkpoint")
+    photos: Photos
+    align: FlagCreatePairsOff[bool] = flag(False, "first cut the largest face out of every photo")
+    generator: File = flag(None, "generator the latents are for (default: the encoder's own)")
+    iterations: Positive = flag(5, "passes of a ReStyle encoder")
+
+    def run(self) -> None:
+        path, device = Path(self.out), device_of(self.machine.device)
+        prepare(path, self.force)
+        encoder = load_encoder(self.encoder, device)
+        generator = load_generator(self.generator).to(device) if self.generator else encoder.decoder
+        photos = _load_photos(self.photos, generator.resolution, self.align)
+        with progress(len(photos) * (self.iterations if encoder.iterative else 1)) as tick:
+            latents = encoder.encode(photos, self.iterations, generator, on_pass=lambda done, _: tick(done, ""))
+        images, names = render(generator, latents), [Path(name).name for name in self.photos]
+        picture = save_image(compare_grid({"photo": photos, "encoded": images}, names), path.with_suffix(".png"))
+        save_latents(latents, path, {"photos": names, "encoder": encoder.source})
+        say(report.closeness(images, square(photos, generator.resolution)), report.listing([picture, path]))
 
 
-def edit_command(args: argparse.Namespace) -> None:
-    if bool(args.direction) == bool(args.text):
-        raise ValueError(
-            "Got --direction and --text, or neither of them; expected one: the file of a direction, or "
-            "a phrase such as 'photo with glasses'."
-        )
-    path, device = Path(args.out), device_of(args.device)
-    prepare(path, args.force)
-    generator = load_generator(args.generator).to(device)
-    latents = load_latents(args.latents, generator)
-    if args.direction:
-        edited = edit(
-            latents, parse_direction(load_directions(args.direction, generator), args.name), args.strength, args.rows
-        )
-        told: dict[str, Any] = {"direction": args.name, "strength": args.strength}
-    else:
-        edited = _by_text(generator, latents, args)
-        told = {"source": args.source, "text": args.text}
-    columns = {"before": render(generator, latents), "after": render(generator, edited)}
-    picture = save_image(compare_grid(columns), path.with_suffix(".png"))
-    save_latents(edited, path, {"edited": told, "generator": generator.source})
-    say(wording.listing([picture, path]))
+@dataclass(frozen=True, kw_only=True)
+class Invert(ResultFlags):
+    """Find the latents of photos, and draw them with adapted generators.
+
+    OUT is a folder for latents.safetensors, inverted.png and, with --tune, tuning.safetensors. The defaults are those
+    stored in the generator's file; `invert GENERATOR --help` shows them.
+
+    example:
+      python -m nada_core invert portraits face.png --out out/face --tune
+      python -m nada_core invert ffhq.pkl face.png --perceptual vgg --identity model_ir_se50.pth --out out/face
+      python -m nada_core invert portraits face.png --adapted zombie.safetensors --out out/face
+    """
+
+    generator: GeneratorName
+    photos: Photos
+    align: FlagCreatePairsOff[bool] = flag(False, "first cut the largest face out of every photo")
+    perceptual: Text = flag(None, "network of the lpips term: vgg, alex or squeeze, or one with :imagenet or :FILE")
+    identity: Text = flag(None, "face recognizer of the id term: a file such as model_ir_se50.pth, or portraits")
+    start: File = flag(None, "latents to start from (default: the mean of w)")
+    encoder: File = flag(None, "an encoder whose latents to start from")
+    adapted: Files = flag((), "also draw the latents with this generator, which was adapted from GENERATOR")
+    preset: Preset = flag(
+        "default", "defaults of the inversion: default, editable (in w), or report (its weights only)"
+    )
+    tune: FlagCreatePairsOff[bool] = flag(False, "tune the generator after the inversion, to draw the photos exactly")
+    config: Annotated[InvertConfig, arg(name="inversion")] = InvertConfig()
+    tuning: Annotated[TuneConfig, arg(name="pivotal-tuning")] = TuneConfig()
+
+    @classmethod
+    def defaults(cls, words: Sequence[str]) -> Any:
+        known = draft(cls, words)
+        stored = stored_settings(known.generator if known else "")
+        config = PRESETS[known.preset if known else "default"]
+        if config == PRESETS["default"]:
+            config = build_settings(InvertConfig, stored.get("invert", {}))
+        tuning = build_settings(TuneConfig, stored.get("tune", {}))
+        return with_defaults(cls, config=config, tuning=tuning, identity=stored.get("identity"))
+
+    def run(self) -> None:
+        if self.start and self.encoder:
+            raise ValueError("Got --start and --encoder, expected one of them.")
+        folder, device = Path(self.out), device_of(self.machine.device)
+        path, change = folder / "latents.safetensors", folder / "tuning.safetensors"
+        for place in (path, change) if self.tune else (path,):
+            prepare(place, self.force)
+        generator = load_generator(self.generator).to(device)
+        adapted = {Path(name).stem: load_generator(name).to(device) for name in self.adapted}
+        perceptual = load_perceptual(self.perceptual, device) if self.perceptual else None
+        identity = load_identity(self.identity, device) if self.identity else None
+        photos, names = _load_photos(self.photos, generator.resolution, self.align), [Path(p).name for p in self.photos]
+        start = load_latents(self.start, generator) if self.start else None
+        if self.encoder:
+            start = load_encoder(self.encoder, device).encode(photos, generator=generator)
+
+        with progress(len(photos) * self.config.steps) as tick:
+            on_step = _on_step(lambda step, words: tick(step.done, words))
+            found = invert(generator, photos, self.config, perceptual, identity, start, on_step)
+        columns = {"photo": found.targets, "inverted": found.images}
+        lines = [report.closeness(found.images, found.targets, perceptual, found.steps)]
+        tuned = None
+        if self.tune:
+            with progress(self.tuning.steps) as tick:
+                on_step = _on_step(lambda step, words: tick(step.index + 1, words))
+                tuned = tune(generator, found.targets, found.latents, self.tuning, perceptual, identity, on_step)
+            columns["tuned"] = tuned.images
+            lines += ["after tuning", report.closeness(tuned.images, found.targets, perceptual)]
+        for name, one in adapted.items():
+            columns[name] = render(tuned.domain.apply(one) if tuned else one, found.latents)
+
+        files = [save_image(compare_grid(columns, names), folder / "inverted.png")]
+        origin = {"photos": names, "generator": generator.source}
+        if tuned:
+            save_domain(tuned.domain, change, provenance=origin)
+            files.append(change)
+        save_latents(found.latents, path, {**origin, "psnr": found.psnr, "config": vars(self.config)})
+        say(*lines, report.listing([*files, path]))
 
 
-def _photos(names: Sequence[str], size: int, aligned: bool) -> Tensor:
-    """[N, 3, size, size]: photos come in all sizes, and the faces in them are cut out if that was asked for."""
+@dataclass(frozen=True, kw_only=True)
+class FindDirections(ResultFlags):
+    """Find directions of change in the latents. OUT is a .safetensors file; an image is written beside it.
+
+    example:
+      python -m nada_core directions portraits --method sefa --rows 0-3 --out out/sefa.safetensors
+    """
+
+    generator: GeneratorName
+    method: Literal["sefa", "pca"] = flag("sefa", "sefa: from the weights; pca: principal components of w (GANSpace)")
+    count: Positive = flag(10, "how many directions")
+    rows: Rows = flag(None, "rows of W+ that they move, both ends included; None: all")
+    seed: int = flag(0, "seed of the image that is drawn")
+    label: Whole = flag(None, "class of a conditional generator")
+
+    def run(self) -> None:
+        path = Path(self.out)
+        prepare(path, self.force)
+        generator = load_generator(self.generator).to(device_of(self.machine.device))
+        find = sefa if self.method == "sefa" else principal
+        found = find(generator, self.count, layers=self.rows)
+        latent = sample(generator, [self.seed], label=self.label)
+        each = [found[index] for index in range(len(found))]
+        columns = {f"{x:+g}": torch.cat([render(generator, edit(latent, one, x)) for one in each]) for x in _STRENGTHS}
+        picture = save_image(compare_grid(columns, found.names), path.with_suffix(".png"))
+        save_directions(found, path, {"method": self.method, "generator": generator.source})
+        say(report.listing([picture, path]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edit(ResultFlags):
+    """Move latents along a direction or by text. OUT is a .safetensors file; an image is written beside it.
+
+    example:
+      python -m nada_core edit portraits face.safetensors --direction sefa.safetensors --name 2 --out e.safetensors
+      python -m nada_core edit portraits face.safetensors --text 'photo with glasses' --out e.safetensors
+    """
+
+    generator: GeneratorName
+    latents: Positional[str] = required("a file of latents")
+    direction: File = flag(None, "a file of directions, of this package, InterFaceGAN or GANSpace")
+    name: str = flag("0", "name of the direction, or its number from 0")
+    strength: float = flag(2.0, "how far to move along it")
+    rows: Rows = flag(None, "rows of W+ that move, both ends included; None: all")
+    text: Text = flag(None, "text for what the images should show")
+    source: str = flag("photo", "text for what they show now")
+    guide: Guides = flag((), "a CLIP model for the text; default: portraits")
+    identity: Text = flag(None, "face recognizer of the id term")
+    config: Annotated[TextEditConfig, arg(name="text-edit")] = TextEditConfig()
+
+    def run(self) -> None:
+        if bool(self.direction) == bool(self.text):
+            raise ValueError("Got --direction and --text, or neither; expected one of them.")
+        path, device = Path(self.out), device_of(self.machine.device)
+        prepare(path, self.force)
+        generator = load_generator(self.generator).to(device)
+        latents = load_latents(self.latents, generator)
+        if self.direction:
+            direction = parse_direction(load_directions(self.direction, generator), self.name)
+            edited = edit(latents, direction, self.strength, self.rows)
+            origin: dict[str, Any] = {"direction": self.name, "strength": self.strength}
+        else:
+            names = self.guide or (("portraits", 1.0),)
+            guides = [(load_guide(name, device=device), weight) for name, weight in names]
+            identity = load_identity(self.identity, device) if self.identity else None
+            shift = TextShift(self.source, self.text or "")
+            with progress(self.config.steps) as tick:
+                on_step = _on_step(lambda step, words: tick(step.index + 1, words))
+                edited = edit_by_text(generator, latents, guides, shift, self.config, identity, on_step)
+            origin = {"source": self.source, "text": self.text}
+        columns = {"before": render(generator, latents), "after": render(generator, edited)}
+        picture = save_image(compare_grid(columns), path.with_suffix(".png"))
+        save_latents(edited, path, {"edited": origin, "generator": generator.source})
+        say(report.listing([picture, path]))
+
+
+def _load_photos(names: Sequence[str], size: int, aligned: bool) -> Tensor:
+    """Load photos of any size as [N, 3, size, size], with their faces cut out if `aligned`."""
     photos = (load_image(name) for name in names)
-    return torch.cat([cut_face(one, size) if aligned else square(one, size) for one in photos])
+    return torch.cat([cut_face(photo, size) if aligned else square(photo, size) for photo in photos])
 
 
-def _tuned(
-    generator: Generator,
-    targets: Tensor,
-    latents: Latents,
-    config: TuneConfig,
-    perceptual: Perceptual | None,
-    identity: Identity | None,
-) -> Tuning:
-    with progress(config.steps) as tick:
-        return tune(
-            generator,
-            targets,
-            latents,
-            config,
-            perceptual,
-            identity,
-            lambda step: tick(step.index + 1, f"loss {step.loss:.4f}, {step.psnr:.1f} dB"),
-        )
+def _on_step(tick: Any) -> Any:
+    """Show the loss of a step, and its PSNR if it has one, in a progress bar."""
 
+    def on_step(step: Any) -> None:
+        tick(step, f"loss {step.loss:.4f}" + (f", {step.psnr:.1f} dB" if hasattr(step, "psnr") else ""))
 
-def _by_text(generator: Generator, latents: Latents, args: argparse.Namespace) -> Latents:
-    config, device = from_flags(TextEditConfig, args), device_of(args.device)
-    guides = [(load_guide(name, device=device), weight) for name, weight in args.guide or [("portraits", 1.0)]]
-    identity = load_identity(args.identity, device) if args.identity else None
-    with progress(config.steps) as tick:
-        return edit_by_text(
-            generator,
-            latents,
-            guides,
-            TextShift(args.source, args.text),
-            config,
-            identity,
-            lambda step: tick(step.index + 1, f"loss {step.loss:.4f}"),
-        )
+    return on_step

@@ -1,4 +1,4 @@
-"""What commands say: tables, figures, files described in words. Everything is returned as text; nothing is printed."""
+"""The text that commands print: tables, measures and descriptions of files. Everything is returned, not printed."""
 
 from __future__ import annotations
 
@@ -23,124 +23,119 @@ from ..models.lpips import Perceptual
 
 
 def table(rows: Sequence[Sequence[object]]) -> str:
-    """Columns under a heading row; those of numbers are aligned at their right."""
+    """Align columns under a heading row; columns of numbers are aligned to the right."""
     texts = [[str(cell) for cell in row] for row in rows]
     lines = [""] * len(texts)
     for column in zip(*texts, strict=True):
         width = max(map(len, column))
-        numeric = all(re.fullmatch(r"[-+]?[\d,.]*", cell) for cell in column[1:])
-        lines = [
-            f"{line}{cell:>{width}}  " if numeric else f"{line}{cell:<{width}}  "
-            for line, cell in zip(lines, column, strict=True)
-        ]
+        side = ">" if all(re.fullmatch(r"[-+]?[\d,.]*", cell) for cell in column[1:]) else "<"
+        lines = [f"{line}{cell:{side}{width}}  " for line, cell in zip(lines, column, strict=True)]
     return "\n".join(line.rstrip() for line in lines)
 
 
 def listing(files: Sequence[Path]) -> str:
-    """The files a command wrote, one a line."""
     return "\n".join(f"wrote {path}" for path in files)
 
 
 def verdict(row: Mapping[str, float], passed: bool, target: str) -> str:
-    """The judge's figures, each beside what it is held against. row: the fields of the built-in world's Verdict."""
+    """The judge's measures with their references. row: the fields of the built-in world's Verdict."""
     rows = [
-        ("the judge of the built-in world", "found", "held against"),
-        (f"pictures it takes for {target}", f"{row['judge']:.2f}", "1, every picture"),
+        ("judge of the built-in world", "measured", "reference"),
+        (f"images recognized as {target}", f"{row['judge']:.2f}", "1: every image"),
         ("attributes kept (correlation)", f"{row['attributes']:.2f}", f"{row['source_attributes']:.2f} before"),
-        ("distance to the true picture", f"{row['distance']:.3f}", f"{row['source_distance']:.3f} before"),
-        ("diversity", f"{row['diversity']:.2f}", "1, the true pictures' own"),
+        ("distance to the true image", f"{row['distance']:.3f}", f"{row['source_distance']:.3f} before"),
+        ("diversity", f"{row['diversity']:.2f}", "1: that of the true images"),
     ]
-    word = "meet" if passed else "MISS"
-    return f"{table(rows)}\nAll four together {word} the bar every target is held to.\n"
+    return f"{table(rows)}\nAll four together {'pass' if passed else 'FAIL'} the threshold used for every target.\n"
 
 
-def figures(guide: ClipGuide, shift: TextShift, seen: Mapping[str, Tensor]) -> str:
-    """quality, direction and diversity of every generator; the first is what the others are held against."""
-    goal, phrases = shift.direction(guide).cpu(), guide.encode_text(fill(shift.target, shift.templates)).cpu()
-    (first, before), *rest = seen.items()
-    own = diversity(before)
+def figures(guide: ClipGuide, shift: TextShift, features: Mapping[str, Tensor]) -> str:
+    """CLIP measures of every generator from its image embeddings [N, D]; the first is the source."""
+    text_direction = shift.direction(guide).cpu()
+    phrases = guide.encode_text(fill(shift.target, shift.templates)).cpu()
+    (first, before), *rest = features.items()
+    own = max(diversity(before), 1e-9)
     rows = [("generator", "quality", "direction", "diversity"), (first, f"{quality(before, phrases):.3f}", "", "1.00")]
     for label, after in rest:
-        spread = diversity(after) / max(own, 1e-9)
-        rows.append((label, f"{quality(after, phrases):.3f}", f"{direction(before, after, goal):.3f}", f"{spread:.2f}"))
-    return f"as {guide.name} sees {len(before)} images, from {shift.source} to {shift.target}\n{table(rows)}"
+        change = direction(before, after, text_direction)
+        rows.append((label, f"{quality(after, phrases):.3f}", f"{change:.3f}", f"{diversity(after) / own:.2f}"))
+    return f"{len(before)} images measured by {guide.name}, from {shift.source} to {shift.target}\n{table(rows)}"
 
 
 def closeness(images: Tensor, targets: Tensor, perceptual: Perceptual | None = None, steps: Sequence[int] = ()) -> str:
-    """How close pictures [N, 3, R, R] came to their targets, a line a picture. steps: that each of them took."""
-    lines = [f"{value:.1f} dB" for value in psnr(images, targets).tolist()]
-    if perceptual is not None:
-        device = next(perceptual.parameters()).device
-        with torch.no_grad():
-            pairs = zip(images.split(1), targets.split(1), strict=True)
-            unlike = [perceptual.distance(one.to(device), other.to(device)).item() for one, other in pairs]
-        lines = [f"{line}, {perceptual.label} {value:.3f}" for line, value in zip(lines, unlike, strict=True)]
-    if steps:
-        lines = [f"{line}, after {count} steps" for line, count in zip(lines, steps, strict=True)]
-    return "\n".join(f"picture {index}: {line}" for index, line in enumerate(lines))
+    """How close images [N, 3, R, R] are to their targets, one line each. steps: the optimization steps of each."""
+    lines = []
+    for index, (image, target) in enumerate(zip(images.split(1), targets.split(1), strict=True)):
+        line = f"picture {index}: {psnr(image, target).item():.1f} dB"
+        if perceptual is not None:
+            device = next(perceptual.parameters()).device
+            with torch.no_grad():
+                distance = perceptual.distance(image.to(device), target.to(device)).item()
+            line += f", {perceptual.label} {distance:.3f}"
+        lines.append(f"{line}, after {steps[index]} steps" if steps else line)
+    return "\n".join(lines)
 
 
 def about_generator(generator: Generator, raw: RawCheckpoint) -> str:
-    """Sizes, and one row a layer: what `info` says of a generator and `--layers-names` takes."""
-    weights = dict(generator.named_parameters())
-    synthesis = sum(weights[name].numel() for layer in generator.layers() for name in layer.parameters)
-    total = sum(value.numel() for value in weights.values())
-    side, classes = generator.resolution, f"{generator.c_dim or 'no'} classes"
-    about = f"{generator.family} generator, {side} x {side} pixels ({raw.container} file)"
-    sizes = f"z {generator.z_dim}, w {generator.w_dim}, {generator.num_ws} rows of W+, {classes}"
+    """Sizes, and one row for each layer with the name that `--layers-names` takes."""
+    counts = {name: weight.numel() for name, weight in generator.named_parameters()}
     rows: list[tuple[object, ...]] = [("layer", "resolution", "row", "kind", "parameters")]
+    synthesis = 0
     for layer in generator.layers():
-        count = sum(weights[name].numel() for name in layer.parameters)
+        count = sum(counts[name] for name in layer.parameters)
+        synthesis += count
         row = "" if layer.w_index is None else layer.w_index
         rows.append((layer.name, layer.resolution, row, layer.kind, f"{count:,}"))
-    parts = f"{total:,} parameters, {synthesis:,} of them in the layers below\nsha256 {raw.sha256}"
-    return f"{about}\n{sizes}\n{parts}\n\n{table(rows)}"
+    side = generator.resolution
+    return (
+        f"{generator.family} generator, {side} x {side} pixels ({raw.container} file)\n"
+        f"z {generator.z_dim}, w {generator.w_dim}, {generator.num_ws} rows of W+, {generator.c_dim or 'no'} classes\n"
+        f"{sum(counts.values()):,} parameters, {synthesis:,} of them in the layers below\n"
+        f"sha256 {raw.sha256}\n\n{table(rows)}"
+    )
 
 
 def about_guide(name: str, guide: ClipGuide) -> str:
-    """What `info` says of a built-in guide."""
-    count = sum(value.numel() for value in guide.parameters())
-    seen = f"sees {guide.size[0]} x {guide.size[1]} pixels, embeds in {guide.dim} dimensions, {count:,} parameters"
-    return f"{name}: a guide (CLIP) that ships with the pack\n{seen}\nuse it with --guide {name}"
+    height, width = guide.size
+    count = sum(weight.numel() for weight in guide.parameters())
+    return (
+        f"{name}: a built-in CLIP model, {height} x {width} pixels, {guide.dim} dimensions, {count:,} parameters\n"
+        f"use it with --guide {name}"
+    )
 
 
 def about_clip(path: Path, raw: RawCheckpoint) -> str:
-    """What `info` says of a file of CLIP weights."""
-    count = sum(value.numel() for value in raw.tensors.values())
     return (
-        f"weights of a guide (CLIP), {count:,} numbers ({raw.container} file)\nsha256 {raw.sha256}\n"
-        f"use it with --guide ARCHITECTURE:{path}, where ARCHITECTURE is open_clip's name of the model or a "
-        "config file (.json)"
+        f"weights of a CLIP model, {_numbers(raw):,} numbers ({raw.container} file)\nsha256 {raw.sha256}\n"
+        f"use it with --guide ARCHITECTURE:{path}, where ARCHITECTURE is open_clip's name of the model or a config "
+        "file (.json)"
     )
 
 
 def about_run(path: Path, raw: RawCheckpoint) -> str:
-    """What `info` says of an autosave."""
     run = json.loads(raw.hints["run"])
     loss = f", loss {run['history'][-1]['loss']:.4f}" if run["history"] else ""
     return (
         f"autosave of an adaptation after {run['index']} steps{loss}\n"
-        f"go on with the command that began it and --autosave {path} --resume"
+        f"continue with the command that started it and --autosave {path} --resume"
     )
 
 
 def about_domain(path: Path, raw: RawCheckpoint) -> str:
-    """What `info` says of a domain."""
-    count = sum(value.numel() for value in raw.tensors.values())
     return (
-        f"a domain, which is what an adaptation changed: {count:,} numbers in {len(raw.tensors)} parameters\n"
-        f"it fits the generators with the mapping network {raw.hints['space'][:12]}; apply it with "
+        f"a domain (the weight changes of an adaptation): {_numbers(raw):,} numbers in {len(raw.tensors)} parameters\n"
+        f"fits generators with the mapping network {raw.hints['space'][:12]}; apply it with "
         f"load_domain(generator, '{path}', strength=1.0)"
     )
 
 
-def how_to_go_on(autosave: Path) -> str:
-    """What to tell whoever stopped a run: how far it is safe, and where."""
-    told = read_metadata(autosave) if autosave.is_file() else {}
-    if "run" not in told:
+def how_to_resume(autosave: Path) -> str:
+    """What an interrupted run has saved, and how to continue it."""
+    hints = read_metadata(autosave) if autosave.is_file() else {}
+    if "run" not in hints:
         return "Stopped before the first autosave; nothing was written."
-    steps = json.loads(told["run"])["index"]
-    return f"Stopped. {steps} steps are safe in {autosave}; go on with the same command and --resume."
+    steps = json.loads(hints["run"])["index"]
+    return f"Stopped. {steps} steps are saved in {autosave}; continue with the same command and --resume."
 
 
 def speed(
@@ -151,13 +146,17 @@ def speed(
     parts: Mapping[str, float],
     peak: int | None,
 ) -> str:
-    """A measured training: steps a second, the share of every part in a step's seconds, the peak of memory in bytes."""
+    """Steps a second, the share of every part in a step, and the peak of memory in bytes."""
     seconds = sum(parts.values())
     where = f"cpu, {torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    side = generator.resolution
     lines = [
-        f"{generator.resolution} x {generator.resolution} pixels, batch {config.batch}, {config.precision}, seen by "
-        f"{', '.join(guides)}; on {where}",
+        f"{side} x {side} pixels, batch {config.batch}, {config.precision}, guides {', '.join(guides)}; {where}",
         f"{1 / seconds:.2f} steps a second, {seconds * 1e3:.0f} ms a step",
         *(f"  {part:<10} {share * 1e3:8.1f} ms {share / seconds:6.1%}" for part, share in parts.items()),
     ]
     return "\n".join(lines + ([] if peak is None else [f"peak memory {peak / 2**30:.2f} GiB"]))
+
+
+def _numbers(raw: RawCheckpoint) -> int:
+    return sum(tensor.numel() for tensor in raw.tensors.values())

@@ -62,7 +62,7 @@ class Generator(nn.Module):
             section: "adapt", "invert" or "tune".
             cls: the settings dataclass of that section. Fields the file does not name keep their defaults.
         """
-        return _build_settings(cls, self.recommended.get(section, {}))
+        return build_settings(cls, self.recommended.get(section, {}))
 
     def map(self, z: Tensor, label: Tensor | None = None, psi: float = 1.0, cutoff: int | None = None) -> Tensor:
         """Map z to ws.
@@ -217,13 +217,12 @@ def changed_settings(settings: Any) -> dict[str, Any]:
     }
 
 
-def _build_settings(cls: type[Settings], values: Mapping[str, Any]) -> Settings:
+def build_settings(cls: type[Settings], values: Mapping[str, Any]) -> Settings:
     """Turn a JSON object into a settings dataclass, nested ones included."""
-    nested = {field.name: field.default_factory for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    built: dict[str, Any] = {}
+    defaults, built = cls(), {}
     for name, value in values.items():
-        factory = nested.get(name)
-        if isinstance(value, Mapping) and isinstance(factory, type) and dataclasses.is_dataclass(factory):
-            value = _build_settings(factory, value)
+        default = getattr(defaults, name, None)
+        if dataclasses.is_dataclass(default) and not isinstance(default, type):
+            value = build_settings(type(default), value)
         built[name] = tuple(value) if isinstance(value, list) else value
     return cls(**built)

@@ -1,0 +1,100 @@
+"""The public names of nada_core, which imports this module with the first of them that is used."""
+
+from .adaptation.adapt import Adaptation, Step, adapt
+from .adaptation.config import AdaptConfig, LayerChoice
+from .adaptation.layer_selection import inspect_layers
+from .adaptation.recipes import RECIPES
+from .guidance.clip_losses import TERMS, Views
+from .guidance.prompt_check import check_prompts
+from .guidance.shifts import ImageShift, MixedShift, TextShift
+from .io.checkpoint_file import RawCheckpoint
+from .io.errors import CheckpointError
+from .io.grid import compare_grid, grid
+from .io.images import load_image, save_image
+from .io.plots import plot_bars, plot_heat, plot_lines
+from .latents.directions import Directions, boundary, edit, load_directions, principal, save_directions, sefa
+from .latents.encoder import Encoder, load_encoder
+from .latents.face_alignment import FacePoints, NoFaceError, align, cut_face, find_face
+from .latents.inversion import Inversion, InvertConfig, invert
+from .latents.pivotal_tuning import TuneConfig, Tuning, tune
+from .latents.sampling import Latents, interpolate, load_latents, mix, render, sample, save_latents
+from .latents.text_edit import TextEditConfig, edit_by_text
+from .models.arcface import Identity, load_identity
+from .models.checkpoints import build, export_rosinality, load_generator, read_provenance, save_generator
+from .models.clip import ClipGuide
+from .models.clip_loading import GuideError, load_guide
+from .models.domain import Domain, load_domain, read_domain, save_domain
+from .models.generator import Generator, Layer
+from .models.lpips import Perceptual, load_perceptual
+
+__all__ = [
+    "AdaptConfig",
+    "Adaptation",
+    "CheckpointError",
+    "ClipGuide",
+    "Directions",
+    "Domain",
+    "Encoder",
+    "FacePoints",
+    "Generator",
+    "GuideError",
+    "Identity",
+    "ImageShift",
+    "Inversion",
+    "InvertConfig",
+    "Latents",
+    "Layer",
+    "LayerChoice",
+    "MixedShift",
+    "NoFaceError",
+    "Perceptual",
+    "RECIPES",
+    "RawCheckpoint",
+    "Step",
+    "TERMS",
+    "TextEditConfig",
+    "TextShift",
+    "TuneConfig",
+    "Tuning",
+    "Views",
+    "adapt",
+    "align",
+    "boundary",
+    "build",
+    "check_prompts",
+    "compare_grid",
+    "cut_face",
+    "edit",
+    "edit_by_text",
+    "export_rosinality",
+    "find_face",
+    "grid",
+    "inspect_layers",
+    "interpolate",
+    "invert",
+    "load_directions",
+    "load_domain",
+    "load_encoder",
+    "load_generator",
+    "load_guide",
+    "load_identity",
+    "load_image",
+    "load_latents",
+    "load_perceptual",
+    "mix",
+    "plot_bars",
+    "plot_heat",
+    "plot_lines",
+    "principal",
+    "read_domain",
+    "read_provenance",
+    "render",
+    "sample",
+    "save_directions",
+    "save_domain",
+    "save_generator",
+    "save_image",
+    "save_latents",
+    "sefa",
+    "tune",
+]

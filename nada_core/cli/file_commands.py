@@ -1,0 +1,209 @@
+"""The commands for generators and their files: info, convert, sample, compare, build-native."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tyro.conf import FlagCreatePairsOff, Positional
+
+from .. import __version__
+from ..guidance.metrics import embed
+from ..guidance.shifts import TextShift
+from ..io.checkpoint_file import RawCheckpoint, read_checkpoint
+from ..io.grid import compare_grid, grid
+from ..io.images import save_image
+from ..latents.sampling import Latents, load_latents, render, sample
+from ..models.checkpoints import BUILTINS, export_rosinality, load_generator, read_provenance, save_generator
+from ..models.clip_loading import built_in_guides, load_guide
+from ..models.generator import Generator
+from ..models.ops import winograd
+from . import report
+from .arguments import Command, File, Files, GeneratorName, Seeds, Text, Whole, flag, required
+from .progress import device_of, prepare, say
+
+MAX_ROWS, MAX_CELLS = 16, 64  # of a grid
+
+
+@dataclass(frozen=True, kw_only=True)
+class Info(Command):
+    """Describe a file: a generator and its layers, a CLIP model, a domain or an autosave.
+
+    example:
+      python -m nada_core info portraits
+    """
+
+    file: Positional[str] = required("a file of weights, or a built-in name")
+
+    def run(self) -> None:
+        if self.file in built_in_guides() and self.file not in BUILTINS:
+            return say(report.about_guide(self.file, load_guide(self.file)))
+        path = BUILTINS.get(self.file, Path(self.file))
+        raw = read_checkpoint(path)
+        kind = raw.kind
+        if kind == "nada_run":
+            return say(report.about_run(path, raw))
+        if kind != "nada_domain" and any(name.startswith("visual.") for name in raw.tensors):
+            return say(report.about_clip(path, raw))
+        say(
+            report.about_domain(path, raw)
+            if kind == "nada_domain"
+            else report.about_generator(load_generator(path), raw)
+        )
+        if origin := _provenance(path, raw):
+            say(f"\nprovenance\n{json.dumps(origin, indent=2, ensure_ascii=False)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convert(Command):
+    """Rewrite a generator as .safetensors (this package's format) or .pt (rosinality's).
+
+    example:
+      python -m nada_core convert ffhq.pkl ffhq.safetensors
+    """
+
+    file: Positional[str] = required("a generator file, or a built-in name")
+    out: Positional[str] = required("the file to write; its suffix selects the format")
+    half: FlagCreatePairsOff[bool] = flag(False, "store the synthesis network as float16")
+    force: FlagCreatePairsOff[bool] = flag(False, "overwrite OUT")
+
+    def run(self) -> None:
+        path = Path(self.out)
+        if path.suffix not in (".safetensors", ".pt"):
+            raise ValueError(f"Got {path.name} to write, expected a name ending in .safetensors or .pt.")
+        if path.suffix == ".pt" and self.half:
+            raise ValueError("--half needs a .safetensors file; readers of rosinality's .pt expect float32.")
+        prepare(path, self.force)
+        generator = load_generator(self.file)
+        if path.suffix == ".pt":
+            export_rosinality(generator, path)
+        else:
+            origin = BUILTINS.get(self.file, Path(self.file))
+            known = {"source": {"name": origin.name, "sha256": generator.source}, "version": __version__}
+            save_generator(generator, path, _provenance(origin, read_checkpoint(origin)) or known, half=self.half)
+        say(report.listing([path]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentFlags(Command):
+    """Flags of the commands that draw images."""
+
+    seeds: Seeds = field(default_factory=lambda: [*range(8)], metadata={"help": "seeds of the latents"})
+    psi: float = flag(0.7, "truncation: 1 keeps all variety, 0 gives the mean image")
+    label: Whole = flag(None, "class of a conditional generator")
+    latents: File = flag(None, "latents from a file instead of seeds")
+    out: str = required("the grid to write, .png")
+
+    def batches(self, generator: Generator, size: int) -> Iterator[tuple[str, Sequence[int], Latents]]:
+        """Latents `size` at a time, which limits memory, with their name: a word and a number each."""
+        given = load_latents(self.latents, generator) if self.latents else None
+        numbers: Sequence[int] = self.seeds if given is None else range(len(given))
+        for start in range(0, len(numbers), size):
+            part = numbers[start : start + size]
+            if given is None:
+                yield "seed", part, sample(generator, part, self.psi, label=self.label)
+            else:
+                yield "latent", part, given[start : start + size]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample(LatentFlags):
+    """Write a grid of images of a generator; the grid shows the first 64.
+
+    example:
+      python -m nada_core sample portraits --seeds 0-15 --psi 0.7 --out out/grid.png
+    """
+
+    generator: GeneratorName
+    separate: File = flag(None, "folder to which every image is also written, in full size")
+
+    def run(self) -> None:
+        generator = load_generator(self.generator).to(device_of(self.machine.device))
+        written: list[Path] = []
+        for word, numbers, latents in self.batches(generator, MAX_CELLS):
+            images = render(generator, latents)
+            if not written:
+                labels = [f"{word} {number}" for number in numbers]
+                written.append(save_image(grid(images, labels=labels), self.out))
+            if not self.separate:
+                break
+            paths = [Path(self.separate) / f"{word}{number:04d}.png" for number in numbers]
+            written += [save_image(image, path) for image, path in zip(images, paths, strict=True)]
+        say(report.listing(written))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare(LatentFlags):
+    """Draw the same latents with several generators side by side, and measure them with CLIP models.
+
+    The grid shows the first 16 latents. The measures (quality, direction and diversity relative to GEN-A) use all of
+    them; papers take 500 to 1000 seeds.
+
+    example:
+      python -m nada_core compare ffhq.pkl zombie.safetensors --seeds 0-7 --out out/compare.png
+      python -m nada_core compare portraits zombie.safetensors --guide portraits --target zombie --out ab.png
+    """
+
+    gen_a: Positional[str] = required("the source generator, whose latents are drawn")
+    gen_b: Positional[tuple[str, ...]] = required("generators adapted from it")
+    guide: Files = flag((), "a CLIP model to measure with")
+    source: str = flag("photo", "text for what GEN-A draws")
+    target: Text = flag(None, "text for what the others should draw")
+
+    def run(self) -> None:
+        if self.guide and self.target is None:
+            raise ValueError("--guide needs --target, the text to compare the images with.")
+        names, device = (self.gen_a, *self.gen_b), device_of(self.machine.device)
+        labels = _labels(names)
+        generators = {label: load_generator(name).to(device) for label, name in zip(labels, names, strict=True)}
+        guides = [load_guide(name, device=device) for name in self.guide]
+        embeddings: list[dict[str, list[Any]]] = [{label: [] for label in labels} for _ in guides]
+        written: list[Path] = []
+        for word, numbers, latents in self.batches(generators[labels[0]], MAX_ROWS):
+            columns = {label: render(generator, latents) for label, generator in generators.items()}
+            if not written:
+                picture = compare_grid(columns, [f"{word} {number}" for number in numbers])
+                written.append(save_image(picture, self.out))
+            if not guides:
+                break
+            for guide, rows in zip(guides, embeddings, strict=True):
+                for label, images in columns.items():
+                    rows[label].append(embed(guide, images))
+        for guide, rows in zip(guides, embeddings, strict=True):
+            features = {label: torch.cat(parts) for label, parts in rows.items()}
+            say(report.figures(guide, TextShift(self.source, self.target or ""), features), "")
+        say(report.listing(written))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildNative(Command):
+    """Compile the native convolution for this CPU, once, and measure what it gains; needs a C++ compiler.
+
+    example:
+      python -m nada_core build-native
+    """
+
+    def run(self) -> None:
+        result = winograd.build()
+        torch_ms, native_ms = result.torch_seconds * 1e3, result.native_seconds * 1e3
+        say(
+            f"built {result.library}",
+            "a 3x3 convolution of 128 channels at 128 x 128 pixels, forward and backward: "
+            f"PyTorch {torch_ms:.1f} ms, native {native_ms:.1f} ms ({torch_ms / native_ms:.2f} times as fast)",
+        )
+
+
+def _provenance(path: Path, raw: RawCheckpoint) -> dict[str, Any]:
+    return read_provenance(path) if raw.container == "safetensors" else {}
+
+
+def _labels(names: Sequence[str]) -> list[str]:
+    """Distinct column labels: file names where they differ, whole paths otherwise."""
+    for labels in ([Path(name).stem for name in names], list(names)):
+        if len(set(labels)) == len(labels):
+            return labels
+    raise ValueError(f"Got {', '.join(names)}, expected generators that differ; one is named twice.")

@@ -1,0 +1,287 @@
+"""The commands that train: demo, adapt, bench (StyleGAN-NADA, arXiv:2108.00946)."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor
+from tyro.conf import FlagCreatePairsOff, Positional, Suppress, arg
+
+from .. import __version__, portraits
+from ..adaptation.adapt import Adaptation, Step, adapt
+from ..adaptation.config import AdaptConfig, LayerChoice
+from ..adaptation.layer_selection import inspect_layers
+from ..adaptation.recipes import RECIPES
+from ..guidance.prompt_check import check_prompts
+from ..guidance.shifts import ImageShift, MixedShift, TextShift
+from ..io.errors import CheckpointError
+from ..io.grid import compare_grid
+from ..io.images import load_image, save_image, square
+from ..io.plots import plot_bars, plot_heat, plot_lines
+from ..latents.sampling import render, sample
+from ..models.arcface import load_identity
+from ..models.checkpoints import load_generator, read_recommended, save_generator
+from ..models.clip_loading import load_guide
+from ..models.generator import Generator, build_settings
+from ..models.lpips import load_perceptual
+from ..portraits.content import Content
+from ..runtime.distributed import process_group, rank
+from ..runtime.precision import PRECISIONS
+from . import report
+from .arguments import (
+    Command,
+    File,
+    Files,
+    GeneratorName,
+    Guides,
+    Positive,
+    Text,
+    draft,
+    flag,
+    required,
+    value,
+    with_defaults,
+)
+from .profile import measure
+from .progress import device_of, prepare, progress, say
+
+Target = Annotated[str, value("TEXT", choices=portraits.TARGETS)]
+RecipeName = Annotated[str | None, value("NAME", choices=tuple(RECIPES))]
+Precision = Annotated[str, value("NAME", choices=tuple(PRECISIONS))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo(Command):
+    """Adapt the built-in generator by text and compare the result with the true images.
+
+    example:
+      python -m nada_core demo --target 'pencil sketch'
+    """
+
+    target: Target = flag(portraits.TARGETS[0], "the target style")
+    out: str = flag("out/demo", "folder of the results")
+
+    def run(self) -> None:
+        device, path = device_of(self.machine.device), Path(self.out) / f"{slug(self.target)}.safetensors"
+        prepare(path, force=True)
+        source = load_generator("portraits").to(device)
+        config = source.recommended_settings("adapt", AdaptConfig)
+        shift = TextShift(portraits.SOURCE, self.target)
+        guides = [(load_guide(name, device=device), weight) for name, weight in portraits.GUIDES]
+        judge, content = portraits.Judge.load(), Content.load()
+        start = time.perf_counter()
+        with progress(config.steps) as tick:
+            result = adapt(source, guides, shift, config, _on_step(tick))
+        seconds = time.perf_counter() - start
+
+        latents = sample(source, range(6), psi=1.0)
+        columns = {
+            f"before: {shift.source}": render(source, latents),
+            f"after: {shift.target}": render(result.generator, latents),
+            "true image": portraits.render(content(latents.ws), shift.target),
+        }
+        picture = compare_grid(columns, title=f"The same latents, from {shift.source} to {shift.target} by text alone")
+        movement = {layer.name: moved for layer, moved in inspect_layers(source, guides, shift, config.layers)}
+        files = _save_result(result, path, "portraits", picture, _movement_plot(movement, config.layers))
+        verdict = portraits.examine(judge, content, source.cpu(), result.generator.cpu(), shift.target)
+        say(f"{config.steps} steps in {seconds:.0f} s on {device}, {torch.get_num_threads()} CPU threads")
+        say(report.verdict(verdict.as_row(), verdict.passed, shift.target), report.listing(files))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapt(Command):
+    """Adapt a generator to a new domain by text, by images or by both.
+
+    The defaults are those stored in the generator's file, or else the paper's for published generators;
+    `adapt GENERATOR --help` shows them. `torchrun --nproc-per-node N -m nada_core adapt` shares each batch between N
+    processes.
+
+    example:
+      python -m nada_core adapt portraits --target zombie --out out
+      python -m nada_core adapt ffhq.pkl --guide ViT-B-32:openai --guide ViT-B-16:openai --target zombie --out out
+      python -m nada_core adapt portraits --recipe style --target 'pencil sketch' --out out
+    """
+
+    generator: GeneratorName
+    guide: Guides = flag(
+        (),
+        "CLIP model: a built-in name, ARCHITECTURE:TAG (downloaded on first use) or ARCHITECTURE:FILE; default: those"
+        " stored in the generator's file",
+    )
+    stored_guides: Suppress[Any] = ()
+    source: str = flag("photo", "text for what the generator draws now")
+    target: Text = flag(None, "text for what it should draw")
+    image: Files = flag((), "an image of the target style, instead of --target or with it; up to ten")
+    image_weight: float = flag(0.5, "share of the images where there is a target text too, from 0 to 1")
+    recipe: RecipeName = flag(
+        None,
+        "use the settings of a kind of target: " + "; ".join(f"{name}, {one.about}" for name, one in RECIPES.items()),
+    )
+    judge: Text = flag(None, "a held-out CLIP model that chooses the best step, with --keep-every")
+    perceptual: Text = flag(None, "network of the lpips term: vgg, alex or squeeze, or one with :imagenet or :FILE")
+    identity: Text = flag(None, "face recognizer of the id term: a file such as model_ir_se50.pth, or portraits")
+    out: str = required("a .safetensors file, or a folder for TARGET.safetensors")
+    force: FlagCreatePairsOff[bool] = flag(False, "overwrite an earlier result")
+    autosave: File = flag(None, "state of the run for --resume; removed when the result is saved (default: beside OUT)")
+    resume: FlagCreatePairsOff[bool] = flag(False, "continue from the autosave; give all other flags as before")
+    config: Annotated[AdaptConfig, arg(name="training")] = AdaptConfig()
+
+    @classmethod
+    def defaults(cls, words: Sequence[str]) -> Any:
+        known = draft(cls, words)
+        stored = stored_settings(known.generator if known else "")
+        config = build_settings(AdaptConfig, stored.get("adapt", {}))
+        source, recipe = stored.get("source", "photo"), RECIPES.get((known and known.recipe) or "")
+        if recipe:
+            config, source = recipe.config(config), stored.get("source", recipe.source)
+        guides = tuple((name, weight) for name, weight in stored.get("guides", ()))
+        return with_defaults(cls, config=config, source=source, stored_guides=guides)
+
+    def run(self) -> None:
+        with process_group(device_of(self.machine.device)) as device:
+            self._run_on(device)
+
+    def _run_on(self, device: torch.device) -> None:
+        path = result_path(self.out, self.target or Path((self.image or ("adapted",))[0]).stem)
+        autosave = Path(self.autosave) if self.autosave else path.with_suffix(".autosave.safetensors")
+        prepare(path, self.force)
+        if not (names := self.guide or self.stored_guides):
+            raise ValueError("--guide is missing: the generator's file names no CLIP models; try ViT-B-32:openai.")
+        source = load_generator(self.generator).to(device)
+        shift = self._shift(source.resolution)
+        guides = [(load_guide(name, device=device), weight) for name, weight in names]
+        judge = load_guide(self.judge, device=device) if self.judge else None
+        perceptual = load_perceptual(self.perceptual, device) if self.perceptual else None
+        identity = load_identity(self.identity, device) if self.identity else None
+        for warning in (warning for guide, _ in guides for warning in check_prompts(guide, shift)):
+            sys.stderr.write(f"warning: {warning}\n" if not rank() else "")
+        if self.resume and not autosave.exists():
+            sys.stderr.write(f"There is no autosave at {autosave}; starting at the first step.\n")
+        try:
+            with progress(self.config.steps) as tick:
+                networks = (judge, perceptual, identity)
+                on_step = None if rank() else _on_step(tick)
+                result = adapt(source, guides, shift, self.config, on_step, autosave, self.resume, *networks)
+            if rank():  # rank 0 has the same weights and writes them
+                return
+            files = _save_result(result, path, self.generator, self._picture(source, result.generator))
+            autosave.unlink(missing_ok=True)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(report.how_to_resume(autosave)) from None
+        say(*filter(None, [result.chosen_because]), report.listing(files))
+
+    def _shift(self, size: int) -> TextShift | ImageShift | MixedShift:
+        if not self.target and not self.image:
+            raise ValueError("Got neither --target nor --image, expected a text, images or both.")
+        text = TextShift(self.source, self.target) if self.target else None
+        if not self.image:
+            assert text is not None
+            return text
+        images = ImageShift(torch.cat([square(load_image(name), size) for name in self.image]))
+        share = self.image_weight
+        return images if text is None else MixedShift((text, images), (1 - share, share))
+
+    def _picture(self, source: Generator, adapted: Generator) -> Tensor:
+        latents = sample(source, range(8), label=self.config.label)
+        before, after = (
+            f"before: {self.source}" if self.target else "before",
+            self.target or f"{len(self.image)} images",
+        )
+        columns = {before: render(source, latents), f"after: {after}": render(adapted, latents)}
+        return compare_grid(columns, [f"seed {seed}" for seed in range(8)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench(Command):
+    """Measure how fast training runs on this machine, and which parts take the time.
+
+    example:
+      python -m nada_core bench
+      python -m nada_core bench ffhq.pkl --guide ViT-B-32:openai --precision bf16
+    """
+
+    generator: Positional[Annotated[str, arg(metavar="GENERATOR")]] = flag(
+        "portraits", "a generator file, or a built-in name"
+    )
+    guide: Files = flag((), "a CLIP model; default: those of the demo")
+    steps: Positive = flag(22, "two of them are not timed")
+    batch: Annotated[int | None, value("N", int)] = flag(None, "latents a step (default: as in training)")
+    precision: Precision = flag("fp32", "arithmetic of the generators")
+
+    def run(self) -> None:
+        device = device_of(self.machine.device)
+        source = load_generator(self.generator).to(device)
+        config = source.recommended_settings("adapt", AdaptConfig)
+        config = replace(config, steps=self.steps, precision=self.precision, batch=self.batch or config.batch)
+        named = [(name, 1.0) for name in self.guide] or portraits.GUIDES
+        guides = [(load_guide(name, device=device), weight) for name, weight in named]
+        speed = measure(source, guides, TextShift(portraits.SOURCE, portraits.TARGETS[0]), config)
+        say(report.speed(source, [guide.name for guide, _ in guides], config, device, speed.parts, speed.peak))
+
+
+def stored_settings(generator: str) -> Mapping[str, Any]:
+    """The recommended settings in a generator's file; none where it cannot be read, which loading it will report."""
+    try:
+        return read_recommended(generator)
+    except CheckpointError:
+        return {}
+
+
+def result_path(out: str, target: str) -> Path:
+    path = Path(out)
+    return path if path.suffix == ".safetensors" else path / f"{slug(target)}.safetensors"
+
+
+def slug(text: str) -> str:
+    return re.sub(r"\W+", "-", text.lower()).strip("-")[:60] or "adapted"
+
+
+def _save_result(
+    result: Adaptation, path: Path, generator: str, picture: Tensor, layers: Tensor | None = None
+) -> list[Path]:
+    """Write the images and plots, and the generator last: where it exists, everything does."""
+    history = result.history
+    losses = {"loss": [step["loss"] for step in history]}
+    if len(result.config.terms) > 1:
+        losses |= {name: [step["terms"][name] for step in history] for name in result.config.terms}
+    if layers is None and result.config.layers.mode == "adaptive":
+        layers = _selection_plot(result)
+    plots = {"before-after": picture, "loss": plot_lines(losses, "Loss", smooth=0.9), "layers": layers}
+    stem = path.with_suffix("")
+    files = [save_image(plot, f"{stem}-{name}.png") for name, plot in plots.items() if plot is not None]
+    known = result.domain.provenance
+    origin = {"source": {"name": Path(generator).name, **known["source"]}, "version": __version__}
+    save_generator(result.generator, path, {**known, **origin})
+    return [*files, path]
+
+
+def _selection_plot(result: Adaptation) -> Tensor:
+    """Which layers each step of adaptive layer freezing trained."""
+    layers = result.generator.layers()
+    names = [layer.name if layer.w_index is None else f"{layer.name}  row {layer.w_index}" for layer in layers]
+    rows = [[float(layer.name in step["layers"]) for step in result.history] for layer in layers]
+    return plot_heat(rows, names, "Layers trained at each step")
+
+
+def _movement_plot(movement: Mapping[str, float], choice: LayerChoice) -> Tensor:
+    """How far the text moves each layer's row of W+, with the rows an adaptive choice would train first."""
+    top = sorted(movement, key=lambda name: -movement[name])[: choice.count]
+    title, legend = "How far the text moves each layer's row of W+", f"the {len(top)} an adaptive choice trains first"
+    return plot_bars(movement, title, "mean change of w", top, legend)
+
+
+def _on_step(tick: Callable[[int, str], None]) -> Callable[[Step], None]:
+    """Show the loss and the first trained layers in a progress bar."""
+
+    def on_step(step: Step) -> None:
+        more = "…" if len(step.layers) > 3 else ""
+        tick(step.index + 1, f"loss {step.loss:.3f}, {' '.join(step.layers[:3])}{more}")
+
+    return on_step
