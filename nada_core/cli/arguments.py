@@ -45,14 +45,21 @@ def value(metavar: str, read: Callable[[str], Any] = str, show: Callable[[Any], 
     )
 
 
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise ValueError(f"got {text!r}, expected a whole number of at least 1.")
+    return int(text)
+
+
+Positive = Annotated[int, value("N", _positive)]
+
+
 @dataclass(frozen=True)
 class Machine:
     """Where to compute."""
 
     device: Literal["auto", "cpu", "cuda"] = flag("auto", "auto takes a GPU if there is one")
-    threads: Annotated[int | None, value("N", lambda text: _positive(text))] = flag(
-        None, "CPU threads; None: as PyTorch"
-    )
+    threads: Positive | None = flag(None, "CPU threads; None: as PyTorch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,17 +166,16 @@ def _flag_type(cls: type, item: Setting) -> Any:
 
 
 def _one_line(box: str) -> str:
-    """The sentence in tyro's box of an error, with flags in place of the settings' fields."""
-    lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
-    sections = " ".join(lines).split("─" * 10)
-    close = re.findall(r"Perhaps you meant:\W+(--[\w-]+)", box.replace("│", " "))
-    text = " ".join(sections[0].split()) + (f" Did you mean {close[0]}?" if close else "")
+    """The message in tyro's box of an error, which has a title and sections, with flags for the settings' fields."""
+    sections = [" ".join(part.split()) for part in re.split(r"[─-]{8,}", re.sub("[│╭╮╰╯]", " ", box))]
+    title, text, *others = [part for part in sections if part]
+    close = [match[1] for part in others if (match := re.match(r"Perhaps you meant: (--[\w-]+)", part))]
 
     def as_flag(match: re.Match[str]) -> str:
         return f"--{_PREFIXES.get(match[1], '')}{match[2].replace('_', '-')}"
 
-    text = re.sub(r"(?:Error parsing [a-z]+: )?\b([A-Z]\w+(?:Config|Choice))\.(\w+)", as_flag, text)
-    return text if text.endswith((".", "?")) else f"{text}."
+    text = re.sub(r"(?:Error parsing [a-z.-]+: )?\b([A-Z]\w+(?:Config|Choice))\.(\w+)", as_flag, text)
+    return f"{text.rstrip('.')}.{''.join(f' Did you mean {flag}?' for flag in close)}"
 
 
 def _pairs(text: str) -> dict[str, float]:
@@ -187,12 +193,6 @@ def _names(text: str) -> tuple[str, ...]:
 def _show(given: Any) -> str:
     parts = [f"{name}={number:g}" for name, number in given.items()] if isinstance(given, dict) else list(given)
     return ",".join(parts) or "none"
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise ValueError(f"got {text!r}, expected a whole number of at least 1.")
-    return int(text)
 
 
 def _row_range(text: str) -> tuple[int, int]:
@@ -225,7 +225,6 @@ def _weighted(text: str) -> tuple[str, float]:
 
 # The types of the commands' fields.
 GeneratorName = Positional[Annotated[str, arg(metavar="GENERATOR", help="a generator file, or a built-in name")]]
-Positive = Annotated[int, value("N", _positive)]
 Rows = Annotated[tuple[int, int] | None, value("A-B", _row_range)]
 Seeds = Annotated[list[int], value("LIST", _seed_list, lambda seeds: f"{seeds[0]}-{seeds[-1]}")]
 Guides = UseAppendAction[

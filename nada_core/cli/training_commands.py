@@ -65,7 +65,7 @@ class Demo(Command):
       python -m nada_core demo --target 'pencil sketch'
     """
 
-    target: Target = flag(portraits.TARGETS[0], "the target style")
+    target: Target = flag("joker", "the target style")
     out: str = flag("out/demo", "folder of the results")
 
     def run(self) -> None:
