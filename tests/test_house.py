@@ -66,6 +66,7 @@ PROCESS_WIDE = {
     "use_deterministic_algorithms",
 }
 PROCESS_WIDE_ALLOWED = {
+    "nada_core/__main__.py": {"os.environ.setdefault"},
     "nada_core/cli/main.py": {"set_num_threads"},
     "nada_core/models/lpips.py": {"simplefilter"},
     "nada_core/portraits/fitting/training.py": {"torch.manual_seed"},
