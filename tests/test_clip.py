@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import pickle
 import sys
@@ -366,7 +367,8 @@ def test_published_tags_set_activation_and_normalization(folder: Path, monkeypat
     assert settings_of["ViT-B-16-SigLIP2"]["force_preprocess_cfg"] == {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 
 
-def test_loading_keeps_the_global_random_state() -> None:
-    before = torch.get_rng_state()
+def test_loading_keeps_the_global_random_state_and_logs_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    before, filters = torch.get_rng_state(), list(logging.getLogger().filters)
     load_guide("portraits")
     assert torch.equal(before, torch.get_rng_state())
+    assert not caplog.records and logging.getLogger().filters == filters

@@ -9,7 +9,8 @@ import difflib
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,8 @@ def load_guide(
     except ImportError as error:
         raise GuideError(f"{model_name} needs the Python package {error.name}, which is not installed.") from error
     except Exception as error:  # open_clip and the network raise many types
-        raise GuideError(_download_failed(model_name, published, error)) from error
+        built = f"The model {model_name} could not be built ({_first_line(error)}). Check its config."
+        raise GuideError(_download_failed(model_name, published, error) if published else built) from error
     built_in = requested in built_in_guides()
     name = requested if built_in else f"{model_name}:{weights if published else Path(weights).name}"
     return ClipGuide(name, model, tokenizer, open_clip.get_model_config(model_name)["embed_dim"], antialias).to(device)
@@ -88,27 +90,39 @@ def _create(
     """Return the model and tokenizer of open_clip. Leaves the global random state unchanged."""
     import open_clip
 
-    hub = logging.getLogger("huggingface_hub")
-    level = hub.level
-    try:
-        hub.setLevel(logging.CRITICAL)  # no line per retry: a failure is reported once, by the caller
-        with torch.random.fork_rng(devices=[]):
-            model = open_clip.create_model(
-                model_name,
-                pretrained=weights if published else None,
-                precision="fp32",
-                device="cpu",
-                # Weights may need another activation and normalization than their architecture; open_clip only warns.
-                force_quick_gelu=bool(published.get("quick_gelu", False)),
-                force_preprocess_cfg=None if published else _normalization(model_name),
-                cache_dir=cache_dir,
-                require_pretrained=bool(published),
-                weights_only=True,
-            )
+    with _quiet_logging(), torch.random.fork_rng(devices=[]):
+        model = open_clip.create_model(
+            model_name,
+            pretrained=weights if published else None,
+            precision="fp32",
+            device="cpu",
+            # Weights may need another activation and normalization than their architecture; open_clip only warns.
+            force_quick_gelu=bool(published.get("quick_gelu", False)),
+            force_preprocess_cfg=None if published else _normalization(model_name),
+            cache_dir=cache_dir,
+            require_pretrained=bool(published),
+            weights_only=True,
+        )
         if not published:
             _load_file(model, model_name, Path(weights))
         return model, _tokenizer(model_name, cache_dir)
+
+
+@contextmanager
+def _quiet_logging() -> Iterator[None]:
+    """Hide the retries of downloads, and open_clip's warning about models whose weights are loaded afterwards."""
+
+    def is_relevant(record: logging.LogRecord) -> bool:
+        return "No pretrained weights loaded" not in record.getMessage()
+
+    root, hub = logging.getLogger(), logging.getLogger("huggingface_hub")
+    level = hub.level
+    root.addFilter(is_relevant)
+    hub.setLevel(logging.CRITICAL)
+    try:
+        yield
     finally:
+        root.removeFilter(is_relevant)
         hub.setLevel(level)
 
 
@@ -123,7 +137,7 @@ def _load_file(model: nn.Module, model_name: str, path: Path) -> None:
         raise GuideError(str(error)) from error
     state = _clip_tensors(raw)
     if not any(name.startswith("visual.") for name in state):
-        raise GuideError(f"{path} is no guide, but {describe(raw, 'load_guide')}.")
+        raise GuideError(f"{path} is no CLIP model; it looks like {describe(raw, 'load_guide')}.")
     try:
         state = convert_state_dict(model, state)
         if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
@@ -141,7 +155,7 @@ def _load_file(model: nn.Module, model_name: str, path: Path) -> None:
 
 
 def _clip_tensors(raw: RawCheckpoint) -> dict[str, Tensor]:
-    """The tensors of a CLIP checkpoint by open_clip's names, without the wrapping of a training or of OpenAI."""
+    """Return the tensors by open_clip's names, without the prefixes of training programs and OpenAI's sizes."""
     state = {name.removeprefix("state_dict.").removeprefix("module."): value for name, value in raw.tensors.items()}
     return {name: value for name, value in state.items() if name not in _OPENAI_SIZES}
 
