@@ -6,6 +6,7 @@ Names and shapes are written out here, independently of the code under test.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,13 @@ class Draw:
         }
 
 
+def body_units() -> Iterator[tuple[str, int, int]]:
+    """Yield the name, the input channels and the output channels of every residual unit."""
+    widths = [width for width, units in zip(WIDTHS, UNITS, strict=True) for _ in range(units)]
+    for index, (inputs, width) in enumerate(zip([FIRST, *widths], widths, strict=False)):
+        yield f"body.{index}", inputs, width
+
+
 def irse(draw: Draw, channels: int = 3, squeezed: int = SQUEEZED) -> dict[str, Tensor]:
     """The tensors of input_layer and body."""
     state = {
@@ -59,50 +67,42 @@ def irse(draw: Draw, channels: int = 3, squeezed: int = SQUEEZED) -> dict[str, T
         **draw.norm("input_layer.1", FIRST),
         "input_layer.2.weight": 0.25 + 0.1 * draw(FIRST),
     }
-    inputs, index = FIRST, 0
-    for width, units in zip(WIDTHS, UNITS, strict=True):
-        for _ in range(units):
-            unit = f"body.{index}"
+    for unit, inputs, width in body_units():
+        state |= {
+            **draw.norm(f"{unit}.res_layer.0", inputs),
+            f"{unit}.res_layer.1.weight": draw(width, inputs, 3, 3),
+            f"{unit}.res_layer.2.weight": 0.25 + 0.1 * draw(width),
+            f"{unit}.res_layer.3.weight": draw(width, width, 3, 3),
+            **draw.norm(f"{unit}.res_layer.4", width),
+        }
+        if squeezed:
             state |= {
-                **draw.norm(f"{unit}.res_layer.0", inputs),
-                f"{unit}.res_layer.1.weight": draw(width, inputs, 3, 3),
-                f"{unit}.res_layer.2.weight": 0.25 + 0.1 * draw(width),
-                f"{unit}.res_layer.3.weight": draw(width, width, 3, 3),
-                **draw.norm(f"{unit}.res_layer.4", width),
+                f"{unit}.res_layer.5.fc1.weight": draw(squeezed, width, 1, 1),
+                f"{unit}.res_layer.5.fc2.weight": draw(width, squeezed, 1, 1),
             }
-            if squeezed:
-                state |= {
-                    f"{unit}.res_layer.5.fc1.weight": draw(squeezed, width, 1, 1),
-                    f"{unit}.res_layer.5.fc2.weight": draw(width, squeezed, 1, 1),
-                }
-            if inputs != width:
-                state |= {
-                    f"{unit}.shortcut_layer.0.weight": draw(width, inputs, 1, 1),
-                    **draw.norm(f"{unit}.shortcut_layer.1", width),
-                }
-            inputs, index = width, index + 1
+        if inputs != width:
+            state |= {
+                f"{unit}.shortcut_layer.0.weight": draw(width, inputs, 1, 1),
+                **draw.norm(f"{unit}.shortcut_layer.1", width),
+            }
     return state
 
 
 def resnet(draw: Draw, channels: int) -> dict[str, Tensor]:
     """The tensors of conv1, bn1, relu and body of the ResNet variants."""
     state = {"conv1.weight": draw(FIRST, channels, 7, 7), **draw.norm("bn1", FIRST), "relu.weight": 0.25 + draw(FIRST)}
-    inputs, index = FIRST, 0
-    for width, units in zip(WIDTHS, UNITS, strict=True):
-        for _ in range(units):
-            unit = f"body.{index}"
+    for unit, inputs, width in body_units():
+        state |= {
+            f"{unit}.conv1.weight": draw(width, inputs, 3, 3),
+            **draw.norm(f"{unit}.bn1", width),
+            f"{unit}.conv2.weight": draw(width, width, 3, 3),
+            **draw.norm(f"{unit}.bn2", width),
+        }
+        if inputs != width:
             state |= {
-                f"{unit}.conv1.weight": draw(width, inputs, 3, 3),
-                **draw.norm(f"{unit}.bn1", width),
-                f"{unit}.conv2.weight": draw(width, width, 3, 3),
-                **draw.norm(f"{unit}.bn2", width),
+                f"{unit}.downsample.0.weight": draw(width, inputs, 1, 1),
+                **draw.norm(f"{unit}.downsample.1", width),
             }
-            if inputs != width:
-                state |= {
-                    f"{unit}.downsample.0.weight": draw(width, inputs, 1, 1),
-                    **draw.norm(f"{unit}.downsample.1", width),
-                }
-            inputs, index = width, index + 1
     return state
 
 

@@ -7,33 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import generator as tiny
+from tiny import rng
 from torch import Tensor
 
 from nada_core.models.checkpoints import FAMILIES, build
 from nada_core.models.generator import Generator, same_space
 from nada_core.models.stylegan2 import StyleGAN2
-
-
-def rng(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def tiny(**changes: Any) -> StyleGAN2:
-    settings: dict[str, Any] = {
-        "resolution": 16,
-        "z_dim": 6,
-        "w_dim": 5,
-        "mapping_layers": 2,
-        "widths": [8, 7, 4],
-        "rng": rng(),
-    }
-    generator = StyleGAN2(**(settings | changes))
-    with torch.no_grad():
-        for name, value in generator.named_parameters():
-            if name.endswith(("bias", "noise_strength")):
-                value.add_(0.3 * torch.randn(value.shape, generator=rng(1)))
-        generator.w_avg.normal_(generator=rng(2))
-    return generator
 
 
 def latents(generator: Generator, count: int = 2) -> Tensor:

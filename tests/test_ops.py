@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -109,78 +110,61 @@ def test_gradients_first_and_second() -> None:
 
 
 def layer(up: bool, noise: tuple[int, ...] | None) -> tuple[Tensor, ...]:
-    given = draw(2, 3, 4, 4), draw(2, 3, 3, 3), draw(2, 3), draw(2)
-    return given if noise is None else (*given, draw(*noise))
+    inputs = draw(2, 3, 4, 4), draw(2, 3, 3, 3), draw(2, 3), draw(2)
+    return inputs if noise is None else (*inputs, draw(*noise))
 
 
-def step_by_step(
-    x: Tensor,
-    weight: Tensor,
-    style: Tensor,
-    bias: Tensor,
-    noise: Tensor | None = None,
-    *,
-    up: bool,
-    clamp: float | None,
+def separate_steps(
+    x: Tensor, weight: Tensor, style: Tensor, bias: Tensor, *noise: Tensor, up: bool, clamp: float | None
 ) -> Tensor:
-    x = modulated_conv(x, weight, style, up=up)
-    return bias_act(x if noise is None else x + noise, bias, clamp)
+    return bias_act(sum(noise, modulated_conv(x, weight, style, up=up)), bias, clamp)
 
 
-def at_once(
-    x: Tensor,
-    weight: Tensor,
-    style: Tensor,
-    bias: Tensor,
-    noise: Tensor | None = None,
-    *,
-    up: bool,
-    clamp: float | None,
-) -> Tensor:
-    return styled_conv(x, weight, style, noise, bias, up=up, clamp=clamp)
+def fused(x: Tensor, weight: Tensor, style: Tensor, bias: Tensor, *noise: Tensor, **options: Any) -> Tensor:
+    return styled_conv(x, weight, style, *(noise or (None,)), bias, **options)
 
 
 @pytest.mark.parametrize("clamp", [None, 1.0])
 @pytest.mark.parametrize(("up", "size"), [(False, 4), (True, 8)])
 def test_styled_conv_and_gradients_equal_the_separate_steps(up: bool, size: int, clamp: float | None) -> None:
     for noise in (None, (2, 1, size, size), (size, size), (1, 1, size, size)):
-        given = layer(up, noise)
-        apart, together = (f(*given, up=up, clamp=clamp) for f in (step_by_step, at_once))
-        torch.testing.assert_close(together, apart)
-        seed = torch.randn(apart.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        inputs = layer(up, noise)
+        separate, together = (f(*inputs, up=up, clamp=clamp) for f in (separate_steps, fused))
+        torch.testing.assert_close(together, separate)
+        seed = torch.randn(separate.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
         for one, other in zip(
-            torch.autograd.grad(apart, given, seed), torch.autograd.grad(together, given, seed), strict=True
+            torch.autograd.grad(separate, inputs, seed), torch.autograd.grad(together, inputs, seed), strict=True
         ):
             torch.testing.assert_close(other, one)
 
 
-@pytest.mark.parametrize("kept", range(5))
-def test_styled_conv_computes_each_gradient_alone(kept: int) -> None:
-    given = [one.detach().requires_grad_(index == kept) for index, one in enumerate(layer(True, (8, 8)))]
-    (alone,) = torch.autograd.grad(at_once(*given, up=True, clamp=None).square().sum(), given[kept])
+@pytest.mark.parametrize("index", range(5))
+def test_styled_conv_computes_each_gradient_alone(index: int) -> None:
+    inputs = [one.detach().requires_grad_(i == index) for i, one in enumerate(layer(True, (8, 8)))]
+    (alone,) = torch.autograd.grad(fused(*inputs, up=True, clamp=None).square().sum(), inputs[index])
     every = layer(True, (8, 8))
-    together = torch.autograd.grad(at_once(*every, up=True, clamp=None).square().sum(), every)
-    torch.testing.assert_close(alone, together[kept])
+    together = torch.autograd.grad(fused(*every, up=True, clamp=None).square().sum(), every)
+    torch.testing.assert_close(alone, together[index])
 
 
 @pytest.mark.parametrize("up", [False, True])
 def test_styled_conv_has_second_gradients(up: bool) -> None:
-    given = layer(up, (8, 8) if up else (4, 4))
-    function = partial(at_once, up=up, clamp=None)
-    assert torch.autograd.gradcheck(function, given, fast_mode=True)
-    assert torch.autograd.gradgradcheck(function, given, fast_mode=True)
+    inputs = layer(up, (8, 8) if up else (4, 4))
+    function = partial(fused, up=up, clamp=None)
+    assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
 
 
 def test_styled_conv_saves_its_input_and_output_only() -> None:
     """Each layer saves one image, because its output is the input of the next; this bounds the memory of a step."""
     x, *rest = (one.float().detach().requires_grad_() for one in layer(False, (4, 4)))
-    kept: list[Tensor] = []
+    saved: list[Tensor] = []
 
-    def keep(tensor: Tensor) -> Tensor:
-        kept.append(tensor)
+    def save(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        out = at_once(x, *rest, up=False, clamp=None)
-    images = {tensor.data_ptr() for tensor in kept if tensor.ndim == 4 and tensor.shape[-1] == 4 and len(tensor) == 2}
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+        out = fused(x, *rest, up=False, clamp=None)
+    images = {tensor.data_ptr() for tensor in saved if tensor.ndim == 4 and tensor.shape[-1] == 4 and len(tensor) == 2}
     assert images == {x.data_ptr(), out.data_ptr()}
