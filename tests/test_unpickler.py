@@ -3,6 +3,7 @@
 import io
 import pickle
 import sys
+import tracemalloc
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -187,8 +188,56 @@ def test_endless_sharing_is_refused(tmp_path: Path) -> None:
     for _ in range(60):
         content = {"a": content, "b": content}
     (tmp_path / "x.pkl").write_bytes(pickle.dumps(content))
-    with pytest.raises(DamagedCheckpointError, match="values in one file"):
+    with pytest.raises(DamagedCheckpointError, match="too many values"):
         read_checkpoint(tmp_path / "x.pkl")
+
+
+def nested(levels: int) -> Any:
+    """A tuple of two tuples of two tuples ...: a few bytes, and 2 ** levels elements."""
+    value: Any = "x"
+    for _ in range(levels):
+        value = (value, value)
+    return value
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"state": Call(Global("torch_utils.persistence", "_reconstruct_persistent_obj"), {"class_name": nested(60)})},
+        {"device": Call(Global("torch", "device"), nested(60))},
+        {"path": Call(Global("pathlib", "PosixPath"), nested(60))},
+        {"static": foreign("dnnlib.tflib.network", "Network", static_kwargs={}, variables=[], components=nested(60))},
+        {"module": foreign("a", "Module", _parameters=nested(60), value=torch.ones(2))},
+    ],
+    ids=lambda content: next(iter(content)),
+)
+def test_nested_content_is_neither_printed_nor_walked(tmp_path: Path, content: object) -> None:
+    with pytest.raises(CheckpointError):
+        read_checkpoint(dump(content, tmp_path / "x.pkl"))
+
+
+def test_nested_keys_are_not_hashed(tmp_path: Path) -> None:
+    levels = b"".join(b"q%c0h%ch%c\x86" % (i, i, i) for i in range(1, 61))
+    (tmp_path / "x.pkl").write_bytes(b"\x80\x02}U\x01x" + levels + b"Ns.")
+    with pytest.raises(DamagedCheckpointError, match="nested tuples"):
+        read_checkpoint(tmp_path / "x.pkl")
+
+
+def test_memo_of_a_pickle_takes_no_memory_for_its_largest_index(tmp_path: Path) -> None:
+    (tmp_path / "x.pkl").write_bytes(b"\x80\x02Nr\xff\xff\xff\xff.")
+    tracemalloc.start()
+    with pytest.raises(CheckpointError, match="NoneType"):
+        read_checkpoint(tmp_path / "x.pkl")
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+
+
+def test_one_storage_under_many_names_is_refused(tmp_path: Path) -> None:
+    """Each view is within bounds; checking and copying all of them would take hours."""
+    content = torch.zeros(10_000)
+    torch.save({str(index): content[:] for index in range(1000)}, tmp_path / "x.pt")
+    with pytest.raises(DamagedCheckpointError, match="1000 tensors repeat"):
+        read_checkpoint(tmp_path / "x.pt")
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc/self/maps of Linux")

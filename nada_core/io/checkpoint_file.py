@@ -59,9 +59,9 @@ def read_checkpoint(path: str | Path) -> RawCheckpoint:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file. Check the path.")
-    with path.open("rb") as file:
-        container = _container(file, path)
     try:
+        with path.open("rb") as file:
+            container = _container(file, path)
         tensors, hints = _READERS[container](path)
         broken = _check_tensors(path, tensors, compressed=container == "numpy")
     except CheckpointError:
@@ -125,6 +125,9 @@ def _is_npz(path: Path) -> bool:
 def _check_tensors(path: Path, tensors: Mapping[str, Tensor], compressed: bool) -> list[str]:
     """Names of tensors with NaN or infinity; refuses tensors that are not dense or larger than an uncompressed file."""
     size = path.stat().st_size
+    views = [value.numel() * value.itemsize for value in tensors.values() if value.layout == torch.strided]
+    if not compressed and max(views, default=0) <= size and sum(views) > 64 * size:
+        raise DamagedCheckpointError(f"{path}: its {len(tensors)} tensors repeat the same numbers over and over.")
     broken = []
     for name, value in tensors.items():
         if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_nested:

@@ -16,7 +16,9 @@ from .errors import UnsupportedCheckpointError
 from .tensorflow_pickle import collect_network, is_network
 from .unpickler import Array, Record, Settings, Unpickler
 
-_MOST_VALUES = 1_000_000  # values in one file; a small pickle can refer to the same branch over and over
+_MOST_VALUES = (
+    1_000_000  # in one file, long names counting more; a small pickle can refer to the same branch over and over
+)
 
 
 def read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -54,7 +56,7 @@ class _Collector:
         self.count = 0
 
     def add(self, name: str, value: object) -> None:
-        self._count_one()
+        self._count_one(name)
         if isinstance(value, Tensor):
             self.tensors[name] = value.detach()
         elif isinstance(value, Array):
@@ -92,7 +94,7 @@ class _Collector:
 
     def _add_module(self, name: str, inner: str, record: Record, settings: dict[str, Any]) -> None:
         """Collect the tensors of a module under the names of its state dict, and its plain settings beside them."""
-        self._count_one()
+        self._count_one(inner)
         for group in ("_parameters", "_buffers"):
             for key, value in record.attributes.get(group, {}).items():
                 if isinstance(value, Tensor):
@@ -104,10 +106,10 @@ class _Collector:
             if isinstance(value, Record):
                 self._add_module(name, _join(inner, key), value, settings)
 
-    def _count_one(self) -> None:
-        self.count += 1
+    def _count_one(self, name: str) -> None:
+        self.count += 1 + len(name) // 16
         if self.count > _MOST_VALUES:
-            raise ValueError(f"more than {_MOST_VALUES} values in one file")
+            raise ValueError("too many values in one file")
 
 
 def _join(name: str, key: str) -> str:

@@ -6,6 +6,7 @@ consists of (`components`) and the source text that built it, which is never run
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,7 +42,7 @@ def _networks(path: str, record: Record, depth: int = 0) -> list[tuple[str, Reco
     result = [(path, record)]
     components = record.attributes.get("components") or {}
     if not isinstance(components, Mapping):
-        raise ValueError(f"the components of a network are {components!r:.40}, expected a dict")
+        raise ValueError(f"the components of a network are {reprlib.repr(components)}, expected a dict")
     for key, component in components.items():
         if isinstance(component, Record) and is_network(component):
             result += _networks(f"{path}{key}/", component, depth + 1)

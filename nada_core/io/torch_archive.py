@@ -5,6 +5,7 @@ The pickle inside goes through the allow list of `unpickler`, so whole modules a
 
 from __future__ import annotations
 
+import io
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,5 @@ def _read_members(path: Path, archive: zipfile.ZipFile, names: dict[str, str]) -
                     member.readinto(torch.empty(0, dtype=torch.uint8).set_(storages[key]).numpy())  # type: ignore[attr-defined]
         return storages[key]
 
-    with archive.open(stored("data.pkl")) as member:
-        unpickler = Unpickler(member, path, path.stat().st_size, load)  # type: ignore[arg-type]
-        return unpickler.load()
+    unpickler = Unpickler(io.BytesIO(archive.read(stored("data.pkl"))), path, path.stat().st_size, load)
+    return unpickler.load()

@@ -6,7 +6,8 @@ A pickle is a program that can call only what `find_class` returns, so that meth
 - any other class becomes a `Record`, which stores the state of the object and has no behavior;
 - a call of anything else raises UnsafeCheckpointError.
 
-Tensors and arrays together never take more memory than the file has bytes.
+A file can neither take more memory than it has bytes of tensors, nor more time than it has opcodes: the pure Python
+unpickler is used, because the one in C allocates its memo by the largest index that a file names.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from __future__ import annotations
 import codecs
 import io
 import pickle
+import reprlib
 import struct
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 import torch
@@ -78,7 +80,7 @@ class Record:
         if state is None:
             return {}
         if not isinstance(state, Mapping):
-            raise ValueError(f"the state of a {self.class_name or 'record'} is {state!r:.40}, expected a dict")
+            raise ValueError(f"the state of a {self.class_name or 'record'} is {reprlib.repr(state)}, expected a dict")
         return state
 
 
@@ -143,7 +145,10 @@ class Storage:
 LoadStorage = Callable[[str, int, torch.dtype], torch.UntypedStorage]  # (key, count of numbers, their type)
 
 
-class Unpickler(pickle.Unpickler):
+_PurePython: Any = pickle._Unpickler
+
+
+class Unpickler(_PurePython):
     """Reads a pickle with the allow list of this module.
 
     Args:
@@ -178,8 +183,54 @@ class Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> Storage:
         if self.load_storage is None or pid[0] != "storage" or not isinstance(pid[1], torch.dtype):
-            raise UnsupportedCheckpointError(f"{self.path}: it refers to {pid!r:.60}, which is outside the file.")
+            raise UnsupportedCheckpointError(
+                f"{self.path}: it refers to {reprlib.repr(pid)}, which is outside the file."
+            )
         return Storage(self.load_storage(str(pid[2]), int(pid[4]), pid[1]), pid[1])
+
+    def load_dict(self) -> None:
+        items = self.pop_mark()  # replaces self.append
+        self.append(dict(_pairs(items)))
+
+    def load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self.stack[-1][_hashable(key)] = value
+
+    def load_setitems(self) -> None:
+        for key, value in _pairs(self.pop_mark()):
+            self.stack[-1][key] = value
+
+    def load_additems(self) -> None:
+        for item in self.pop_mark():
+            self.stack[-1].add(_hashable(item))
+
+    def load_frozenset(self) -> None:
+        items = self.pop_mark()
+        self.append(frozenset(map(_hashable, items)))
+
+    def load_bytearray8(self) -> None:
+        self.append(bytearray(self.read(struct.unpack("<Q", self.read(8))[0])))
+
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
+        **_PurePython.dispatch,
+        pickle.DICT[0]: load_dict,
+        pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+        pickle.ADDITEMS[0]: load_additems,
+        pickle.FROZENSET[0]: load_frozenset,
+        pickle.BYTEARRAY8[0]: load_bytearray8,
+    }
+
+
+def _hashable(key: Any) -> Any:
+    """The key itself. Hashing tuples of tuples of the same tuple takes time that doubles with every level."""
+    if isinstance(key, tuple | frozenset) and any(isinstance(part, tuple | frozenset) for part in key):
+        raise ValueError("nested tuples as a key")
+    return key
+
+
+def _pairs(items: list[Any]) -> list[tuple[Any, Any]]:
+    return [(_hashable(key), value) for key, value in zip(items[::2], items[1::2], strict=True)]
 
 
 def read_old_archive(file: BinaryIO, path: Path, limit: int) -> Any:
@@ -205,17 +256,24 @@ def read_old_archive(file: BinaryIO, path: Path, limit: int) -> Any:
     return content
 
 
+def _text(value: object) -> str:
+    """Raises ValueError for anything but a string or a number, whose text could be of any length."""
+    if not isinstance(value, str | int | float):
+        raise ValueError(f"got {reprlib.repr(value)}, expected text")
+    return str(value)
+
+
 def _allow_list(path: Path, charge: Callable[[int], None]) -> dict[tuple[str, str], Any]:
     """All that a file can call. The functions are new for each file, so that no file can change them for the next."""
 
     def persistent(meta: Mapping[str, Any]) -> Record:  # the original compiles and runs meta["module_src"] here
         record = Record()
-        record.class_name, record.state = str(meta["class_name"]), meta["state"]
+        record.class_name, record.state = _text(meta["class_name"]), meta["state"]
         return record
 
     def old_style(cls: type, *_: object) -> Any:  # how protocols 0 and 1 create an object
         if not isinstance(cls, _Foreign):
-            raise UnsafeCheckpointError.for_global(path, f"copyreg._reconstructor({cls!r:.60})")
+            raise UnsafeCheckpointError.for_global(path, f"copyreg._reconstructor({reprlib.repr(cls)})")
         return Record.__new__(cls)  # type: ignore[arg-type]
 
     def storage(content: bytes) -> Storage:
@@ -241,7 +299,7 @@ def _allow_list(path: Path, charge: Callable[[int], None]) -> dict[tuple[str, st
 
     def typed(function: Callable[..., Any], _: object, arguments: tuple[Any, ...], *__: object) -> Any:
         if function not in (tensor, parameter):
-            raise UnsafeCheckpointError.for_global(path, f"{function!r:.60}")
+            raise UnsafeCheckpointError.for_global(path, reprlib.repr(function))
         return function(*arguments)
 
     def special(*_: object) -> Tensor:  # sparse, quantised, nested: refused with its name once that is known
@@ -262,13 +320,19 @@ def _allow_list(path: Path, charge: Callable[[int], None]) -> dict[tuple[str, st
         return codecs.latin_1_encode(text)[0]
 
     def joined(*parts: object) -> str:
-        return "/".join(map(str, parts))
+        return "/".join(map(_text, parts))
 
     def device(*parts: object) -> str:
-        return ":".join(map(str, parts))
+        return ":".join(map(_text, parts))
 
-    def mapping(*_: object) -> OrderedDict[Any, Any]:  # the content follows item by item
+    def ordered(pairs: Any = ()) -> OrderedDict[Any, Any]:
+        return OrderedDict((_hashable(key), value) for key, value in pairs)
+
+    def default(*_: object) -> OrderedDict[Any, Any]:  # the content follows item by item
         return OrderedDict()
+
+    def unordered(items: Any = ()) -> set[Any]:
+        return set(map(_hashable, items))
 
     allowed: dict[tuple[str, str], Any] = {
         ("torch_utils.persistence", "_reconstruct_persistent_obj"): persistent,
@@ -285,10 +349,10 @@ def _allow_list(path: Path, charge: Callable[[int], None]) -> dict[tuple[str, st
         ("_codecs", "encode"): encode,
         ("dnnlib.util", "EasyDict"): Settings,
         ("dnnlib", "EasyDict"): Settings,
-        ("collections", "OrderedDict"): OrderedDict,
-        ("collections", "defaultdict"): mapping,
-        ("builtins", "set"): set,
-        ("__builtin__", "set"): set,
+        ("collections", "OrderedDict"): ordered,
+        ("collections", "defaultdict"): default,
+        ("builtins", "set"): unordered,
+        ("__builtin__", "set"): unordered,
         ("torch", "Size"): tuple,
         ("torch", "device"): device,
         ("numpy", "dtype"): _Dtype,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,7 +38,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         for pattern, expected in _ONLY.items():
             if re.fullmatch(pattern, name) and not _equal(value, expected):
                 raise UnsupportedCheckpointError(
-                    f"{name} is {value!r}, expected {expected!r}; other settings would give wrong images."
+                    f"{name} is {reprlib.repr(value)}, expected {expected!r}; other settings would give wrong images."
                 )
 
 
@@ -52,7 +53,8 @@ def only_value(settings: Mapping[str, Any], pattern: str) -> Any:
     for name, value in values.items():
         if first is not None and value != values[first]:
             raise UnsupportedCheckpointError(
-                f"{first} is {values[first]!r} and {name} is {value!r}, expected one value for the whole network."
+                f"{first} is {reprlib.repr(values[first])} and {name} is {reprlib.repr(value)}, expected one value for "
+                "the whole network."
             )
     return None if first is None else values[first]
 

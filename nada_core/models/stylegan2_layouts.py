@@ -159,7 +159,7 @@ def _from_arguments(arguments: Any) -> dict[str, Any]:
         (("synthesis_kwargs", "architecture"), "synthesis.architecture"),
         (("synthesis_kwargs", "conv_clamp"), "synthesis.b4.conv1.conv_clamp"),
     ):
-        if (value := value_at(arguments, *path)) is not None:
+        if isinstance(value := value_at(arguments, *path), str | int | float):
             settings[name] = value
     return settings
 

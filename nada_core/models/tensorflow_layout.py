@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -116,11 +117,13 @@ def _read_tensorflow(raw: RawCheckpoint, prefix: str) -> Reading:
 def _check_settings(settings: Mapping[str, Any]) -> None:
     """Raise UnsupportedCheckpointError for settings that change images, and for unknown ones."""
     for name, value in settings.items():
-        if name == "resample_kernel":
-            check_filter(name, torch.tensor(value or [1, 3, 3, 1], dtype=torch.float32))
+        if name == "resample_kernel" and isinstance(value, list | tuple) and len(value) <= 16:
+            check_filter(name, torch.tensor([float(tap) for tap in value]))
+        elif not isinstance(value, str | int | float | None):
+            raise UnsupportedCheckpointError(f"{name} is {reprlib.repr(value)}, expected text or a number.")
         elif name in _ONLY and value is not None and str(value).split(".")[-1] != str(_ONLY[name]):
             raise UnsupportedCheckpointError(
-                f"{name} is {value!r}, expected {_ONLY[name]!r}; other values change images."
+                f"{name} is {reprlib.repr(value)}, expected {_ONLY[name]!r}; other values change images."
             )
         elif name not in _ONLY and name not in _KNOWN:
             raise UnsupportedCheckpointError(
