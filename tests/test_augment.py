@@ -23,15 +23,15 @@ def test_zero_views_return_the_images() -> None:
 
 def test_views_use_equal_parameters_for_all_batches_and_images() -> None:
     augment, images = shared_augmentation(3, 16, rng(3)), pictures(2, 0)
-    seen = augment(images)
-    assert seen.shape == (6, 3, 16, 16)
-    assert torch.equal(seen, augment(images))
-    torch.testing.assert_close(augment(images.flip(0)).view(3, 2, 3, 16, 16), seen.view(3, 2, 3, 16, 16).flip(1))
-    torch.testing.assert_close(augment(images[1:]), seen[1::2])
-    first, second, third = seen.view(3, 2, 3, 16, 16)
+    views = augment(images)
+    assert views.shape == (6, 3, 16, 16)
+    assert torch.equal(views, augment(images))
+    torch.testing.assert_close(augment(images.flip(0)).view(3, 2, 3, 16, 16), views.view(3, 2, 3, 16, 16).flip(1))
+    torch.testing.assert_close(augment(images[1:]), views[1::2])
+    first, second, third = views.view(3, 2, 3, 16, 16)
     assert min((a - b).abs().mean().item() for a, b in ((first, second), (second, third), (first, images))) > 0.05
-    assert torch.equal(seen, shared_augmentation(3, 16, rng(3))(images))
-    assert not torch.equal(seen, shared_augmentation(3, 16, rng(4))(images))
+    assert torch.equal(views, shared_augmentation(3, 16, rng(3))(images))
+    assert not torch.equal(views, shared_augmentation(3, 16, rng(4))(images))
 
 
 def test_every_second_view_is_mirrored_on_request() -> None:
@@ -44,19 +44,19 @@ def test_every_second_view_is_mirrored_on_request() -> None:
 
 
 def test_single_view_is_mirrored_half_of_the_times() -> None:
-    images, numbers, turned = pictures(2, 0), rng(3), []
+    images, numbers, mirrored_views = pictures(2, 0), rng(3), []
     for _ in range(100):
-        seen = shared_augmentation(1, 16, numbers, 0.0, True)(images)
-        turned.append(bool((seen - images.flip(-1)).abs().max() < 1e-5))
-        assert turned[-1] or float((seen - images).abs().max()) < 1e-5
-    assert 30 < sum(turned) < 70
+        views = shared_augmentation(1, 16, numbers, 0.0, True)(images)
+        mirrored_views.append(bool((views - images.flip(-1)).abs().max() < 1e-5))
+        assert mirrored_views[-1] or float((views - images).abs().max()) < 1e-5
+    assert 30 < sum(mirrored_views) < 70
 
 
 @pytest.mark.parametrize("count", [0, 2])
 def test_patches_are_quarters_of_the_image(count: int) -> None:
     images = pictures(2, 0)
-    seen = shared_augmentation(count, 16, rng(3), 0.0, patches=3)(images).view(max(count, 1) + 3, 2, 3, 16, 16)
-    torch.testing.assert_close(seen[0], images, atol=1e-5, rtol=0.0)
+    views = shared_augmentation(count, 16, rng(3), 0.0, patches=3)(images).view(max(count, 1) + 3, 2, 3, 16, 16)
+    torch.testing.assert_close(views[0], images, atol=1e-5, rtol=0.0)
     across, down = torch.meshgrid(torch.linspace(-1, 1, 64), torch.linspace(-1, 1, 64), indexing="xy")
     ramps = torch.stack([across, down, across])[None]
     for patch in shared_augmentation(count, 64, rng(3), 0.0, patches=3)(ramps)[max(count, 1) :]:

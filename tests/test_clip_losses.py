@@ -46,8 +46,8 @@ def across(direction: Tensor, seed: int) -> Tensor:
 @pytest.mark.parametrize("length", [MIN_EDIT_NORM, 0.1, 3.0])
 def test_direction_loss_depends_on_the_angle_only(length: float) -> None:
     before, direction = unit(3, 0), unit(1, 8)
-    for way, expected in ((direction, 0.0), (across(direction, 1), 1.0), (-direction, 2.0)):
-        loss = direction_loss(views(before + length * way, before))
+    for offset, expected in ((direction, 0.0), (across(direction, 1), 1.0), (-direction, 2.0)):
+        loss = direction_loss(views(before + length * offset, before))
         assert loss.item() == pytest.approx(expected, abs=1e-9)
 
 
@@ -66,9 +66,9 @@ def test_direction_loss_weighs_short_edits_less() -> None:
 
 
 def test_global_loss_depends_on_the_target_only() -> None:
-    goal = unit(1, 9)
-    for place, expected in ((goal, 0.0), (across(goal, 1), 1.0), (-goal, 2.0)):
-        assert global_loss(views(place, unit(1, 0))).item() == pytest.approx(expected, abs=1e-9)
+    target = unit(1, 9)
+    for embedding, expected in ((target, 0.0), (across(target, 1), 1.0), (-target, 2.0)):
+        assert global_loss(views(embedding, unit(1, 0))).item() == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize("count", [2, 3, 6])
@@ -154,31 +154,35 @@ def test_term_weights_are_independent_of_the_number_of_guides(count: int) -> Non
     shift, weights = TextShift("photo", "sketch"), {name: 0.5 for name in TERMS}
     before, after = pictures(3, 0), pictures(3, 1)
     alone, often = (clip_targets([guide(0)] * times, shift, before) for times in (1, count))
-    (one, told), (many, again) = (
+    (one, values_once), (many, values_often) = (
         objective(targets, weights, embed(targets, before), embed(targets, after)) for targets in (alone, often)
     )
     assert many.item() == pytest.approx(one.item(), rel=1e-5)
-    assert again == pytest.approx(told, rel=1e-5)
+    assert values_often == pytest.approx(values_once, rel=1e-5)
 
 
 def test_objective_sums_the_terms_and_has_gradients_for_the_adapted_images_only() -> None:
-    eye = guide()
-    targets = (ClipTarget(eye, 1.0, unit(1, 8, eye.dim).float(), unit(1, 9, eye.dim).float()),)
+    clip = guide()
+    targets = (ClipTarget(clip, 1.0, unit(1, 8, clip.dim).float(), unit(1, 9, clip.dim).float()),)
     before, after = pictures(2, 0).requires_grad_(), pictures(2, 1).requires_grad_()
     loss, values = objective(targets, {"global": 1.0}, embed(targets, before), embed(targets, after))
-    seen = Views(eye.encode_images(before), eye.encode_images(after), targets[0].direction, targets[0].target_embedding)
-    assert values["global"] == pytest.approx(global_loss(seen).item())
+    embedded = Views(
+        clip.encode_images(before), clip.encode_images(after), targets[0].direction, targets[0].target_embedding
+    )
+    assert values["global"] == pytest.approx(global_loss(embedded).item())
     loss.backward()
     assert before.grad is None and after.grad is not None and after.grad.abs().sum() > 0
 
 
 def test_guides_get_all_images() -> None:
     targets, images = clip_targets([guide(0), guide(5)], TextShift("photo", "sketch")), pictures(3, 0)
-    seen = embed(targets, images)
-    assert [list(one.shape) for one in seen] == [[3, guide().dim]] * 2
-    assert all(torch.equal(one, target.guide.encode_images(images)) for one, target in zip(seen, targets, strict=True))
+    embedded = embed(targets, images)
+    assert [list(one.shape) for one in embedded] == [[3, guide().dim]] * 2
+    assert all(
+        torch.equal(one, target.guide.encode_images(images)) for one, target in zip(embedded, targets, strict=True)
+    )
     with pytest.raises(ValueError):  # the number of embeddings must equal that of the guides
-        objective(targets, {"direction": 1.0}, seen, seen[:1])
+        objective(targets, {"direction": 1.0}, embedded, embedded[:1])
 
 
 @pytest.mark.parametrize("term", TERMS)

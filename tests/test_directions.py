@@ -35,13 +35,13 @@ class Stretch(nn.Module):
         return z @ (AXES * SPREAD[:, None]) + torch.arange(5.0)
 
 
-def known() -> Generator:
+def known_generator() -> Generator:
     """A generator whose w has the axes AXES with deviations SPREAD; the styles use these axes, the last most often."""
     made = generator(z_dim=5)
     made.mapping = Stretch()  # type: ignore[assignment]
     state = dict(made.named_parameters())
     used = [layer for layer in made.layers() if layer.kind == "conv" or layer.name == "b16.torgb"]
-    asks = torch.tensor([4] * 15 + [3] * 10 + [2] * 7 + [1] * 4 + [0] * 2)[torch.randperm(38, generator=rng(3))]
+    axes = torch.tensor([4] * 15 + [3] * 10 + [2] * 7 + [1] * 4 + [0] * 2)[torch.randperm(38, generator=rng(3))]
     with torch.no_grad():
         for layer in made.layers():
             if layer.kind == "rgb":  # these share their row with a convolution and are not used
@@ -50,71 +50,73 @@ def known() -> Generator:
                 )
         for layer in used:
             weight = state[f"synthesis.{layer.name}.affine.weight"]
-            mine, asks = asks[: len(weight)], asks[len(weight) :]
+            mine, axes = axes[: len(weight)], axes[len(weight) :]
             length = torch.rand(len(weight), 1, generator=rng(4)) * 9 + 1  # the lengths do not matter
             weight.copy_(AXES[mine] * length)
     return made
 
 
-def aligned(found: Directions, axes: Tensor) -> bool:
-    return bool(((found.vectors[:, 0] * axes).sum(1).abs() >= 0.99).all())
+def aligned(result: Directions, axes: Tensor) -> bool:
+    return bool(((result.vectors[:, 0] * axes).sum(1).abs() >= 0.99).all())
 
 
 def test_sefa_finds_the_known_axes() -> None:
-    found = sefa(known(), 5)
-    assert found.vectors.shape == (5, 1, 5) and aligned(found, AXES.flip(0))
-    torch.testing.assert_close(found.scale, SPREAD.flip(0), rtol=0.05, atol=0)
-    assert found.names == ("sefa 0", "sefa 1", "sefa 2", "sefa 3", "sefa 4") and found.space == known().space()
-    assert torch.equal(found.vectors, sefa(known(), 5).vectors)
+    result = sefa(known_generator(), 5)
+    assert result.vectors.shape == (5, 1, 5) and aligned(result, AXES.flip(0))
+    torch.testing.assert_close(result.scale, SPREAD.flip(0), rtol=0.05, atol=0)
+    assert (
+        result.names == ("sefa 0", "sefa 1", "sefa 2", "sefa 3", "sefa 4") and result.space == known_generator().space()
+    )
+    assert torch.equal(result.vectors, sefa(known_generator(), 5).vectors)
 
 
 def test_sefa_uses_the_selected_rows_only() -> None:
     made = generator()
     parts = [made.get_parameter(f"synthesis.{name}.affine.weight") for name in ("b8.conv1", "b16.conv0")]
     styles = torch.cat([part / part.norm(dim=1, keepdim=True) for part in parts]).detach()
-    found = sefa(made, 4, layers=(2, 4))
-    vectors = found.vectors[:, 2]
+    result = sefa(made, 4, layers=(2, 4))
+    vectors = result.vectors[:, 2]
     energy = (styles @ vectors.T).square().sum(0)
     assert (energy.diff() < 0).all()
     torch.testing.assert_close(styles.T @ styles @ vectors.T, vectors.T * energy, rtol=1e-3, atol=1e-4)
-    assert torch.equal(found.vectors[:, 3], vectors) and found.vectors.shape == (4, 6, 5)
-    assert not found.vectors[:, [0, 1, 4, 5]].any()
+    assert torch.equal(result.vectors[:, 3], vectors) and result.vectors.shape == (4, 6, 5)
+    assert not result.vectors[:, [0, 1, 4, 5]].any()
 
 
 def test_principal_directions_of_w() -> None:
-    found = principal(known(), 4)
-    assert found.vectors.shape == (4, 1, 5) and aligned(found, AXES[:4]) and found.names[0] == "pca 0"
-    torch.testing.assert_close(found.scale, SPREAD[:4], rtol=0.03, atol=0)
-    assert (found.scale.diff() < 0).all()
-    largest = found.vectors[:, 0].gather(1, found.vectors[:, 0].abs().argmax(1, keepdim=True))
-    assert (largest > 0).all() and torch.equal(found.vectors, principal(known(), 4).vectors)
-    assert not torch.equal(found.vectors, principal(known(), 4, seed=1).vectors)
-    part = principal(known(), 4, layers=(1, 3)).vectors
-    assert torch.equal(part[:, 1:3], found.vectors.expand(-1, 2, -1)) and not part[:, [0, 3, 4, 5]].any()
+    result = principal(known_generator(), 4)
+    assert result.vectors.shape == (4, 1, 5) and aligned(result, AXES[:4]) and result.names[0] == "pca 0"
+    torch.testing.assert_close(result.scale, SPREAD[:4], rtol=0.03, atol=0)
+    assert (result.scale.diff() < 0).all()
+    largest = result.vectors[:, 0].gather(1, result.vectors[:, 0].abs().argmax(1, keepdim=True))
+    assert (largest > 0).all() and torch.equal(result.vectors, principal(known_generator(), 4).vectors)
+    assert not torch.equal(result.vectors, principal(known_generator(), 4, seed=1).vectors)
+    part = principal(known_generator(), 4, layers=(1, 3)).vectors
+    assert torch.equal(part[:, 1:3], result.vectors.expand(-1, 2, -1)) and not part[:, [0, 3, 4, 5]].any()
 
 
 def test_directions_of_conditional_generators() -> None:
-    for found in (sefa(generator(c_dim=3), 2), principal(generator(c_dim=3), 2)):
-        assert found.vectors.shape == (2, 1, 5) and (found.scale > 0).all()
+    for result in (sefa(generator(c_dim=3), 2), principal(generator(c_dim=3), 2)):
+        assert result.vectors.shape == (2, 1, 5) and (result.scale > 0).all()
 
 
 @pytest.mark.parametrize("act", [sefa, principal])
 def test_unavailable_directions_are_refused(act: Any) -> None:
-    for arguments, words in (
+    for arguments, message in (
         ({"count": 0}, "expected 1 to 5"),
         ({"count": 6}, "expected 1 to 5"),
         ({"layers": (2, 2)}, "Got rows 2 to 2"),
         ({"layers": (0, 7)}, "last <= 6"),
         ({"layers": (-1, 2)}, "Got rows -1 to 2"),
     ):
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises(ValueError, match=message):
             act(generator(), **({"count": 2} | arguments))
     with pytest.raises(ValueError, match="at least 10"):
         principal(generator(), 2, samples=9)
 
 
 def test_edit_moves_latents_by_strength_and_scale() -> None:
-    made = known()
+    made = known_generator()
     latents = replace(sample(made, range(3)), noise=made.draw_noise(3, rng(1)))
     before = latents.ws.clone()
     smile = principal(made, 4)["pca 2"]
@@ -134,7 +136,7 @@ def test_edit_moves_latents_by_strength_and_scale() -> None:
 
 
 @pytest.mark.parametrize(
-    ("direction", "arguments", "words"),
+    ("direction", "arguments", "message"),
     [
         ({}, {"strength": float("nan")}, "Got strength nan"),
         ({}, {"strength": [1.0, 2.0]}, "strength \\[1.0, 2.0\\].*or 6"),
@@ -146,29 +148,31 @@ def test_edit_moves_latents_by_strength_and_scale() -> None:
     ],
 )
 def test_edit_refuses_other_shapes_and_generators(
-    direction: dict[str, Any], arguments: dict[str, Any], words: str
+    direction: dict[str, Any], arguments: dict[str, Any], message: str
 ) -> None:
     one: dict[str, Any] = {"vectors": torch.ones(1, 1, 5), "scale": torch.ones(1), "names": ("x",), "space": "a"}
     latents, given = Latents(torch.zeros(2, 6, 5), space="a"), Directions(**(one | direction))
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=message):
         edit(latents, given, **({"strength": 1.0} | arguments))
 
 
 def test_directions_are_selected_by_index_and_name() -> None:
-    found = principal(known(), 4)
-    assert len(found) == 4 and len(found[1:3]) == 2 and found[1:3].names == ("pca 1", "pca 2")
-    for one in (found[3], found[-1], found["pca 3"]):
-        assert torch.equal(one.vectors, found.vectors[3:]) and one.scale == found.scale[3] and one.space == found.space
+    result = principal(known_generator(), 4)
+    assert len(result) == 4 and len(result[1:3]) == 2 and result[1:3].names == ("pca 1", "pca 2")
+    for one in (result[3], result[-1], result["pca 3"]):
+        assert (
+            torch.equal(one.vectors, result.vectors[3:]) and one.scale == result.scale[3] and one.space == result.space
+        )
     with pytest.raises(IndexError):
-        found[4]
+        result[4]
     with pytest.raises(ValueError, match="'smile', expected one of pca 0, pca 1"):
-        found["smile"]
+        result["smile"]
     with pytest.raises(ValueError, match="which is empty"):
-        found[4:]
+        result[4:]
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         ({"vectors": torch.ones(2, 5)}, r"shape \[2, 5\]"),
         ({"vectors": torch.ones(0, 1, 5)}, r"shape \[0, 1, 5\]"),
@@ -179,42 +183,42 @@ def test_directions_are_selected_by_index_and_name() -> None:
         ({"scale": torch.tensor([1.0, torch.inf])}, "NaN"),
     ],
 )
-def test_invalid_directions_are_refused(changes: dict[str, Any], words: str) -> None:
+def test_invalid_directions_are_refused(changes: dict[str, Any], message: str) -> None:
     two: dict[str, Any] = {"vectors": torch.ones(2, 1, 5), "scale": torch.ones(2), "names": ("x", "y")}
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=message):
         Directions(**(two | changes))
 
 
 def test_boundary_separates_high_and_low_scores() -> None:
-    made = known()
+    made = known_generator()
     latents = sample(made, range(300), psi=1.0)
     scores = (latents.ws[:, 0] - torch.arange(5.0)) @ AXES[3]
     for given in (scores, scores > 0.5):
-        found = boundary(latents, given, "smile")
-        assert (found.vectors[0, 0] @ AXES[3]) >= 0.97  # the sign is that of the scores
-    torch.testing.assert_close(found.scale, torch.tensor([2.0]), rtol=0.3, atol=0)
-    for few, given, words in (
+        result = boundary(latents, given, "smile")
+        assert (result.vectors[0, 0] @ AXES[3]) >= 0.97  # the sign is that of the scores
+    torch.testing.assert_close(result.scale, torch.tensor([2.0]), rtol=0.3, atol=0)
+    for few, given, message in (
         (latents[:19], scores[:19], "Got 19"),
         (latents, scores[:9], "a finite score for each"),
         (latents, torch.ones(300), "not all the same"),
         (latents, scores * torch.nan, "finite"),
     ):
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises(ValueError, match=message):
             boundary(few, given, "smile")
 
 
 def test_boundary_is_independent_of_the_scale_of_columns() -> None:
     ws = torch.randn(400, 1, 5, generator=rng(9)) * torch.tensor([5.0, 3.0, 1.0, 0.5, 0.3])
     normal = torch.tensor([0.1, -0.2, 0.5, 0.5, -0.7])
-    found = boundary(Latents(ws.expand(-1, 6, -1)), ws[:, 0] @ normal, "smile")
-    assert torch.cosine_similarity(found.vectors[0, 0], normal, 0) >= 0.98
+    result = boundary(Latents(ws.expand(-1, 6, -1)), ws[:, 0] @ normal, "smile")
+    assert torch.cosine_similarity(result.vectors[0, 0], normal, 0) >= 0.98
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------
 
 
 def test_directions_file_round_trip_is_exact(tmp_path: Path) -> None:
-    made, path = known(), tmp_path / "x.safetensors"
+    made, path = known_generator(), tmp_path / "x.safetensors"
     for directions in (principal(made, 3), sefa(made, 2, layers=(0, 3))):
         save_directions(directions, path, {"by": "me"})
         for back in (load_directions(path), load_directions(path, made)):
@@ -257,16 +261,16 @@ def test_foreign_directions_are_loaded(tmp_path: Path) -> None:
         ("pose.pt", comp[:1].expand(1, 6, 5), one),
         ("pca.npz", comp, std),
     ):
-        found = load_directions(tmp_path / name, made)
-        assert torch.equal(found.vectors, vectors) and torch.equal(found.scale, scale), name
-        assert found.space == made.space()
+        result = load_directions(tmp_path / name, made)
+        assert torch.equal(result.vectors, vectors) and torch.equal(result.scale, scale), name
+        assert result.space == made.space()
         with pytest.raises(ValueError, match="pass its generator"):
             load_directions(tmp_path / name)
-    assert load_directions(tmp_path / "age.npy", made).names == ("age",) and found.names[6] == "pca 6"
+    assert load_directions(tmp_path / "age.npy", made).names == ("age",) and result.names[6] == "pca 6"
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "message"),
     [
         (torch.zeros(1, 4), r"\[1, 4\], expected \[K, 5\]"),
         (torch.zeros(1, 3, 5), r"\[1, 3, 5\], expected"),
@@ -278,9 +282,9 @@ def test_foreign_directions_are_loaded(tmp_path: Path) -> None:
         (torch.full((1, 5), torch.nan), "NaN"),
     ],
 )
-def test_foreign_files_of_other_generators_are_refused(tmp_path: Path, content: Any, words: str) -> None:
+def test_foreign_files_of_other_generators_are_refused(tmp_path: Path, content: Any, message: str) -> None:
     torch.save(content, tmp_path / "x.pt")
-    with pytest.raises(CheckpointError, match=words):
+    with pytest.raises(CheckpointError, match=message):
         load_directions(tmp_path / "x.pt", generator())
 
 

@@ -39,14 +39,14 @@ def dotted(points: FacePoints, height: int = 420, width: int = 400) -> Tensor:
 
 def centroids(face: Tensor) -> dict[str, tuple[float, float]]:
     """Locate the dots of `dotted` near the expected positions."""
-    found = {}
+    result = {}
     for channel, (name, at) in zip(face[0] + 1, EXPECTED.items(), strict=True):
         left, top = (round(part * face.shape[-1]) - 24 for part in at)
         window = channel[top : top + 48, left : left + 48].double()
         line = torch.arange(48, dtype=torch.float64)
         total = window.sum()
-        found[name] = (left + (window.sum(0) @ line / total).item(), top + (window.sum(1) @ line / total).item())
-    return found
+        result[name] = (left + (window.sum(0) @ line / total).item(), top + (window.sum(1) @ line / total).item())
+    return result
 
 
 def photo(height: int = 420, width: int = 400) -> Tensor:
@@ -63,9 +63,9 @@ def test_alignment_is_independent_of_rotation_and_scale(seed: int) -> None:
     points = placed(complex(190 + 20 * drawn[0], 170 + 20 * drawn[1]), 0.5 + 0.5 * drawn[2], 80 * drawn[3] - 40)
     face = align(dotted(points), points, SIZE)
     assert face.shape == (1, 3, SIZE, SIZE) and face.dtype == torch.float32
-    for name, found in centroids(face).items():
+    for name, result in centroids(face).items():
         # Positions are relative to the corner of the square, and pixel centers are half a pixel from it.
-        assert found == pytest.approx([part * SIZE - 0.5 for part in EXPECTED[name]], abs=0.5), name
+        assert result == pytest.approx([part * SIZE - 0.5 for part in EXPECTED[name]], abs=0.5), name
 
 
 def test_large_photos_are_reduced_first() -> None:
@@ -74,8 +74,8 @@ def test_large_photos_are_reduced_first() -> None:
     stripes = torch.where((x + y) % 2 == 0, 1.0, -1.0).expand(1, 3, -1, -1)  # finer than the resolution of the result
     assert align(stripes, points, 64).abs().mean() < 0.02
     big = dotted(points, 1700, 1600)
-    for name, found in centroids(align(big, points, SIZE)).items():
-        assert found == pytest.approx([part * SIZE - 0.5 for part in EXPECTED[name]], abs=0.5), name
+    for name, result in centroids(align(big, points, SIZE)).items():
+        assert result == pytest.approx([part * SIZE - 0.5 for part in EXPECTED[name]], abs=0.5), name
 
 
 def test_alignment_is_independent_of_the_output_size() -> None:
@@ -96,8 +96,8 @@ def test_inputs_are_not_changed() -> None:
 
 def test_face_in_the_corner_is_aligned() -> None:
     points = placed(60 + 50j, 1, 25)
-    for name, found in centroids(align(dotted(points), points, SIZE)).items():
-        assert found == pytest.approx([part * SIZE - 0.5 for part in EXPECTED[name]], abs=0.5), name
+    for name, result in centroids(align(dotted(points), points, SIZE)).items():
+        assert result == pytest.approx([part * SIZE - 0.5 for part in EXPECTED[name]], abs=0.5), name
 
 
 def test_padding_keeps_the_inside_of_the_photo() -> None:
@@ -236,12 +236,12 @@ def detector(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 def test_faces_are_sorted_by_size(detector: SimpleNamespace) -> None:
     small, large = placed(100 + 100j, 0.4), placed(250 + 200j, 1, -10)
     detector.answer = rows(small, large)
-    found = find_faces(photo())
-    assert len(found) == 2
-    for face, expected in zip(found, (large, small), strict=True):
+    result = find_faces(photo())
+    assert len(result) == 2
+    for face, expected in zip(result, (large, small), strict=True):
         for name, point in vars(expected).items():
             assert getattr(face, name) == pytest.approx(point), name
-    assert find_face(photo(), 1) == found[1]
+    assert find_face(photo(), 1) == result[1]
     with pytest.raises(NoFaceError, match="face 2, but the picture has 2: expected 0 to 1"):
         find_face(photo(), 2)
     with pytest.raises(NoFaceError, match="face -1"):

@@ -62,32 +62,32 @@ def face(images: Tensor) -> Tensor:
 
 
 def test_terms_match_their_definitions(known: Tensor) -> None:
-    there, here = known, known.flip(0)
+    target, image = known, known.flip(0)
     rows = torch.arange(3)
-    terms = ReconstructionLoss(there, {"mse": 1, "lpips": 1, "id": 1}, Shades(), face).terms(here, rows)
-    assert torch.allclose(terms["mse"], (here - there).square().mean((1, 2, 3)), atol=1e-6)
-    wanted = torch.nn.functional.avg_pool2d(here - there, 4).square().sum((1, 2, 3))
+    terms = ReconstructionLoss(target, {"mse": 1, "lpips": 1, "id": 1}, Shades(), face).terms(image, rows)
+    assert torch.allclose(terms["mse"], (image - target).square().mean((1, 2, 3)), atol=1e-6)
+    wanted = torch.nn.functional.avg_pool2d(image - target, 4).square().sum((1, 2, 3))
     assert torch.allclose(terms["lpips"], wanted, rtol=1e-4)
-    assert torch.allclose(terms["id"], 1 - (face(here) * face(there)).sum(1), atol=1e-6)
+    assert torch.allclose(terms["id"], 1 - (face(image) * face(target)).sum(1), atol=1e-6)
 
 
 def test_loss_is_weighted_and_skips_terms_of_weight_zero(known: Tensor) -> None:
-    likeness = ReconstructionLoss(known, {"mse": 0.8, "lpips": 0.5, "id": 0.0}, Shades(), None)
+    loss_function = ReconstructionLoss(known, {"mse": 0.8, "lpips": 0.5, "id": 0.0}, Shades(), None)
     rows = torch.tensor([2, 0])
-    terms = likeness.terms(known[:2], rows)
+    terms = loss_function.terms(known[:2], rows)
     assert set(terms) == {"mse", "lpips"}
-    assert torch.allclose(likeness(known[:2], rows), 0.8 * terms["mse"] + 0.5 * terms["lpips"])
-    assert likeness(known[1:2], torch.tensor([1])).abs().max() < 1e-9
+    assert torch.allclose(loss_function(known[:2], rows), 0.8 * terms["mse"] + 0.5 * terms["lpips"])
+    assert loss_function(known[1:2], torch.tensor([1])).abs().max() < 1e-9
 
 
 def test_gradients_reach_the_image(known: Tensor) -> None:
     images = known.flip(0).clone().requires_grad_()
-    likeness = ReconstructionLoss(known, {"mse": 1.0, "coarse": 1.0, "lpips": 1.0, "id": 1.0}, Shades(), face)
-    likeness(images, torch.arange(3)).sum().backward()
+    loss_function = ReconstructionLoss(known, {"mse": 1.0, "coarse": 1.0, "lpips": 1.0, "id": 1.0}, Shades(), face)
+    loss_function(images, torch.arange(3)).sum().backward()
     assert images.grad is not None and images.grad.abs().sum() > 0
     with torch.no_grad():
         nearer = images - 0.05 * images.grad / images.grad.abs().max()
-    assert (likeness(nearer, torch.arange(3)).sum() < likeness(images, torch.arange(3)).sum()).item()
+    assert (loss_function(nearer, torch.arange(3)).sum() < loss_function(images, torch.arange(3)).sum()).item()
 
 
 @pytest.mark.parametrize(
@@ -114,19 +114,19 @@ def test_psnr_in_decibels() -> None:
 
 @pytest.mark.parametrize("space", ["w", "w+", "w then w+"])
 def test_inversion_recovers_known_latents(generator: tiny.StyleGAN2, known: Tensor, space: str) -> None:
-    found = invert(generator, known, replace(PLAIN, space=space, steps=150))
+    result = invert(generator, known, replace(PLAIN, space=space, steps=150))
     mean = render(generator, Latents(generator.w_avg.expand(3, generator.num_ws, -1)))
     before = psnr(mean, known)
-    assert min(found.psnr) > 24 and min(p - b for p, b in zip(found.psnr, before.tolist(), strict=True)) > 6
-    assert torch.equal(found.images, render(generator, found.latents))
-    assert torch.allclose(psnr(found.images, found.targets), torch.tensor(found.psnr), atol=0.05)
-    same_rows = bool((found.latents.ws == found.latents.ws[:, :1]).all())
+    assert min(result.psnr) > 24 and min(p - b for p, b in zip(result.psnr, before.tolist(), strict=True)) > 6
+    assert torch.equal(result.images, render(generator, result.latents))
+    assert torch.allclose(psnr(result.images, result.targets), torch.tensor(result.psnr), atol=0.05)
+    same_rows = bool((result.latents.ws == result.latents.ws[:, :1]).all())
     assert same_rows == (space == "w")
 
 
 def test_inversion_in_w_plus_is_closer_than_in_w(generator: tiny.StyleGAN2, known: Tensor) -> None:
-    strange = known.roll(3, -1)  # shifted images, which this generator cannot render
-    near = [sum(invert(generator, strange, replace(PLAIN, space=s, steps=120)).loss) for s in ("w", "w then w+")]
+    shifted = known.roll(3, -1)  # shifted images, which this generator cannot render
+    near = [sum(invert(generator, shifted, replace(PLAIN, space=s, steps=120)).loss) for s in ("w", "w then w+")]
     assert near[1] < near[0]
 
 
@@ -155,9 +155,9 @@ def test_inversion_is_reproducible_and_keeps_global_state(generator: tiny.StyleG
 
 def test_inversion_returns_the_best_step(generator: tiny.StyleGAN2, known: Tensor) -> None:
     wild = invert(generator, known, replace(PLAIN, steps=40, lr=3.0, lr_rampup=0.0, lr_rampdown=0.0))
-    seen = [step["loss"] for step in wild.history]
-    assert seen == sorted(seen, reverse=True)  # the history has the best loss so far
-    assert sum(wild.loss) / 3 == pytest.approx(seen[-1])
+    steps = [step["loss"] for step in wild.history]
+    assert steps == sorted(steps, reverse=True)  # the history has the best loss so far
+    assert sum(wild.loss) / 3 == pytest.approx(steps[-1])
     again = ReconstructionLoss(wild.targets, {"mse": 1.0})(render(generator, wild.latents), torch.arange(3))
     assert torch.allclose(again, torch.tensor(wild.loss), atol=1e-5)
 
@@ -165,18 +165,18 @@ def test_inversion_returns_the_best_step(generator: tiny.StyleGAN2, known: Tenso
 def test_images_stop_independently(generator: tiny.StyleGAN2, known: Tensor) -> None:
     mean = render(generator, Latents(generator.w_avg.expand(1, generator.num_ws, -1)))
     mixed = torch.cat([mean, known[:1]])
-    found = invert(generator, mixed, replace(PLAIN, steps=30, stop_psnr=40.0))
-    assert found.steps[0] == 1 and found.steps[1] == 30  # the first is the starting point
+    result = invert(generator, mixed, replace(PLAIN, steps=30, stop_psnr=40.0))
+    assert result.steps[0] == 1 and result.steps[1] == 30  # the first is the starting point
     patient = invert(generator, mixed, replace(PLAIN, steps=200, lr=3.0, patience=4, lr_rampup=0.0, lr_rampdown=0.0))
     assert max(patient.steps) < 200 and len(patient.history) == max(patient.steps)
 
 
 def test_progress_counts_steps_times_images(generator: tiny.StyleGAN2, known: Tensor) -> None:
-    seen: list[InvertStep] = []
-    invert(generator, known, replace(PLAIN, steps=4, batch=2), on_step=seen.append)
-    assert [step.done for step in seen] == [2, 4, 6, 8, 9, 10, 11, 12] and seen[0].total == 12
-    assert seen[0].images().shape == (2, 3, 16, 16) and seen[-1].images().shape == (1, 3, 16, 16)
-    assert not seen[0].images().requires_grad
+    steps: list[InvertStep] = []
+    invert(generator, known, replace(PLAIN, steps=4, batch=2), on_step=steps.append)
+    assert [step.done for step in steps] == [2, 4, 6, 8, 9, 10, 11, 12] and steps[0].total == 12
+    assert steps[0].images().shape == (2, 3, 16, 16) and steps[-1].images().shape == (1, 3, 16, 16)
+    assert not steps[0].images().requires_grad
 
     def stop(step: InvertStep) -> None:
         raise InterruptedError
@@ -208,14 +208,14 @@ def test_noise_maps_are_optimized_and_returned_with_the_latents(generator: tiny.
 def test_noise_regularizer_decorrelates_the_maps(generator: tiny.StyleGAN2, known: Tensor) -> None:
     config = replace(PLAIN, steps=60, space="w+", optimize_noise=True)
     both = [invert(generator, known, replace(config, noise_reg=weight)).latents.noise for weight in (0.0, 1e5)]
-    free, held = (float(_autocorrelation(list(maps))) for maps in both)
-    assert held < free
+    free, regularized = (float(_autocorrelation(list(maps))) for maps in both)
+    assert regularized < free
 
 
 def test_given_networks_are_used(generator: tiny.StyleGAN2, known: Tensor) -> None:
     config = replace(PLAIN, steps=30, mse=0.0, lpips=0.5, id=1.0)
-    found = invert(generator, known, config, Shades(), face)
-    assert found.loss[0] < found.history[0]["loss"]
+    result = invert(generator, known, config, Shades(), face)
+    assert result.loss[0] < result.history[0]["loss"]
 
 
 # ---- parts of a step ----------------------------------------------------------------------------------------------
@@ -247,8 +247,8 @@ def test_scatter_and_normalize() -> None:
 
 def test_images_of_any_size_are_accepted(generator: tiny.StyleGAN2) -> None:
     for shape in ((1, 3, 40, 90), (1, 1, 16, 16), (2, 4, 33, 17)):
-        found = invert(generator, torch.zeros(shape), replace(PLAIN, steps=1))
-        assert found.images.shape == (shape[0], 3, 16, 16)
+        result = invert(generator, torch.zeros(shape), replace(PLAIN, steps=1))
+        assert result.images.shape == (shape[0], 3, 16, 16)
 
 
 @pytest.mark.parametrize(
@@ -291,11 +291,11 @@ def test_contradictory_settings_are_refused() -> None:
 
 
 def test_non_finite_loss_stops_the_inversion(generator: tiny.StyleGAN2, known: Tensor) -> None:
-    def blind(images: Tensor) -> Tensor:
+    def identity(images: Tensor) -> Tensor:
         return images.flatten(1)[:, :2] * math.nan
 
     with pytest.raises(FloatingPointError, match="lower the learning rate"):
-        invert(generator, known, replace(PLAIN, id=1.0), identity=blind)
+        invert(generator, known, replace(PLAIN, id=1.0), identity=identity)
 
 
 def test_batch_is_halved_when_memory_runs_out(
@@ -311,5 +311,5 @@ def test_batch_is_halved_when_memory_runs_out(
         return whole(self, ws, noise, rng)  # type: ignore[arg-type]
 
     monkeypatch.setattr(type(generator), "synthesize", small)
-    found = invert(generator, known, replace(PLAIN, steps=2, batch=3))
-    assert len(found.latents) == 3 and sizes[:3] == [3, 2, 1]
+    result = invert(generator, known, replace(PLAIN, steps=2, batch=3))
+    assert len(result.latents) == 3 and sizes[:3] == [3, 2, 1]

@@ -51,10 +51,10 @@ def test_direction_depends_on_the_angle_only() -> None:
 
 
 def test_direction_pairs_equal_latents() -> None:
-    before, goal = torch.stack([X, Y]), Z[None]
+    before, text_direction = torch.stack([X, Y]), Z[None]
     after = torch.stack([X + Z, Y + Z])
-    assert direction(before, after, goal) == pytest.approx(1.0)
-    assert direction(before, after.flip(0), goal) < 0.6
+    assert direction(before, after, text_direction) == pytest.approx(1.0)
+    assert direction(before, after.flip(0), text_direction) < 0.6
 
 
 def test_diversity_does_not_pair_an_image_with_itself() -> None:

@@ -66,22 +66,22 @@ def test_noise_maps_belong_to_the_latents(batch: int) -> None:
 
 
 def test_latents_fit_generators_with_the_same_mapping_only() -> None:
-    made, adapted, stranger = generator(), generator(), generator(rng=rng(5))
+    made, adapted, unrelated = generator(), generator(), generator(rng=rng(5))
     with torch.no_grad():
         adapted.get_parameter("synthesis.b8.conv0.weight").add_(1.0)
     latents = sample(made, [1])
     assert (render(made, latents) - render(adapted, latents)).abs().max() > 0.01
-    with pytest.raises(ValueError, match=f"another generator .space {made.space()[:12]}.*{stranger.space()[:12]}"):
-        render(stranger, latents)
+    with pytest.raises(ValueError, match=f"another generator .space {made.space()[:12]}.*{unrelated.space()[:12]}"):
+        render(unrelated, latents)
     torch.testing.assert_close(  # a latent that does not say where it comes from is taken at its word
-        render(stranger, Latents(latents.ws)), stranger.synthesize(latents.ws).detach(), rtol=1e-4, atol=1e-5
+        render(unrelated, Latents(latents.ws)), unrelated.synthesize(latents.ws).detach(), rtol=1e-4, atol=1e-5
     )
     with pytest.raises(ValueError, match=r"expected \[N, 6, 5\]"):
         render(made, Latents(latents.ws[:, :3]))
 
 
 @pytest.mark.parametrize(
-    ("count", "noise", "words"),
+    ("count", "noise", "message"),
     [
         (2, "random", r"Got noise 'random'.*draw_noise"),
         (2, "loud", "Got noise 'loud'"),
@@ -90,8 +90,8 @@ def test_latents_fit_generators_with_the_same_mapping_only() -> None:
         (0, "const", "at least one latent"),
     ],
 )
-def test_invalid_latents_are_refused(count: int, noise: Any, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+def test_invalid_latents_are_refused(count: int, noise: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         Latents(torch.zeros(count, 6, 5), noise)
 
 
@@ -115,7 +115,7 @@ def test_labels() -> None:
 
 
 @pytest.mark.parametrize(
-    ("c_dim", "arguments", "words"),
+    ("c_dim", "arguments", "message"),
     [
         (0, {"seeds": []}, "at least one"),
         (0, {"seeds": [1, -1]}, "seed -1"),
@@ -128,8 +128,8 @@ def test_labels() -> None:
         (0, {"seeds": [1], "psi": float("nan")}, "psi nan"),
     ],
 )
-def test_unsuitable_inputs_are_refused(c_dim: int, arguments: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+def test_unsuitable_inputs_are_refused(c_dim: int, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         sample(generator(c_dim=c_dim), **arguments)
 
 
@@ -163,7 +163,7 @@ def test_slices_out_of_range_are_refused() -> None:
 def test_mixing_takes_rows_and_blends_them() -> None:
     made = generator()
     first, second = sample(made, [1, 2]), sample(made, [3, 4])
-    kept = first.ws.clone(), second.ws.clone()
+    before = first.ws.clone(), second.ws.clone()
     styled = mix(first, second, rows=(2, 4))
     assert torch.equal(styled.ws[:, 2:4], second.ws[:, 2:4]) and styled.space == made.space()
     assert torch.equal(styled.ws[:, :2], first.ws[:, :2]) and torch.equal(styled.ws[:, 4:], first.ws[:, 4:])
@@ -171,7 +171,7 @@ def test_mixing_takes_rows_and_blends_them() -> None:
     torch.testing.assert_close(mix(first, second, 0.25).ws, 0.75 * first.ws + 0.25 * second.ws)
     torch.testing.assert_close(mix(first, second, -1.0, (0, 1)).ws[:, 0], (2 * first.ws - second.ws)[:, 0])
     assert torch.equal(mix(first, second, rows=(0, 6)).ws, second.ws)
-    assert torch.equal(first.ws, kept[0]) and torch.equal(second.ws, kept[1])
+    assert torch.equal(first.ws, before[0]) and torch.equal(second.ws, before[1])
 
 
 def test_mixing_broadcasts_a_single_latent() -> None:
@@ -189,7 +189,7 @@ def test_mixing_broadcasts_a_single_latent() -> None:
 
 
 @pytest.mark.parametrize(
-    ("second", "arguments", "words"),
+    ("second", "arguments", "message"),
     [
         (Latents(torch.zeros(2, 6, 5), space="b"), {}, "a and b"),
         (Latents(torch.zeros(2, 8, 5), space="a"), {}, r"\[6, 5\] and \[8, 5\]"),
@@ -201,9 +201,9 @@ def test_mixing_broadcasts_a_single_latent() -> None:
         (None, {"amount": float("nan")}, "Got amount nan"),
     ],
 )
-def test_mixing_refuses_unsuitable_latents(second: Latents | None, arguments: dict[str, Any], words: str) -> None:
+def test_mixing_refuses_unsuitable_latents(second: Latents | None, arguments: dict[str, Any], message: str) -> None:
     first = Latents(torch.zeros(2, 6, 5), space="a")
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=message):
         mix(first, second or first, **arguments)
 
 
@@ -219,8 +219,8 @@ def test_interpolation_is_linear_between_key_frames() -> None:
     shared = made.draw_noise(1, rng(1))
     assert walk.noise == "const" and interpolate(replace(keys, noise="none"), 2).noise == "none"
     for noise in (shared, [m[0, 0] for m in shared]):
-        for kept, given in zip(interpolate(replace(keys, noise=noise), 2).noise, noise, strict=True):
-            assert torch.equal(torch.as_tensor(kept), given)
+        for before, given in zip(interpolate(replace(keys, noise=noise), 2).noise, noise, strict=True):
+            assert torch.equal(torch.as_tensor(before), given)
 
 
 def test_interpolated_noise_keeps_its_variance() -> None:
@@ -236,7 +236,7 @@ def test_interpolated_noise_keeps_its_variance() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "arguments", "words"),
+    ("count", "arguments", "message"),
     [
         (1, {"frames": 4}, "latents: 1"),
         (2, {"frames": 0}, "per latent: 0"),
@@ -245,37 +245,37 @@ def test_interpolated_noise_keeps_its_variance() -> None:
         (3, {"frames": 3334, "loop": True}, "10002 in all"),
     ],
 )
-def test_interpolation_refuses_too_few_latents_or_frames(count: int, arguments: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+def test_interpolation_refuses_too_few_latents_or_frames(count: int, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         interpolate(Latents(torch.zeros(count, 2, 1)), **arguments)
     assert len(interpolate(Latents(torch.zeros(2, 2, 1)), 9_999)) == 10_000
 
 
 def test_progress_is_reported_after_every_batch_and_can_stop() -> None:
     made = generator()
-    told: list[tuple[int, int]] = []
-    render(made, sample(made, range(5)), 2, lambda done, total: told.append((done, total)))
-    assert told == [(2, 5), (4, 5), (5, 5)]
+    progress: list[tuple[int, int]] = []
+    render(made, sample(made, range(5)), 2, lambda done, total: progress.append((done, total)))
+    assert progress == [(2, 5), (4, 5), (5, 5)]
 
     def stop(done: int, total: int) -> None:
-        told.append((done, total))
+        progress.append((done, total))
         raise KeyboardInterrupt
 
-    told.clear()
+    progress.clear()
     with pytest.raises(KeyboardInterrupt):
         render(made, sample(made, range(5)), 2, stop)
-    assert told == [(2, 5)]
+    assert progress == [(2, 5)]
 
 
 def cramped(made: Any, most: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Make a generator run out of memory above `most` images; returns the list of requested batch sizes."""
-    asked: list[int] = []
+    sizes: list[int] = []
     activations: list[weakref.ref[torch.Tensor]] = []
     roomy = made.synthesize
 
     def synthesize(ws: torch.Tensor, *arguments: Any) -> torch.Tensor:
-        assert all(held() is None for held in activations), "a failed batch still holds its memory"
-        asked.append(len(ws))
+        assert all(alive() is None for alive in activations), "a failed batch still holds its memory"
+        sizes.append(len(ws))
         if len(ws) > most:
             activation = torch.zeros(len(ws))
             activations.append(weakref.ref(activation))
@@ -283,31 +283,31 @@ def cramped(made: Any, most: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return roomy(ws, *arguments)
 
     monkeypatch.setattr(made, "synthesize", synthesize)
-    return asked
+    return sizes
 
 
 def test_batch_is_halved_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
     made = generator()
     latents = replace(sample(made, range(7)), noise=made.draw_noise(7, rng(2)))
     expected = render(made, latents, 8)
-    asked = cramped(made, 2, monkeypatch)
-    told: list[tuple[int, int]] = []
-    pictures = render(made, latents, 8, lambda done, total: told.append((done, total)))
+    sizes = cramped(made, 2, monkeypatch)
+    progress: list[tuple[int, int]] = []
+    pictures = render(made, latents, 8, lambda done, total: progress.append((done, total)))
     torch.testing.assert_close(pictures, expected, rtol=1e-4, atol=1e-5)
-    assert asked == [7, 4, 2, 2, 2, 1] and told == [(2, 7), (4, 7), (6, 7), (7, 7)]
-    asked.clear()
+    assert sizes == [7, 4, 2, 2, 2, 1] and progress == [(2, 7), (4, 7), (6, 7), (7, 7)]
+    sizes.clear()
     torch.testing.assert_close(render(made, latents[:5], 4), expected[:5], rtol=1e-4, atol=1e-5)
-    assert asked == [4, 2, 2, 1]  # continues with the smaller batch
+    assert sizes == [4, 2, 2, 1]  # continues with the smaller batch
 
 
 def test_out_of_memory_error_for_one_image_names_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
     made = generator()
     latents = sample(made, range(2))
-    asked = cramped(made, 0, monkeypatch)
-    told = "one latent at a time.*20 GiB.*16 pixels on the CPU"
-    with pytest.raises(torch.cuda.OutOfMemoryError, match=told) as caught:
+    sizes = cramped(made, 0, monkeypatch)
+    progress = "one latent at a time.*20 GiB.*16 pixels on the CPU"
+    with pytest.raises(torch.cuda.OutOfMemoryError, match=progress) as caught:
         render(made, latents)
-    assert asked == [2, 1] and caught.value.__context__ is None
+    assert sizes == [2, 1] and caught.value.__context__ is None
     monkeypatch.setattr(made, "synthesize", lambda *_: (_ for _ in ()).throw(RuntimeError("something else")))
     with pytest.raises(RuntimeError, match="^something else$"):
         render(made, latents)
@@ -344,13 +344,13 @@ def test_unsuitable_latents_files_are_refused(tmp_path: Path) -> None:
         save_latents(Latents(torch.full((1, 6, 5), torch.nan)), path)
     assert not path.exists()
     whole = {"kind": "nada_latents", "version": "1", "space": "", "noise": "const"}
-    for tensors, hints, words in (
+    for tensors, hints, message in (
         ({"ws": torch.zeros(6, 5)}, whole, "incomplete"),
         ({"a": torch.zeros(1)}, whole, "incomplete"),
         ({"ws": torch.zeros(1, 6, 5)}, whole | {"version": "2"}, "version 2"),
     ):
         write_safetensors(path, tensors, hints)
-        with pytest.raises(CheckpointError, match=words):
+        with pytest.raises(CheckpointError, match=message):
             load_latents(path)
 
 
@@ -374,8 +374,8 @@ def test_foreign_latents_are_loaded(tmp_path: Path) -> None:
         "one_w.pt": ws[:1],
     }
     for name, wanted in expected.items():
-        found = load_latents(tmp_path / name, made)
-        assert torch.equal(found.ws, wanted) and found.noise == "const" and found.space == made.space(), name
+        loaded = load_latents(tmp_path / name, made)
+        assert torch.equal(loaded.ws, wanted) and loaded.noise == "const" and loaded.space == made.space(), name
         with pytest.raises(ValueError, match="pass its generator"):
             load_latents(tmp_path / name)
 
@@ -402,7 +402,7 @@ def test_files_of_the_rosinality_projector_are_loaded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "message"),
     [
         (torch.zeros(2, 4, 5), r"shape \[2, 4, 5\], expected \[N, 6, 5\]"),
         (torch.zeros(3, 8), r"\[N, 5\] for this"),
@@ -417,9 +417,9 @@ def test_files_of_the_rosinality_projector_are_loaded(tmp_path: Path) -> None:
         (torch.zeros(1, 6, 5, dtype=torch.int64), "found none"),
     ],
 )
-def test_foreign_files_of_other_generators_are_refused(tmp_path: Path, content: Any, words: str) -> None:
+def test_foreign_files_of_other_generators_are_refused(tmp_path: Path, content: Any, message: str) -> None:
     torch.save(content, tmp_path / "x.pt")
-    with pytest.raises(CheckpointError, match=words):
+    with pytest.raises(CheckpointError, match=message):
         load_latents(tmp_path / "x.pt", generator())
 
 

@@ -122,7 +122,7 @@ def test_mixture_weights_are_normalized(guide: ClipGuide) -> None:
 
 def test_invalid_mixtures_are_refused(guide: ClipGuide) -> None:
     words, back = TextShift("photo", "sketch", BARE), TextShift("sketch", "photo", BARE)
-    for shifts, weights, told in (
+    for shifts, weights, message in (
         ((), (), "to mix"),
         ((MixedShift((words,)),), (), "to mix"),
         ((words, back), (1.0,), "1 weights for 2"),
@@ -131,7 +131,7 @@ def test_invalid_mixtures_are_refused(guide: ClipGuide) -> None:
         ((words, back), (1.0, math.inf), "finite"),
         ((words, back), (1.0, math.nan), "finite"),
     ):
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             MixedShift(shifts, weights)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="cancel each other out"):
         MixedShift((words, back)).direction(guide)

@@ -44,21 +44,21 @@ def test_images_approach_the_text(loss: str, space: str) -> None:
     moved = edit_by_text(made, latents, guide(), SHIFT, replace(QUICK, objective=loss, space=space))
     before, after = render(made, latents), render(made, moved)
     assert (distance(loss, before, after) < distance(loss, before, before) - 0.02).all()
-    way = moved.ws - latents.ws
-    assert (way - way[:, :1]).abs().max() < 1e-5 if space == "w" else way.var(1).min() > 1e-6
+    offset = moved.ws - latents.ws
+    assert (offset - offset[:, :1]).abs().max() < 1e-5 if space == "w" else offset.var(1).min() > 1e-6
     assert moved.space == made.space() and moved.noise == "const" and moved.ws.dtype == torch.float32
 
 
 def test_edit_is_reproducible_and_keeps_its_inputs() -> None:
-    made, seeing = generator().requires_grad_(), guide()
+    made, clip = generator().requires_grad_(), guide()
     latents = sample(made, range(2))
     state, ws, random = copied(made.state_dict()), latents.ws.clone(), torch.get_rng_state()
     config = replace(QUICK, views=2)
-    first, second = (edit_by_text(made, latents, seeing, SHIFT, config) for _ in range(2))
+    first, second = (edit_by_text(made, latents, clip, SHIFT, config) for _ in range(2))
     assert torch.equal(first.ws, second.ws) and torch.equal(latents.ws, ws)
     assert not changed(state, copied(made.state_dict())) and torch.equal(torch.get_rng_state(), random)
     assert all(value.requires_grad and value.grad is None for value in made.parameters())
-    assert not torch.equal(edit_by_text(made, latents, seeing, SHIFT, replace(config, seed=1)).ws, first.ws)
+    assert not torch.equal(edit_by_text(made, latents, clip, SHIFT, replace(config, seed=1)).ws, first.ws)
 
 
 @pytest.mark.parametrize("changes", [{}, {"views": 2}, {"objective": "direction", "l2": 0.01, "id": 0.1}])
@@ -78,8 +78,8 @@ def test_edit_is_independent_of_the_batch(changes: dict[str, Any]) -> None:
 def test_only_the_selected_rows_change() -> None:
     made = generator()
     latents = sample(made, [1])
-    way = edit_by_text(made, latents, guide(), SHIFT, replace(QUICK, first_row=2, last_row=4)).ws - latents.ws
-    assert way[:, 2:4].abs().min() > 0 and not way[:, [0, 1, 4, 5]].any()
+    offset = edit_by_text(made, latents, guide(), SHIFT, replace(QUICK, first_row=2, last_row=4)).ws - latents.ws
+    assert offset[:, 2:4].abs().min() > 0 and not offset[:, [0, 1, 4, 5]].any()
     with pytest.raises(ValueError, match="rows 4 to 4.*<= 6"):
         edit_by_text(made, latents, guide(), SHIFT, replace(QUICK, first_row=4, last_row=4))
     with pytest.raises(ValueError, match="rows 0 to 7"):
@@ -113,8 +113,8 @@ def test_learning_rate_starts_at_zero() -> None:
     made = generator()
     latents = sample(made, [1])
     config = TextEditConfig(steps=1, lr=0.05, lr_rampup=0.0, lr_rampdown=0.0)
-    way = edit_by_text(made, latents, guide(), SHIFT, config).ws - latents.ws
-    torch.testing.assert_close(way.abs(), torch.full_like(way, 0.05), rtol=1e-2, atol=0)  # Adam's first step
+    offset = edit_by_text(made, latents, guide(), SHIFT, config).ws - latents.ws
+    torch.testing.assert_close(offset.abs(), torch.full_like(offset, 0.05), rtol=1e-2, atol=0)  # Adam's first step
     assert torch.equal(edit_by_text(made, latents, guide(), SHIFT, replace(config, lr_rampup=0.5)).ws, latents.ws)
 
 
@@ -138,35 +138,35 @@ def test_l2_and_identity_terms_limit_the_edit() -> None:
     made = generator()
     latents = sample(made, [1, 2])
     free = edit_by_text(made, latents, guide(), SHIFT, replace(QUICK, steps=30))
-    held = edit_by_text(made, latents, guide(), SHIFT, replace(QUICK, steps=30, l2=0.3))
-    assert (held.ws - latents.ws).norm() < 0.5 * (free.ws - latents.ws).norm()
+    limited = edit_by_text(made, latents, guide(), SHIFT, replace(QUICK, steps=30, l2=0.3))
+    assert (limited.ws - latents.ws).norm() < 0.5 * (free.ws - latents.ws).norm()
     same = edit_by_text(made, latents, guide(), SHIFT, replace(QUICK, steps=30, id=3.0), face)
     start, unlike = face(render(made, latents)), face(render(made, free))
     assert ((start * face(render(made, same))).sum(1) > (start * unlike).sum(1) + 0.01).all()
 
 
 def test_exceptions_of_on_step_propagate() -> None:
-    seen = []
+    indices = []
 
     def stop(step: EditStep) -> None:
-        seen.append(step.index)
+        indices.append(step.index)
         if step.index == 1:
             raise InterruptedError
 
     made = generator()
     with pytest.raises(InterruptedError):
         edit_by_text(made, sample(made, [1]), guide(), SHIFT, QUICK, on_step=stop)
-    assert seen == [0, 1]
+    assert indices == [0, 1]
 
 
 def test_unsuitable_inputs_are_refused() -> None:
     made = generator()
     latents = sample(made, [1])
-    for given, words in (
+    for given, message in (
         (sample(generator(rng=rng(5)), [1]), "another generator"),
         (Latents(torch.zeros(1, 3, 5)), r"\[3, 5\] rows and columns"),
     ):
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises(ValueError, match=message):
             edit_by_text(made, given, guide(), SHIFT, QUICK)
     with pytest.raises(ValueError, match="no network to compute it"):
         edit_by_text(made, latents, guide(), SHIFT, replace(QUICK, id=0.1))
