@@ -1,7 +1,7 @@
-"""Workflow files, built in ComfyUI's own page from a short description.
+"""Build workflow files in ComfyUI's own page from a short description.
 
-A file written by hand misses what the frontend knows: widget order, sizes, slot numbers. Hence the page makes the
-nodes, sets the widgets, connects the slots and exports; here is only said what should be there.
+The frontend decides widget order, sizes and slot numbers. Therefore the page creates the nodes, sets the widgets,
+connects the slots and exports; this module only describes the content.
 
     description = Workflow(
         nodes=[
@@ -31,9 +31,9 @@ from playwright.sync_api import Error
 
 @dataclass
 class Node:
-    """A node. size: as the page computes it, or larger. widgets: values by name; the others keep their default.
+    """A node. size: the computed size or larger. widgets: values by name; the others have their defaults.
 
-    shown: whether its body is, or only its title.
+    shown: False collapses the node to its title.
     """
 
     key: str
@@ -49,7 +49,7 @@ class Node:
 
 @dataclass
 class Note:
-    """Markdown on the canvas."""
+    """A Markdown note."""
 
     text: str
     pos: tuple[int, int]
@@ -61,7 +61,7 @@ class Note:
 
 @dataclass
 class Group:
-    """A titled frame: around nodes named by their keys, or bounding = x, y, width, height."""
+    """A group: around nodes, by their keys, or with bounding = x, y, width, height."""
 
     title: str
     around: Sequence[str] = ()
@@ -71,7 +71,7 @@ class Group:
 
 @dataclass
 class Workflow:
-    """links: pairs of "key.output name" and "key.input name", as the node shows them in English."""
+    """links: pairs of "key.output name" and "key.input name", with the English names of the node."""
 
     nodes: Sequence[Node | Note]
     links: Sequence[tuple[str, str]] = ()
@@ -79,7 +79,7 @@ class Workflow:
 
 
 class AuthorError(ValueError):
-    """The description asks for what the page does not have."""
+    """The description needs something that the page does not have."""
 
 
 BUILD = """async text => {
@@ -142,7 +142,7 @@ BUILD = """async text => {
 
 
 def build(page: Page, description: Workflow, name: str = "workflow") -> dict[str, Any]:
-    """The description as a UI-format workflow, the same at every call. Raises AuthorError."""
+    """Return the description as a UI-format workflow; deterministic. Raises AuthorError."""
     nodes = [_plain(node, index) for index, node in enumerate(description.nodes)]
     links = [[end.split(".", 1) for end in link] for link in description.links]
     text = json.dumps({"nodes": nodes, "links": links, "groups": [asdict(group) for group in description.groups]})
@@ -179,5 +179,5 @@ def _plain(node: Node | Note, index: int) -> dict[str, Any]:
 
 
 def _settled(workflow: dict[str, Any], name: str) -> dict[str, Any]:
-    """Without what differs from one export to the next: the random id, the view and the version of the page."""
+    """Remove what differs between exports: the random id, the view and the version of the page."""
     return {**workflow, "id": str(uuid.uuid5(uuid.NAMESPACE_URL, name)), "revision": 0, "extra": {}}

@@ -1,4 +1,4 @@
-"""One ComfyUI for all tests of this folder: started at the first test that asks for it, and one page of it.
+"""One ComfyUI and one page of it for all tests of this folder, started by the first test that needs it.
 
 These tests need:
 
@@ -55,7 +55,7 @@ def _page(server: Server) -> Iterator[Page]:
 
 @pytest.fixture
 def page(_page: Page) -> Page:
-    """The page, without complaints and dialogs of earlier tests."""
+    """The page, without errors and dialogs of earlier tests."""
     _page.close_dialog()
     _page.errors.clear()
     return _page

@@ -1,4 +1,4 @@
-"""Which ComfyUI the tests of this folder run, with which interpreter, on which pack; a base directory of its own.
+"""The ComfyUI, interpreter, pack and base directory of the tests in this folder.
 
 COMFYUI_PATH     a ComfyUI tree; without it every test here is skipped
 COMFYUI_PYTHON   the interpreter that can run it, by default the one that runs pytest
@@ -23,7 +23,7 @@ PREFIX = "StyleGANNADA_"
 
 
 def require(*modules: str) -> None:
-    """Skip the calling test file unless there is a ComfyUI to run and these modules are installed."""
+    """Skip the calling test file unless ComfyUI and these modules are available."""
     if "COMFYUI_PATH" not in os.environ:
         pytest.skip("COMFYUI_PATH is not set; set it to a ComfyUI checkout", allow_module_level=True)
     for name in modules:
@@ -31,7 +31,7 @@ def require(*modules: str) -> None:
 
 
 def comfy_path() -> Path:
-    """The tree under test. Raises FileNotFoundError."""
+    """Return the ComfyUI tree under test. Raises FileNotFoundError."""
     path = Path(os.environ["COMFYUI_PATH"]).resolve()
     if not (path / "main.py").is_file():
         raise FileNotFoundError(f"COMFYUI_PATH={path} holds no main.py: name the folder of a ComfyUI checkout")
@@ -47,21 +47,21 @@ def pack_path() -> Path:
 
 
 def process_environment() -> dict[str, str]:
-    """Of the ComfyUI processes: output at once, no downloads, and one thread unless told otherwise.
+    """The environment of ComfyUI processes: unbuffered output, no downloads, one thread unless OMP_NUM_THREADS is set.
 
-    On a machine that is busy with something else a second thread makes small nets wait for it: 80 ms become 7 s.
+    On a busy machine a second thread slows small networks down, from 80 ms to 7 s.
     """
     fixed = {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
     return {"OMP_NUM_THREADS": "1", **os.environ, **fixed}
 
 
 def workflows() -> list[Path]:
-    """The workflow files the pack ships."""
+    """The workflow files of the pack."""
     return sorted((pack_path() / "workflows").glob("*.json"))
 
 
 def files_of(pack: Path) -> list[Path]:
-    """What somebody who clones the pack gets, relative to it: all that git does not ignore."""
+    """The relative paths of all files that git does not ignore."""
     if not (pack / ".git").exists():
         return [path.relative_to(pack) for path in pack.rglob("*") if path.is_file() and path.suffix != ".pyc"]
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]

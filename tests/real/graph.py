@@ -1,4 +1,4 @@
-"""API prompts for tests: from a workflow file, or as a chain of nodes wired by the types of their slots."""
+"""API prompts for tests, from a workflow file or as a chain of nodes connected by type."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import copy
 from typing import Any
 
 Prompt = dict[str, dict[str, Any]]
-Info = dict[str, Any]  # what /object_info tells
+Info = dict[str, Any]  # the result of /object_info
 
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 
 
 def to_api(workflow: dict[str, Any], info: Info) -> Prompt:
-    """A UI-format workflow as API prompt, by comfy-cli's converter, which knows neither our page nor our tests."""
+    """Convert a UI-format workflow to an API prompt with comfy-cli."""
     from comfy_cli.workflow_to_api import convert_ui_to_api
 
     return bare(convert_ui_to_api(workflow, info))
 
 
 def bare(prompt: Prompt) -> Prompt:
-    """Without titles, which no run looks at."""
+    """Remove titles, which do not affect a run."""
     return {key: {"class_type": node["class_type"], "inputs": node["inputs"]} for key, node in prompt.items()}
 
 
@@ -29,7 +29,7 @@ def find(prompt: Prompt, class_type: str) -> list[str]:
 
 
 def changed(prompt: Prompt, class_type: str, **inputs: Any) -> Prompt:
-    """A copy with other widget values in every node of a class; links stay."""
+    """Return a copy with other widget values in every node of a class, and the same links."""
     result = copy.deepcopy(prompt)
     for key in find(result, class_type):
         own = result[key]["inputs"]
@@ -40,12 +40,12 @@ def changed(prompt: Prompt, class_type: str, **inputs: Any) -> Prompt:
 
 
 def short(prompt: Prompt, steps: int = 6) -> Prompt:
-    """The same job with a training of a few steps, for the sake of the time."""
+    """Return the prompt with few training steps."""
     return changed(prompt, "StyleGANNADA_AdaptGenerator", steps=steps)
 
 
 def chain(info: Info, *classes: str) -> Prompt:
-    """Nodes in a row: every required socket takes the newest output of its type, every widget its default."""
+    """Chain nodes: each required socket gets the last output of its type, each widget its default."""
     prompt: Prompt = {}
     newest: dict[str, list[Any]] = {}
     for index, name in enumerate(classes, 1):

@@ -1,4 +1,4 @@
-"""What the page's user waits for, in a real ComfyUI: the main template's time, its previews, its cache, its Cancel.
+"""Measure the main template in a real ComfyUI: time, previews, cache and Cancel.
 
 COMFYUI_PATH=... OMP_NUM_THREADS=2 python tests/real/measure.py
 """
@@ -19,7 +19,7 @@ MAIN, ADAPT, SAMPLE = "Text to new domain", f"{PREFIX}AdaptGenerator", f"{PREFIX
 
 
 def latency(server: Server, prompt: dict, at: int) -> float:
-    """Seconds from the request to stop at a step to the message that the run has stopped."""
+    """Return the seconds from the request to stop at a step to the message that the run has stopped."""
     asked: list[float] = []
 
     def stop(event: Event) -> None:

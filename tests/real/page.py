@@ -1,4 +1,4 @@
-"""ComfyUI's own page in a headless chromium: what a user sees, and the frontend's own converter and node factory.
+"""ComfyUI's page in headless Chromium, with its converter and node factory.
 
     with open_page(server) as page:
         page.load(workflow)
@@ -50,7 +50,7 @@ BOUNDS = """() => {
 
 
 class Page:
-    """The open page; `open_page` makes it. errors: what the page complained about so far, on its console or in view."""
+    """An open page, from `open_page`. errors: the messages of the page so far, on its console or in dialogs."""
 
     def __init__(self, tab: Tab, server: Server) -> None:
         self.tab, self.server = tab, server
@@ -71,7 +71,7 @@ class Page:
             self.errors.append(f"{response.status} {response.url}")
 
     def open(self, locale: str = "en") -> None:
-        """Open the page, in a language, and wait until it can be used."""
+        """Open the page in a language and wait until it is ready."""
         self.server.post("/settings", {**SETTINGS, "Comfy.Locale": locale})
         self.tab.goto(self.server.url, wait_until="domcontentloaded")
         self.tab.wait_for_function(READY, timeout=120_000)
@@ -81,12 +81,12 @@ class Page:
     # ---- the graph ----
 
     def load(self, workflow: dict[str, Any]) -> None:
-        """Show a UI-format workflow. Complaints of the page's schema check are added to `errors`."""
+        """Show a UI-format workflow. Messages of the page's schema check are added to `errors`."""
         self.tab.evaluate("async text => { await app.loadGraphData(JSON.parse(text)) }", json.dumps(workflow))
         self._settle()
 
     def open_file(self, path: Path) -> None:
-        """Show a file as if it had been dropped onto the page."""
+        """Open a file as if it were dropped onto the page."""
         script = """async ([text, name, type]) => { await app.handleFile(new File([text], name, {type})) }"""
         self.tab.evaluate(script, [path.read_text(encoding="utf-8"), path.name, "application/json"])
         self._settle()
@@ -102,11 +102,11 @@ class Page:
         return self.tab.evaluate(script)
 
     def title_of(self, node_type: str) -> str:
-        """What the page calls a type of node, in its language."""
+        """The display name of a node type, in the language of the page."""
         return self.tab.evaluate("type => LiteGraph.registered_node_types[type].title", node_type)
 
     def toasts(self) -> list[str]:
-        """The messages that lie over the page."""
+        """The messages in front of the page."""
         return [text.strip() for text in self.tab.locator(".p-toast-message").all_inner_texts()]
 
     def _settle(self) -> None:
@@ -118,7 +118,7 @@ class Page:
     # ---- runs ----
 
     def queue(self) -> None:
-        """Press Run. Raises ServerError when the server refuses the graph."""
+        """Press Run. Raises ServerError if the server rejects the graph."""
         before = set(self.server.get("/history"))
         self.tab.evaluate("async () => { await app.queuePrompt(0, 1) }")
         errors = self.tab.evaluate("() => JSON.stringify(app.lastNodeErrors ?? {})")
@@ -127,7 +127,7 @@ class Page:
         self._before = before
 
     def wait(self, timeout: float = 600) -> dict[str, Any]:
-        """Wait until the server has nothing left to do; the history of the last run. Raises TimeoutError."""
+        """Wait until the server is idle and return the history of the last run. Raises TimeoutError."""
         deadline = time.monotonic() + timeout
         while self.server.busy() or not (new := set(self.server.get("/history")) - self._before):
             if time.monotonic() > deadline:
@@ -139,7 +139,7 @@ class Page:
     # ---- what a user looks up ----
 
     def templates(self) -> dict[str, bool]:
-        """The pack's part of the dialog of templates, as a user finds it: title -> it is shown with its thumbnail.
+        """Open the dialog of templates and return the entries of the pack: title -> whether its thumbnail is shown.
 
         Leaves the dialog open. The pack's group is named by its folder.
         """
@@ -170,13 +170,13 @@ class Page:
         self._settle()
 
     def close_dialog(self) -> None:
-        """Close what lies over the graph, if anything does."""
+        """Close all dialogs."""
         if self.tab.get_by_role("dialog").count():
             self.tab.keyboard.press("Escape")
             self.tab.get_by_role("dialog").first.wait_for(state="hidden")
 
     def node_help(self, node_type: str) -> str:
-        """The text that "Node Info" shows for a node; it replaces the shown graph."""
+        """Return the text of "Node Info" for a node. Replaces the current graph."""
         script = """async type => {
             await app.loadGraphData({last_node_id: 0, last_link_id: 0, nodes: [], links: [], groups: [], version: 0.4})
             app.extensionManager.focusMode = false
@@ -198,7 +198,7 @@ class Page:
     # ---- the view ----
 
     def fit(self, margin: int = 40) -> None:
-        """Show the whole graph and nothing of the page around it."""
+        """Fit the whole graph into the view and hide the rest of the page."""
         script = """([bounds, margin]) => {
             const canvas = app.canvas, view = canvas.canvas.getBoundingClientRect()
             const [x, y, width, height] = bounds
@@ -215,7 +215,7 @@ class Page:
         self.tab.wait_for_timeout(500)
 
     def screenshot(self, path: Path, fit: bool = True, clip: dict[str, float] | None = None) -> None:
-        """Write a picture of the page; fit: of the whole graph. clip: {x, y, width, height} in pixels of the page."""
+        """Save a screenshot; fit: of the whole graph. clip: {x, y, width, height} in pixels of the page."""
         if fit:
             self.fit()
         hidden = "button:has(.pi-bars), .p-toast { visibility: hidden !important }"
@@ -224,7 +224,7 @@ class Page:
 
 @contextmanager
 def open_page(server: Server, locale: str = "en", size: tuple[int, int] = (1600, 1000)) -> Iterator[Page]:
-    """The page of a running server, ready to be used. Raises FileNotFoundError without a chromium."""
+    """Open the page of a running server. Raises FileNotFoundError without Chromium."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         raise FileNotFoundError("no chromium on PATH: install the package chromium")

@@ -1,4 +1,4 @@
-"""A real ComfyUI server on the CPU: isolated folders, a free port, and everything a client can see of a run.
+"""A real ComfyUI server on the CPU, with its own folders and port, and a client that records runs.
 
     with serve(comfy, python, pack, base) as server:
         run = server.run(api_prompt)
@@ -37,7 +37,7 @@ PREVIEW_WITH_METADATA = 4
 
 
 class ServerError(RuntimeError):
-    """The server answered with an error. node_errors: what it said about single nodes of a prompt."""
+    """The server returned an error. node_errors: the errors of single nodes of a prompt."""
 
     def __init__(self, message: str, node_errors: dict[str, Any] | None = None) -> None:
         super().__init__(message)
@@ -46,7 +46,7 @@ class ServerError(RuntimeError):
 
 @dataclass(frozen=True)
 class Event:
-    """One message of the server. at: time.perf_counter() of its arrival; image: the picture of a preview."""
+    """A message of the server. at: time.perf_counter() of its arrival; image: the image of a preview."""
 
     at: float
     kind: str
@@ -56,7 +56,7 @@ class Event:
 
 @dataclass
 class Run:
-    """What a client saw of one prompt. seconds: from the first event of the run to its last."""
+    """The record of one prompt. seconds: from the first event of the run to the last."""
 
     prompt_id: str
     status: str
@@ -71,7 +71,7 @@ class Run:
 
 
 class Server:
-    """A client of a running ComfyUI; `serve` makes it."""
+    """A client of a running ComfyUI, from `serve`."""
 
     def __init__(self, port: int, process: subprocess.Popen[bytes], log_file: Path, base: Path) -> None:
         self.host = f"127.0.0.1:{port}"
@@ -83,11 +83,11 @@ class Server:
     # ---- plain requests ----
 
     def get(self, path: str) -> Any:
-        """The answer to a GET: parsed where it is JSON, else bytes. Raises ServerError."""
+        """Return the response to a GET request, parsed if it is JSON, else bytes. Raises ServerError."""
         return self._answer(urllib.request.Request(self.url + path))
 
     def post(self, path: str, body: Any) -> Any:
-        """The answer to a POST of JSON. Raises ServerError."""
+        """Return the response to a POST of JSON. Raises ServerError."""
         header = {"Content-Type": "application/json"}
         return self._answer(urllib.request.Request(self.url + path, json.dumps(body).encode(), header))
 
@@ -104,7 +104,7 @@ class Server:
         return json.loads(body) if kind == "application/json" and body else body
 
     def object_info(self) -> dict[str, Any]:
-        """The schema of every node, as the page gets it."""
+        """Return the schemas of all nodes."""
         return self.get("/object_info")
 
     def interrupt(self) -> None:
@@ -116,13 +116,13 @@ class Server:
 
     @property
     def log(self) -> str:
-        """What the server wrote so far, without colours."""
+        """Return the output of the server so far, without color codes."""
         return re.sub(r"\x1b\[[0-9;]*m", "", self.log_file.read_text(encoding="utf-8", errors="replace"))
 
     # ---- runs ----
 
     def queue(self, prompt: dict[str, Any]) -> str:
-        """Queue an API prompt; its id. Raises ServerError when any part of it was refused."""
+        """Queue an API prompt and return its id. Raises ServerError if any part of it is rejected."""
         if self._socket is None:  # before the prompt, otherwise its first events are lost
             self._socket = self._connect()
         reply = self.post("/prompt", {"prompt": prompt, "client_id": self.client_id})
@@ -131,7 +131,7 @@ class Server:
         return reply["prompt_id"]
 
     def events(self, prompt_id: str, timeout: float = 600) -> Iterator[Event]:
-        """The events of a queued prompt as they arrive, up to the one that ends it. Raises TimeoutError."""
+        """Yield the events of a queued prompt up to its end. Raises TimeoutError."""
         assert self._socket is not None, "nothing was queued by this client"
         deadline = time.monotonic() + timeout
         while (left := deadline - time.monotonic()) > 0:
@@ -148,7 +148,7 @@ class Server:
         raise TimeoutError(f"the run did not end within {timeout} s; the log ends\n{self.log[-2000:]}")
 
     def run(self, prompt: dict[str, Any], timeout: float = 600, on_event: Callable[[Event], None] | None = None) -> Run:
-        """Queue an API prompt and wait for its end. on_event sees every event when it arrives."""
+        """Queue an API prompt and wait for its end. on_event is called with every event."""
         prompt_id = self.queue(prompt)
         events = []
         for event in self.events(prompt_id, timeout):
@@ -158,7 +158,7 @@ class Server:
         return self._read(prompt_id, events)
 
     def history(self, prompt_id: str) -> dict[str, Any]:
-        """What the server remembers of a run, which it writes down shortly after the event that ends it."""
+        """Return the history of a run, which the server stores shortly after the last event."""
         for _ in range(50):
             if prompt_id in (found := self.get(f"/history/{prompt_id}")):
                 return found[prompt_id]
@@ -190,7 +190,7 @@ class Server:
         return connection
 
     def close(self) -> None:
-        """End the server with all it started."""
+        """Stop the server and its child processes."""
         if self._socket is not None:
             self._socket.close()
         if self.process.poll() is None:
@@ -203,7 +203,7 @@ class Server:
 
 
 def decode(message: str | bytes) -> Event:
-    """A websocket message: JSON as text; a binary one begins with its kind, of which only previews are looked into."""
+    """Parse a websocket message: JSON text, or a binary message that begins with its kind; only previews are parsed."""
     at = time.perf_counter()
     if isinstance(message, str):
         told = json.loads(message)
@@ -222,7 +222,7 @@ def free_port() -> int:
 
 
 def command(comfy: Path, python: str, base: Path, port: int) -> list[str]:
-    """How to start it: nothing but the pack and ComfyUI's own nodes, no browser, no paid services."""
+    """The command that starts ComfyUI with the pack and the core nodes only, without a browser or paid services."""
     user = base / "user"
     started = [python, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port), "--disable-auto-launch"]
     started += ["--base-directory", str(base), "--user-directory", str(user)]
@@ -234,7 +234,7 @@ def command(comfy: Path, python: str, base: Path, port: int) -> list[str]:
 
 @contextmanager
 def serve(comfy: Path, python: str, pack: Path, base: Path, patience: float = 180) -> Iterator[Server]:
-    """A server that answers, with `pack` installed as custom_nodes/stylegan-nada below `base`; ended afterwards.
+    """Run a server with `pack` installed as custom_nodes/stylegan-nada below `base`, and stop it afterwards.
 
     Raises ServerError when it does not come up, with the end of its log.
     """
@@ -269,9 +269,9 @@ def _wait(server: Server, patience: float) -> None:
 
 
 def lines_about(log: str, *names: str) -> list[str]:
-    """The lines of a log that name the pack, one of its nodes or one of `names`, but for the table of import times.
+    """Return the log lines that name the pack, one of its nodes or one of `names`, except the import times.
 
-    Every such line is a complaint: ComfyUI tells nothing else about a pack, and 0.20 does not print the level.
+    Every such line is a warning or an error: ComfyUI logs nothing else about a pack, and 0.20 prints no levels.
     """
     found = re.compile("|".join(map(re.escape, (f"custom_nodes/{PACK}", "StyleGANNADA_", *names))))
     return [line for line in log.splitlines() if found.search(line) and not re.search(r"\d seconds: ", line)]

@@ -1,4 +1,4 @@
-"""The pack in a real ComfyUI, without a server: it loads, and a picture comes out of every version."""
+"""The pack loads and runs in a real ComfyUI without a server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ComfyUI's own page with the pack: its workflows open, convert and run; help, templates and languages are found."""
+"""The pack in the page of a real ComfyUI: workflows, help, templates and languages."""
 
 from __future__ import annotations
 

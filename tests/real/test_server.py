@@ -1,4 +1,4 @@
-"""A real server runs the pack: quiet start, templates, every workflow, progress, preview, cache and interrupt."""
+"""The pack in a real ComfyUI server: start, templates, workflows, progress, previews, cache and interruption."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TRAINING = ("LoadGenerator", "LoadGuide", "ShiftFromText", "AdaptGenerator", "Sa
 
 @pytest.fixture
 def training(info: dict[str, Any]) -> Prompt:
-    """The shortest graph that trains and shows pictures, as its nodes come with all their defaults."""
+    """The shortest graph that trains and shows images, with default widgets."""
     prompt = chain(info, *(PREFIX + name for name in TRAINING), "PreviewImage")
     return changed(prompt, SAMPLE, count=2)
 
@@ -119,7 +119,7 @@ def test_a_refusal_names_the_node(server: Server, training: Prompt) -> None:
 
 @pytest.fixture
 def strangers(server: Server) -> None:
-    """In the models' folder: a generator nobody's latents fit, its domain, and a guide that does not say what it is."""
+    """In the models folder: a generator with another latent space, its domain, and a CLIP file without architecture."""
     import shutil
 
     import torch
