@@ -48,16 +48,16 @@ class Folders:
     def get_filename_list(self, folder_name: str) -> list[str]:
         """Return the sorted relative paths in all folders of a kind. Raises KeyError for an unknown kind."""
         folders, extensions = self.folder_names_and_paths[folder_name]
-        found = set()
+        files = set()
         for folder in folders:
             for place, inner, names in os.walk(folder, followlinks=True):
                 inner[:] = [name for name in inner if name != ".git"]
-                found |= {
+                files |= {
                     os.path.relpath(os.path.join(place, name), folder)
                     for name in names
                     if not extensions or os.path.splitext(name)[1].lower() in extensions
                 }
-        return sorted(found)
+        return sorted(files)
 
     def get_full_path(self, folder_name: str, filename: str) -> str | None:
         """Return the path in the first folder that has the file, ignoring `..` at the root."""

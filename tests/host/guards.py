@@ -28,27 +28,27 @@ PRIMITIVES = (int, float, complex, str, bytes, type(None), Enum, torch.dtype, to
 OPAQUE = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType)
 
 
-def leaves(value: Any, path: str = "", module: bool = False, seen: dict[int, Any] | None = None) -> Iterator[Any]:
+def leaves(value: Any, path: str = "", module: bool = False, visited: dict[int, Any] | None = None) -> Iterator[Any]:
     """Yield (path, leaf, whether it belongs to an nn.Module) for all tensors and plain values reachable from `value`.
 
     Follows the parameters, buffers and flags of modules, dataclasses, mappings, sequences, sets and attributes, but not
     functions, classes and Python modules.
     """
-    seen = {} if seen is None else seen
+    visited = {} if visited is None else visited
     if isinstance(value, (*PRIMITIVES, np.ndarray, torch.Generator)):
         yield path, value, module
         return
-    if id(value) in seen or isinstance(value, OPAQUE):
+    if id(value) in visited or isinstance(value, OPAQUE):
         return
-    seen[id(value)] = value  # a reference, so that no other object gets this id
+    visited[id(value)] = value  # a reference, so that no other object gets this id
     if isinstance(value, Tensor):
         yield path, value, module
         if value.is_leaf and value.grad is not None:
-            yield from leaves(value.grad, f"{path}.grad", module, seen)
+            yield from leaves(value.grad, f"{path}.grad", module, visited)
         return
     inside = module or isinstance(value, nn.Module)
     for step, part in parts(value):
-        yield from leaves(part, path + step, inside, seen)
+        yield from leaves(part, path + step, inside, visited)
 
 
 def parts(value: Any) -> Iterator[tuple[str, Any]]:

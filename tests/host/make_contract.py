@@ -74,10 +74,10 @@ class Source:
         """Return the last definition of a class or function; `Int.Input` is the class Input in the class Int."""
         *outer, last = name.split(".")
         body = self.body if not outer else self.named(".".join(outer), ast.ClassDef).body
-        found = [node for node in body if isinstance(node, kind) and getattr(node, "name", None) == last]
-        if not found:
+        matches = [node for node in body if isinstance(node, kind) and getattr(node, "name", None) == last]
+        if not matches:
             raise LookupError(f"{self.path} has no {name}")
-        return found[-1]
+        return matches[-1]
 
     def has(self, name: str) -> bool:
         try:

@@ -1,1 +1,1 @@
-"""How the weights of the built-in world were made; nothing outside `portraits.check` and the tests imports it."""
+"""How the weights of the built-in world were made: `python -m nada_core.portraits.fitting`."""
