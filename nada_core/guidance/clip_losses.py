@@ -43,8 +43,7 @@ def global_loss(views: Views) -> Tensor:
 
 def angle_loss(views: Views) -> Tensor:
     """In-domain angle consistency (HyperDomainNet, arXiv:2210.08884, eq. 5): squared change of the cosines between
-    images; 0..4. 0 for a single image.
-    """
+    images; 0..4. 0 for a single image."""
     count = len(views.after)
     if count < 2:
         return views.after.sum() * 0.0
@@ -54,16 +53,14 @@ def angle_loss(views: Views) -> Tensor:
 
 def relation_loss(views: Views) -> Tensor:
     """Batch relations (SVL, arXiv:2308.10554, from Ojha et al., arXiv:2104.06820, eq. 1): KL divergence between the
-    similarities of an image to the batch, before and after; 0 and up. The paper weighs it 100. 0 for a single image.
-    """
+    similarities of an image to the batch, before and after; 0 and up. The paper weighs it 100. 0 for a single image."""
     before, after = ((e @ e.mT).log_softmax(-1) for e in (views.before, views.after))
     return F.kl_div(after, before, reduction="batchmean", log_target=True)
 
 
 def mean_offset_loss(views: Views) -> Tensor:
     """1 - cosine between the mean change of all images and the text's (SVL, arXiv:2308.10554, first part of L_dm);
-    0..2. Unlike the direction loss it lets single images differ.
-    """
+    0..2. Unlike the direction loss it lets single images differ."""
     edit = (views.after - views.before).mean(0)
     return 1 - (edit * views.direction[0]).sum() / edit.norm().clamp(min=MIN_EDIT_NORM)
 

@@ -37,9 +37,7 @@ def direction(before: Tensor, after: Tensor, text_direction: Tensor) -> float:
     An unchanged image counts as 0.
     """
     _check_embeddings(before)
-    if before.shape != after.shape:
-        shapes = f"{list(before.shape)} before and {list(after.shape)} after"
-        raise ValueError(f"Got {shapes}, expected pairs of equal latents.")
+    _check_pairs(before, after, 2)
     return float(F.cosine_similarity(after - before, text_direction, dim=-1, eps=1e-6).mean())
 
 
@@ -58,9 +56,7 @@ def diversity(images: Tensor) -> float:
 
 def structure(before: Tensor, after: Tensor) -> float:
     """Return the Dice overlap of the edges of paired images [N, 3, H, W], 0..1; edges are brightness gradients."""
-    if before.shape != after.shape or before.ndim != 4 or not len(before):
-        shapes = f"{list(before.shape)} before and {list(after.shape)} after"
-        raise ValueError(f"Got images of shape {shapes}, expected pairs [N, 3, H, W] of equal latents.")
+    _check_pairs(before, after, 4)
     s, t = _edges(before), _edges(after)
     total = s.square().sum((1, 2)) + t.square().sum((1, 2))
     return float((2 * (s * t).sum((1, 2)) / total.clamp(min=1e-12)).mean())
@@ -69,6 +65,12 @@ def structure(before: Tensor, after: Tensor) -> float:
 def _edges(images: Tensor) -> Tensor:
     gray = images.float().mean(1)
     return torch.hypot(gray[:, 1:, 1:] - gray[:, 1:, :-1], gray[:, 1:, 1:] - gray[:, :-1, 1:])
+
+
+def _check_pairs(before: Tensor, after: Tensor, axes: int) -> None:
+    if before.shape != after.shape or before.ndim != axes or not len(before):
+        shapes = f"{list(before.shape)} before and {list(after.shape)} after"
+        raise ValueError(f"Got {shapes}, expected pairs of equal latents with {axes} axes.")
 
 
 def _check_embeddings(embeddings: Tensor) -> None:

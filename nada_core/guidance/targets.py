@@ -22,10 +22,7 @@ from .shifts import Shift
 def weighted_guides(
     guides: ClipGuide | Sequence[ClipGuide | tuple[ClipGuide, float]],
 ) -> tuple[tuple[ClipGuide, float], ...]:
-    """Normalize one guide, several, or (guide, weight) pairs to pairs; the default weight is 1.
-
-    The paper combines ViT-B/32 and ViT-B/16, because a pattern that fools one encoder seldom fools both.
-    """
+    """Normalize one guide, several, or (guide, weight) pairs to pairs; the default weight is 1."""
     items = [guides] if isinstance(guides, ClipGuide) else list(guides)
     pairs = [item if isinstance(item, tuple) else (item, 1.0) for item in items]
     if not pairs:
@@ -53,8 +50,7 @@ def clip_targets(
 ) -> tuple[ClipTarget, ...]:
     """Compute the target of every guide. Weights are scaled to sum to 1, so a loss does not grow with their number.
 
-    Args:
-        images: [M, 3, H, W] of the generator before training, required for shifts to images.
+    images: [M, 3, H, W] of the generator before training, required for shifts to images.
     """
     pairs = weighted_guides(guides)
     total = sum(weight for _, weight in pairs)
@@ -89,10 +85,7 @@ def check_devices(
 
 @torch.no_grad()
 def source_images(generator: Generator, seed: int, label: int | None = None) -> Tensor:
-    """Draw 16 images [16, 3, H, W], where directions to style images start.
-
-    They use their own random numbers, so a training draws the same latents with and without them.
-    """
+    """Draw 16 images [16, 3, H, W], where directions to style images start, with random numbers of their own."""
     z = torch.randn(16, generator.z_dim, generator=torch.Generator().manual_seed(seed)).to(generator.w_avg.device)
     ws = generator.map(z, generator.one_hot(label, 16))
     return MicroBatcher(4).run(lambda size: torch.cat([generator.synthesize(part) for part in ws.split(size)]))

@@ -1,7 +1,7 @@
 """Directions of other programs: InterFaceGAN boundaries, GANSpace components, rosinality's factors, W+ directions.
 
-Such files differ in which axis counts the directions. It is read off the names in the file and the generator's sizes;
-what both leave open is refused.
+Files differ in which axis counts the directions. It follows from the names in the file and the sizes of the generator;
+arrays that can be read in two ways are refused.
 
 Letters: K directions, L rows of W+, C width of a row.
 """
@@ -41,11 +41,11 @@ def read_foreign_directions(path: str | Path, raw: RawCheckpoint, generator: Gen
         elif len(arrays) == 1 and scale is None:
             vectors = _single_array(next(iter(arrays.values())), generator)
         else:
-            raise UnsupportedCheckpointError(
+            raise ValueError(
                 f"no directions that are known; the file holds {sorted(raw.tensors)[:6]}. Expected a single array, "
                 "comp and std, or eigvec."
             )
-    except UnsupportedCheckpointError as error:
+    except ValueError as error:
         raise UnsupportedCheckpointError(f"{path}: {error}") from error
     return vectors, torch.ones(len(vectors))
 
@@ -54,14 +54,14 @@ def _rows(value: Tensor, generator: Generator) -> Tensor:
     """[K, C], [K, 1, C] or [K, L, C] -> [K, 1 or L, C]."""
     vectors = value[:, None] if value.ndim == 2 else value
     if vectors.ndim != 3 or vectors.shape[1] not in (1, generator.num_ws) or vectors.shape[2] != generator.w_dim:
-        raise _refusal(value, generator)
+        raise _wrong_size(value, generator)
     return vectors
 
 
 def _columns(value: Tensor, generator: Generator) -> Tensor:
     """[C, K] -> [K, 1, C]."""
     if value.ndim != 2 or len(value) != generator.w_dim:
-        raise _refusal(value, generator)
+        raise _wrong_size(value, generator)
     return value.T[:, None].contiguous()
 
 
@@ -69,33 +69,23 @@ def _single_array(value: Tensor, generator: Generator) -> Tensor:
     """An array without a name that tells its axes -> [K, 1 or L, C]."""
     rows, width = generator.num_ws, generator.w_dim
     size = tuple(value.shape)
-    if size == (width,):
-        return value.reshape(1, 1, width)
-    if size in ((rows * width,), (1, rows * width)):
-        return value.reshape(1, rows, width)
-    if len(size) != 2:
-        if size == (rows, 1, width):
-            raise _ambiguity(value, f"{rows} directions of w", "one direction of W+")
-        return _rows(value, generator)
-    if size == (width, width):
-        raise _ambiguity(value, "a direction per row", "a direction per column")
-    if size == (rows, width):
+    two_ways = {
+        (rows, 1, width): f"{rows} directions of w, or one direction of W+",
+        (width, width): "a direction per row, or a direction per column",
+        (width, rows): f"{rows} directions of w, one per column, or one direction of W+, transposed",
+    }
+    if size == (rows, width) and rows != width:
         return value[None]
-    if size == (width, rows):
-        raise _ambiguity(value, f"{rows} directions of w, one per column", "one direction of W+, transposed")
-    return _columns(value, generator) if size[0] == width else _rows(value, generator)
+    if size in two_ways:
+        raise ValueError(
+            f"an array of shape {list(size)} can be {two_ways[size]}. Save the directions that are meant as [K, 1, C], "
+            "or a single one as [1, L, C]."
+        )
+    if size in ((width,), (rows * width,), (1, rows * width)):
+        return value.reshape(1, -1, width)
+    return _columns(value, generator) if len(size) == 2 and size[0] == width else _rows(value, generator)
 
 
-def _ambiguity(value: Tensor, first: str, second: str) -> UnsupportedCheckpointError:
-    return UnsupportedCheckpointError(
-        f"an array of shape {list(value.shape)} can be {first}, or {second}. Save the directions that are meant as "
-        "[K, 1, C], or a single one as [1, L, C]."
-    )
-
-
-def _refusal(value: Tensor, generator: Generator) -> UnsupportedCheckpointError:
-    rows, width = generator.num_ws, generator.w_dim
-    return UnsupportedCheckpointError(
-        f"directions of shape {list(value.shape)}, expected [K, {width}] or [K, {rows}, {width}] for this generator; "
-        "load the one they were made for."
-    )
+def _wrong_size(value: Tensor, generator: Generator) -> ValueError:
+    expected = f"[K, {generator.w_dim}] or [K, {generator.num_ws}, {generator.w_dim}] for this generator"
+    return ValueError(f"directions of shape {list(value.shape)}, expected {expected}; load the one they were made for.")
