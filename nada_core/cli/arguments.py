@@ -23,7 +23,6 @@ MAX_SEEDS = 10_000
 
 #: Settings classes whose flags have a prefix, because their fields share names with those of another class.
 _PREFIXES = {"LayerChoice": "layers-", "TuneConfig": "tune-"}
-_METAVARS = {int: "N", float: "X", str: "TEXT", tuple: "A,B", dict: "NAME=X,NAME=X"}
 
 
 class UsageError(ValueError):
@@ -39,7 +38,7 @@ def required(help: str) -> Any:
 
 
 def value(metavar: str, read: Callable[[str], Any] = str, show: Callable[[Any], str] = str, **more: Any) -> Any:
-    """How one word on the command line becomes a value. read: raises ValueError for a wrong one. show: the reverse."""
+    """How a word becomes a value; `read` raises ValueError for a wrong one, `show` is the reverse."""
     return PrimitiveConstructorSpec(
         1, metavar, lambda words: read(words[0]), lambda _: True, lambda v: [show(v)], **more
     )
@@ -137,32 +136,22 @@ def _read(
 
 
 def _settings_rule(info: Any, checked: bool) -> StructConstructorSpec | None:
-    """The flags of a settings class; its default instance gives their defaults."""
+    """Make flags from a settings class; its default instance gives their defaults."""
     cls = info.type
     if not hasattr(cls, "__pydantic_fields__"):
         return None
     defaults = info.default if isinstance(info.default, cls) else cls()
-    items = {item.name: item for item in describe(cls)}
-    nested = [name for name in cls.__pydantic_fields__ if name not in items]
-    fields = [StructFieldSpec(name, _flag_type(cls, item), getattr(defaults, name)) for name, item in items.items()]
-    fields += [StructFieldSpec(name, type(getattr(defaults, name)), getattr(defaults, name)) for name in nested]
-    return StructConstructorSpec(cls if checked else lambda **_: defaults, tuple(fields))
+    types = dict.fromkeys(cls.__pydantic_fields__) | {item.name: _flag_type(cls, item) for item in describe(cls)}
+    fields = [(name, kind, getattr(defaults, name)) for name, kind in types.items()]
+    specs = (StructFieldSpec(name, kind or type(default), default) for name, kind, default in fields)
+    return StructConstructorSpec(cls if checked else lambda **_: defaults, tuple(specs))
 
 
 def _flag_type(cls: type, item: Setting) -> Any:
-    kind: Any = item.kind
-    if kind is dict:
-        kind = Annotated[dict, value(_METAVARS[dict], _pairs, _show)]
-    elif kind is tuple:
-        kind = Annotated[tuple, value(_METAVARS[tuple], _names, _show)]
-    elif kind is str and item.choices:
-        kind = Literal[item.choices]
-    metavar = None if kind is bool or (item.kind is str and item.choices) else _METAVARS[item.kind]
+    kind: Any = Literal[item.choices] if item.kind is str and item.choices else _KINDS.get(item.kind, item.kind)
     name = _PREFIXES.get(cls.__name__, "") + item.name.replace("_", "-")
-    told = f"{item.help};{item.limits}" if item.limits else item.help
-    return Annotated[
-        kind | None if item.optional else kind, arg(name=name, prefix_name=False, metavar=metavar, help=told)
-    ]
+    text = f"{item.help};{item.limits}" if item.limits else item.help
+    return Annotated[kind | None if item.optional else kind, arg(name=name, prefix_name=False, help=text)]
 
 
 def _one_line(box: str) -> str:
@@ -223,6 +212,11 @@ def _weighted(text: str) -> tuple[str, float]:
         return text, 1.0
 
 
+_KINDS: dict[type, Any] = {
+    tuple: Annotated[tuple, value("A,B", _names, _show)],
+    dict: Annotated[dict, value("NAME=X,...", _pairs, _show)],
+}
+
 # The types of the commands' fields.
 GeneratorName = Positional[Annotated[str, arg(metavar="GENERATOR", help="a generator file, or a built-in name")]]
 Rows = Annotated[tuple[int, int] | None, value("A-B", _row_range)]
@@ -230,7 +224,19 @@ Seeds = Annotated[list[int], value("LIST", _seed_list, lambda seeds: f"{seeds[0]
 Guides = UseAppendAction[
     tuple[Annotated[tuple[str, float], value("NAME[=WEIGHT]", _weighted, lambda pair: f"{pair[0]}={pair[1]:g}")], ...]
 ]
-File = Annotated[str | None, arg(metavar="FILE")]
+Perceptual = Annotated[
+    str | None,
+    arg(
+        metavar="NAME",
+        help_behavior_hint="(optional)",
+        help="network of the lpips term: vgg, alex or squeeze, or one with :imagenet or :FILE",
+    ),
+]
+Identity = Annotated[
+    str | None,
+    arg(metavar="NAME", help="face recognizer of the id term: a file such as model_ir_se50.pth, or portraits"),
+]
+File = Annotated[str | None, arg(metavar="FILE", help_behavior_hint="(optional)")]
 Files = UseAppendAction[tuple[Annotated[str, arg(metavar="FILE")], ...]]
-Text = Annotated[str | None, arg(metavar="TEXT")]
-Whole = Annotated[int | None, arg(metavar="N")]
+Text = Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="(optional)")]
+Whole = Annotated[int | None, arg(metavar="N", help_behavior_hint="(optional)")]

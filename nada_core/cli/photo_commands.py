@@ -34,6 +34,8 @@ from .arguments import (
     Files,
     GeneratorName,
     Guides,
+    Identity,
+    Perceptual,
     Positive,
     Rows,
     Text,
@@ -130,8 +132,8 @@ class Invert(ResultFlags):
     generator: GeneratorName
     photos: Photos
     align: FlagCreatePairsOff[bool] = flag(False, "first cut the largest face out of every photo")
-    perceptual: Text = flag(None, "network of the lpips term: vgg, alex or squeeze, or one with :imagenet or :FILE")
-    identity: Text = flag(None, "face recognizer of the id term: a file such as model_ir_se50.pth, or portraits")
+    perceptual: Perceptual = None
+    identity: Identity = None
     start: File = flag(None, "latents to start from (default: the mean of w)")
     encoder: File = flag(None, "an encoder whose latents to start from")
     adapted: Files = flag((), "also draw the latents with this generator, which was adapted from GENERATOR")
@@ -239,7 +241,7 @@ class Edit(ResultFlags):
     text: Text = flag(None, "text for what the images should show")
     source: str = flag("photo", "text for what they show now")
     guide: Guides = flag((), "a CLIP model for the text; default: portraits")
-    identity: Text = flag(None, "face recognizer of the id term")
+    identity: Identity = None
     config: Annotated[TextEditConfig, arg(name="text-edit")] = TextEditConfig()
 
     def run(self) -> None:

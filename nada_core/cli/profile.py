@@ -1,6 +1,6 @@
-"""Where the time of a training step (StyleGAN-NADA, arXiv:2108.00946) goes, and how much memory it takes at most.
+"""Time of the parts of a training step (StyleGAN-NADA, arXiv:2108.00946), and its peak memory.
 
-The loop itself is watched, not a copy of it: hooks on the networks and on the optimiser tell when a part has ended.
+The training loop itself is timed: hooks on the networks and on the optimizer mark the end of each part.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from ..guidance.targets import weighted_guides
 from ..models.clip import ClipGuide
 from ..models.generator import Generator
 
-#: In the order of a step. `guide` is resizing and the image towers, of both passes; `backward` includes clipping.
+#: In the order of a step. `guide` is resizing and CLIP, for both generators; `backward` includes gradient clipping.
 PARTS = ("selection", "teacher", "student", "guide", "backward", "optimiser")
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds of every measured step by part, and the peak of memory in bytes where the system tells it."""
+    """Seconds of every timed step by part, and the peak memory in bytes, or None where it is unknown."""
 
     steps: tuple[dict[str, float], ...]
     peak: int | None
 
     @property
     def seconds(self) -> float:
-        """Of a step: the mean, for a choice of layers that is made every few steps only belongs to it too."""
+        """Mean of a step; steps differ where layers are chosen every few steps only."""
         return statistics.fmean(sum(step.values()) for step in self.steps)
 
     @property
@@ -47,7 +47,7 @@ class Speed:
 
 
 class Stopwatch:
-    """Adds the time since the last mark to the part that has just ended. clock: seconds, of the wall or of the CPU."""
+    """Add the time since the last mark to a part. clock: seconds, wall or CPU."""
 
     def __init__(self, device: torch.device, clock: Callable[[], float] = time.perf_counter) -> None:
         self.device, self.clock = device, clock
@@ -56,7 +56,7 @@ class Stopwatch:
 
     def now(self) -> float:
         if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)  # kernels that were only asked for have taken no time yet
+            torch.cuda.synchronize(self.device)
         return self.clock()
 
     def mark(self, part: str) -> None:
@@ -65,7 +65,7 @@ class Stopwatch:
         self.last = now
 
     def lap(self) -> dict[str, float]:
-        """The parts of the step that ends here; the next one starts now."""
+        """Return the parts of the step that ends here, and start the next."""
         parts, self.parts, self.last = self.parts, dict.fromkeys(PARTS, 0.0), self.now()
         return parts
 
@@ -79,18 +79,17 @@ def measure(
     clock: Callable[[], float] = time.perf_counter,
     on_step: Callable[[dict[str, float]], None] | None = None,
 ) -> Speed:
-    """Run `config.steps` steps and time all but the first `warm`. The batch passes at once, whatever `config.chunk`
-    says: in chunks, parts are computed again on the way back and cannot be told apart.
+    """Train for `config.steps` steps and time all but the first `warm`.
 
-    on_step hears every step's seconds by part, the warm ones' too, and whatever it raises ends the measurement.
+    Args:
+        config: `chunk` is ignored, because recomputed chunks cannot be assigned to a part.
+        on_step: called with the seconds of every step by part; an exception it raises ends the measurement.
 
     Raises:
-        ValueError: when no step would be left to time, and whatever `adapt` raises.
+        ValueError: when no step is left to time, and whatever `adapt` raises.
     """
     if not 0 <= warm < config.steps:
-        raise ValueError(
-            f"got {config.steps} steps of which {warm} are not timed, expected at least one that is; give more steps."
-        )
+        raise ValueError(f"Got {config.steps} steps of which {warm} are not timed, expected more steps.")
     device = generator.w_avg.device
     watch, laps = Stopwatch(device, clock), []
     if device.type == "cuda":
@@ -100,69 +99,65 @@ def measure(
         laps.append(watch.lap())
         if on_step is not None:
             on_step(laps[-1])
-            watch.last = watch.now()  # what the listener did is no part of the next step
+            watch.last = watch.now()  # the callback's time belongs to no step
 
-    config = replace(config, chunk=0)
-    with _listening(copy.deepcopy(generator), [guide for guide, _ in weighted_guides(guides)], watch) as watched:
-        adapt(watched, guides, shift, config, finish)
+    with _timed(copy.deepcopy(generator), [guide for guide, _ in weighted_guides(guides)], watch) as teacher:
+        adapt(teacher, guides, shift, replace(config, chunk=0), finish)
     return Speed(tuple(laps[warm:]), peak_memory(device))
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Bytes: of the GPU's memory, what tensors took at most; on a CPU, what the whole process ever took."""
+    """Return the peak in bytes: of tensors on a GPU, of the whole process since its start on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "win32":  # has no resource module
         return None
     import resource
 
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 @contextmanager
-def _listening(teacher: Generator, guides: Sequence[ClipGuide], watch: Stopwatch) -> Iterator[Generator]:
-    """Hooks that mark the parts. The loop copies the teacher, and with it the hooks, to make the student."""
-    synthesis, mapping = (teacher.get_submodule(name) for name in ("synthesis", "mapping"))
-    choosing = True  # until latents are drawn, all that happens is the choice of layers
+def _timed(teacher: Generator, guides: Sequence[ClipGuide], watch: Stopwatch) -> Iterator[Generator]:
+    """Mark the parts by hooks. The training loop copies the teacher with its hooks to make the student."""
+    synthesis, mapping = teacher.get_submodule("synthesis"), teacher.get_submodule("mapping")
+    choosing = True  # until latents are mapped for the step, everything belongs to the selection of layers
 
-    def drawn(network: nn.Module, _: Any) -> None:
+    def before_mapping(network: nn.Module, _: Any) -> None:
         nonlocal choosing
         if network is mapping:
             watch.mark("selection")
             choosing = False
 
-    def drawing(network: nn.Module, _: Any) -> None:
+    def before_synthesis(network: nn.Module, _: Any) -> None:
         if not choosing and network is not synthesis:
             watch.mark("guide")
 
-    def ended(part: str) -> Callable[..., None]:
-        def mark(network: nn.Module, *_: Any) -> None:
-            if not choosing:
-                watch.mark(part or ("teacher" if network is synthesis else "student"))
+    def after_synthesis(network: nn.Module, *_: Any) -> None:
+        if not choosing:
+            watch.mark("teacher" if network is synthesis else "student")
 
-        return mark
+    def after_guide(*_: Any) -> None:
+        if not choosing:
+            watch.mark("guide")
 
-    def learnt(*_: Any) -> None:
+    def before_optimizer(*_: Any) -> None:
+        watch.mark("backward")
+
+    def after_optimizer(*_: Any) -> None:
         nonlocal choosing
         watch.mark("optimiser")
         choosing = True
 
     with ExitStack() as hooks:
-        mapping.register_forward_pre_hook(drawn)
-        synthesis.register_forward_pre_hook(drawing)
-        synthesis.register_forward_hook(ended(""))
-        for guide in guides:
-            model: Any = guide.model
-            hooks.enter_context(_removed(model.visual.register_forward_hook(ended("guide"))))
-        hooks.enter_context(_removed(register_optimizer_step_pre_hook(ended("backward"))))
-        hooks.enter_context(_removed(register_optimizer_step_post_hook(learnt)))
+        mapping.register_forward_pre_hook(before_mapping)
+        synthesis.register_forward_pre_hook(before_synthesis)
+        synthesis.register_forward_hook(after_synthesis)
+        visuals: list[Any] = [guide.model.visual for guide in guides]
+        handles = [visual.register_forward_hook(after_guide) for visual in visuals]
+        handles += [register_optimizer_step_pre_hook(before_optimizer)]
+        handles += [register_optimizer_step_post_hook(after_optimizer)]
+        for handle in handles:
+            hooks.callback(handle.remove)
         yield teacher
-
-
-@contextmanager
-def _removed(handle: Any) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        handle.remove()

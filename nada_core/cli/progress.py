@@ -1,4 +1,4 @@
-"""What all commands share: words on the terminal, the device, places for results, a progress bar."""
+"""Terminal output, the device and the output paths of all commands."""
 
 from __future__ import annotations
 
@@ -17,35 +17,34 @@ def say(*lines: str) -> None:
 
 
 def prepare(path: Path, force: bool) -> None:
-    """Find out before the work, not after it, that the result has no place to go."""
+    """Check, before the work, that a result can be written to this path."""
     if path.exists() and not force:
-        raise FileExistsError(f"{path} is already there; name another file, or overwrite it with --force.")
+        raise FileExistsError(f"{path} exists; name another file, or overwrite it with --force.")
     path.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(path.parent, os.W_OK):
-        raise PermissionError(f"{path.parent} cannot be written to; name another folder.")
+        raise PermissionError(f"{path.parent} is not writable; name another folder.")
 
 
 def device_of(name: str) -> torch.device:
-    """What --device means on this machine."""
+    """The device that --device names."""
     if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: torch sees no GPU here; use --device cpu.")
+        raise ValueError("--device is cuda, but PyTorch finds no GPU; use --device cpu.")
     return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
 
 
 @contextmanager
 def progress(total: int) -> Iterator[Callable[[int, str], None]]:
-    """A progress bar on stderr: tick(done, words). It appears with the first tick, so that a refusal stays one line and
-    a resumed run is timed from where it went on."""
+    """A progress bar on stderr: tick(done, text). It starts with the first tick, so a resumed run counts from there."""
     from tqdm import tqdm
 
-    patience = 0.2 if sys.stderr.isatty() else 10.0  # a log file wants a line now and then, not a film
+    interval = 0.2 if sys.stderr.isatty() else 10.0  # in a log file every update is a line
     bar: tqdm[Any] | None = None
 
-    def tick(done: int, words: str) -> None:
+    def tick(done: int, text: str) -> None:
         nonlocal bar
         if bar is None:
-            bar = tqdm(total=total, initial=done - 1, unit="step", dynamic_ncols=True, mininterval=patience)
-        bar.set_postfix_str(words, refresh=False)
+            bar = tqdm(total=total, initial=done - 1, unit="step", dynamic_ncols=True, mininterval=interval)
+        bar.set_postfix_str(text, refresh=False)
         bar.update(done - bar.n)
 
     try:

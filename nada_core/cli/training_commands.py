@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import torch
 from torch import Tensor
-from tyro.conf import FlagCreatePairsOff, Positional, Suppress, arg
+from tyro.conf import Fixed, FlagCreatePairsOff, Positional, Suppress, arg
 
 from .. import __version__, portraits
 from ..adaptation.adapt import Adaptation, Step, adapt
@@ -41,6 +41,8 @@ from .arguments import (
     Files,
     GeneratorName,
     Guides,
+    Identity,
+    Perceptual,
     Positive,
     Text,
     draft,
@@ -115,7 +117,7 @@ class Adapt(Command):
         "CLIP model: a built-in name, ARCHITECTURE:TAG (downloaded on first use) or ARCHITECTURE:FILE; default: those"
         " stored in the generator's file",
     )
-    stored_guides: Suppress[Any] = ()
+    stored_guides: Suppress[Fixed[Any]] = ()
     source: str = flag("photo", "text for what the generator draws now")
     target: Text = flag(None, "text for what it should draw")
     image: Files = flag((), "an image of the target style, instead of --target or with it; up to ten")
@@ -125,8 +127,8 @@ class Adapt(Command):
         "use the settings of a kind of target: " + "; ".join(f"{name}, {one.about}" for name, one in RECIPES.items()),
     )
     judge: Text = flag(None, "a held-out CLIP model that chooses the best step, with --keep-every")
-    perceptual: Text = flag(None, "network of the lpips term: vgg, alex or squeeze, or one with :imagenet or :FILE")
-    identity: Text = flag(None, "face recognizer of the id term: a file such as model_ir_se50.pth, or portraits")
+    perceptual: Perceptual = None
+    identity: Identity = None
     out: str = required("a .safetensors file, or a folder for TARGET.safetensors")
     force: FlagCreatePairsOff[bool] = flag(False, "overwrite an earlier result")
     autosave: File = flag(None, "state of the run for --resume; removed when the result is saved (default: beside OUT)")
