@@ -1,7 +1,7 @@
-"""Widgets from the core's settings and back: default, limits, step and help are written once, in the dataclass.
+"""Widgets made from the core's settings classes, which declare default, limits, step and help.
 
-A node names the settings it shows, in the order of its widgets. Saved workflows keep widget values by position, so
-such a list only ever grows at its end, whatever happens to the dataclass.
+A node lists the settings it shows in the order of its widgets. Saved workflows store widget values by position, so new
+names go to the end of such a list.
 """
 
 from __future__ import annotations
@@ -18,41 +18,43 @@ T = TypeVar("T")
 
 
 def widgets(cls: type, names: Sequence[str], defaults: Any = None, advanced: Sequence[str] = ()) -> list[Any]:
-    """One input a name: a setting's, or "terms.angle" for one of the weights that a setting holds.
+    """Return one input for each name: a setting, or "terms.angle" for one of the weights in a setting.
 
-    defaults: an instance whose values replace the declared ones. advanced: names shown only when asked for.
+    Args:
+        defaults: an instance whose values replace the declared defaults.
+        advanced: names of widgets that are hidden at first.
     """
-    known = {item.name: item for item in describe(cls)}
-    made: list[Any] = []
+    items = {item.name: item for item in describe(cls)}
+    inputs: list[Any] = []
     for name in names:
         first, _, key = name.partition(".")
-        default = known[first].default if defaults is None else getattr(defaults, first)
-        made.append(_input(known[first], key, default, name in advanced or None))
-    return made
+        default = items[first].default if defaults is None else getattr(defaults, first)
+        inputs.append(_input(items[first], key, default, name in advanced or None))
+    return inputs
 
 
 def settings(cls: type[T], names: Sequence[str], values: Mapping[str, Any], **more: Any) -> T:
-    """The dataclass that the widgets' values stand for. Raises ValueError, from the class's own check."""
-    known = {item.name: item for item in describe(cls)}
-    given: dict[str, Any] = {name.partition(".")[0]: {} for name in names if "." in name}
+    """Build a settings class from the widgets' values. Raises ValueError for values that it refuses."""
+    items = {item.name: item for item in describe(cls)}
+    fields: dict[str, Any] = {name.partition(".")[0]: {} for name in names if "." in name}
     for name in names:
         first, _, key = name.partition(".")
         if not key:
-            given[name] = _value(known[name], values[name])
-        elif weight := values[_term(key)]:  # what weighs nothing need not be computed
-            given[first][key] = weight
-    return cls(**given, **more)
+            fields[name] = _value(items[name], values[name])
+        elif weight := values[_term(key)]:  # terms without weight are not computed
+            fields[first][key] = weight
+    return cls(**fields, **more)
 
 
 def _input(item: Setting, key: str, default: Any, advanced: bool | None) -> Any:
-    told = {"tooltip": _tooltip(item), "advanced": advanced}
+    shared = {"tooltip": _tooltip(item), "advanced": advanced}
     if key:
         meaning = " ".join((inspect.getdoc(TERMS[key]) or "").partition(";")[0].split())
-        told["tooltip"] = f"Weight of the {key} loss: {meaning}."
-        return _float(_term(key), item, default.get(key, 0.0), told)
+        shared["tooltip"] = f"Weight of the {key} loss: {meaning}."
+        return _float(_term(key), item, default.get(key, 0.0), shared)
     if item.kind is int:
-        low = -1 if item.optional else item.low  # a number box has no "none"
-        # A seed is not drawn anew after a run: that would train anew at every click.
+        low = -1 if item.optional else item.low  # a number widget has no None
+        # A seed that changed after every run would train again at every click.
         control = {"control_after_generate": False} if item.name == "seed" else {}
         return io.Int.Input(
             item.name,
@@ -61,22 +63,22 @@ def _input(item: Setting, key: str, default: Any, advanced: bool | None) -> Any:
             max=_whole(item.high, 2**31 - 1),
             step=1,
             **control,
-            **told,
+            **shared,
         )
     if item.kind is float:
-        return _float(item.name, item, default, told)
+        return _float(item.name, item, default, shared)
     if item.kind is bool:
-        return io.Boolean.Input(item.name, default=default, **told)
+        return io.Boolean.Input(item.name, default=default, **shared)
     if item.choices and item.kind is str:
-        return io.Combo.Input(item.name, options=list(item.choices), default=default, **told)
-    return io.String.Input(item.name, default=", ".join(default) if item.kind is tuple else default, **told)
+        return io.Combo.Input(item.name, options=list(item.choices), default=default, **shared)
+    return io.String.Input(item.name, default=", ".join(default) if item.kind is tuple else default, **shared)
 
 
-def _float(name: str, item: Setting, default: float, told: dict[str, Any]) -> Any:
+def _float(name: str, item: Setting, default: float, shared: dict[str, Any]) -> Any:
     step = item.step
-    assert step, f"{item.name} needs a step, or the page would round it to halves"
-    # The page rounds what is typed: a hundredth of a step is finer than anybody types, and coarse enough to read.
-    return io.Float.Input(name, default=default, min=item.low, max=item.high, step=step, round=step / 100, **told)
+    assert step, f"{item.name} needs a step, or the frontend would round it to halves"
+    # The frontend rounds typed values: a hundredth of a step keeps the precision that matters, and stays readable.
+    return io.Float.Input(name, default=default, min=item.low, max=item.high, step=step, round=step / 100, **shared)
 
 
 def _whole(limit: float | None, otherwise: int) -> int:
@@ -94,13 +96,13 @@ def _value(item: Setting, value: Any) -> Any:
 
 
 def _tooltip(item: Setting) -> str:
-    """The help as a sentence, with the limits, which the page keeps to itself."""
+    """The help as a sentence, with the limits, which the frontend does not show."""
     limits = f" ({item.limits.strip()})" if item.limits else ""
     return f"{item.help[0].upper()}{item.help[1:]}{limits}.{' -1: none.' if item.optional else ''}"
 
 
 def seed_input(tooltip: str, redraw: bool = False) -> Any:
-    """A seed that torch, numpy and the page's numbers all can hold. redraw: offer to draw a new one after a run."""
+    """A seed in the range of torch, numpy and the frontend. redraw: offer to change it after every run."""
     return io.Int.Input("seed", default=0, min=0, max=2**32 - 1, step=1, control_after_generate=redraw, tooltip=tooltip)
 
 
@@ -117,5 +119,5 @@ def label_input() -> Any:
 
 
 def class_of(label: int) -> int | None:
-    """What `label_input` means: a number box has no "none"."""
+    """The class that `label_input` stands for: -1 is None."""
     return None if label == -1 else label

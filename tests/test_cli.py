@@ -1,4 +1,4 @@
-"""The command line, in process, on a generator and a guide of a few hundred numbers."""
+"""The command line, in process, with a generator and CLIP models of a few hundred numbers."""
 
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ from nada_core.io.metadata import write_torch
 from nada_core.latents.inversion import PRESETS
 from nada_core.latents.pivotal_tuning import TuneConfig
 from nada_core.models.checkpoints import BUILTINS
+from nada_core.models.ops import winograd
 from nada_core.models.stylegan2 import StyleGAN2
 from nada_core.portraits.content import Content
 
@@ -57,7 +58,7 @@ CLIP = {
 
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """a and b.safetensors, equal but for the synthesis; other.safetensors; guides under the built-in names."""
+    """A folder of generators (a and b differ in the synthesis only) and of CLIP models under the built-in names."""
     shelf = tmp_path_factory.mktemp("shelf")
     settings: dict[str, Any] = {"resolution": 16, "z_dim": 6, "w_dim": 6, "mapping_layers": 2, "widths": [8, 7, 4]}
     generator = StyleGAN2(**settings, rng=torch.Generator().manual_seed(0))
@@ -80,7 +81,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def world(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder, in which the built-in names stand for the tiny files."""
+    """An empty working folder; the built-in names refer to the tiny files."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("nada_core.models.clip_loading.BUILTIN", shelf)
     monkeypatch.setitem(BUILTINS, "portraits", shelf / "portraits.safetensors")
@@ -108,7 +109,7 @@ def files() -> set[str]:
 
 
 def quick(shelf: Path, *more: object) -> tuple[object, ...]:
-    """A run of four steps on a real file."""
+    """The words of a run of four steps."""
     return (
         "adapt",
         shelf / "a.safetensors",
@@ -131,7 +132,7 @@ def quick(shelf: Path, *more: object) -> tuple[object, ...]:
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, index: int) -> None:
-    """As if somebody pressed Ctrl-C right after a step."""
+    """Interrupt the training after a step, as Ctrl-C does."""
     adapt = training_commands.adapt
 
     def interrupted(generator: Any, guides: Any, shift: Any, config: Any, on_step: Any, *rest: Any, **more: Any) -> Any:
@@ -151,7 +152,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, index: int) -> None:
 ROOT = Path(cli.__file__).parents[2]
 
 
-def test_the_readme_speaks_of_what_exists() -> None:
+def test_readme_names_existing_commands_names_and_files() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     programs = [part.partition("```")[0] for part in text.split("```python\n")[1:]]
     assert programs
@@ -170,7 +171,7 @@ def test_the_readme_speaks_of_what_exists() -> None:
         assert re.search(rf"\b{name}\b", text.replace("\n", " ")), f"README.md does not mention {name}"
 
 
-def test_the_cli_page_has_an_example_of_every_command() -> None:
+def test_cli_page_has_an_example_of_every_command() -> None:
     text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     examples = [shlex.split(line)[3:] for line in text.splitlines() if line.startswith("python -m nada_core ")]
     assert {words[0] for words in examples} == set(cli.COMMANDS) == set(re.findall(r"(?m)^## (\S+)$", text))
@@ -197,7 +198,7 @@ def test_help_of_every_command_has_an_example_that_parses(run: Run, command: str
     assert command in run("--help")[1]
 
 
-def test_the_module_can_be_run() -> None:
+def test_module_prints_the_version() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "nada_core", "--version"],
         cwd=Path(cli.__file__).parents[2],
@@ -250,7 +251,7 @@ def test_settings_read_from_flags() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "expected"),
     [
         ((), "build-native"),
         (("adap", "portraits"), "adap"),
@@ -272,15 +273,17 @@ def test_settings_read_from_flags() -> None:
         (("info", "portraits", "--threads", "0"), "--threads"),
     ],
 )
-def test_wrong_usage_is_told_by_the_parser(run: Run, words: tuple[str, ...], told: str) -> None:
+def test_wrong_usage_is_a_usage_error_of_one_line(run: Run, words: tuple[str, ...], expected: str) -> None:
     code, out, err = run(*words)
-    assert code == 2 and told in err and err.startswith("error: ") and err.count("\n") == 1 and not out and not files()
+    assert (
+        code == 2 and expected in err and err.startswith("error: ") and err.count("\n") == 1 and not out and not files()
+    )
     with pytest.raises(arguments.UsageError):
         parsed(*words)
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "expected"),
     [
         (("info", "missing.pt"), "no such file"),
         (("info", "."), "no such file"),
@@ -297,13 +300,13 @@ def test_wrong_usage_is_told_by_the_parser(run: Run, words: tuple[str, ...], tol
         (("compare", "portraits", "b", "--out", "x.png", "--guide", "portraits"), "--guide needs --target"),
     ],
 )
-def test_what_a_person_can_cause_is_one_line(run: Run, words: tuple[str, ...], told: str) -> None:
+def test_user_error_is_one_line_with_exit_code_2(run: Run, words: tuple[str, ...], expected: str) -> None:
     code, out, err = run(*words)
-    assert code == 2 and told in err and err.startswith("error: ") and err.count("\n") == 1
+    assert code == 2 and expected in err and err.startswith("error: ") and err.count("\n") == 1
     assert not out and not files()
 
 
-def test_our_own_faults_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_internal_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(_: object) -> None:
         raise TypeError("a bug")
 
@@ -312,7 +315,7 @@ def test_our_own_faults_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) ->
         cli.main(["sample", "portraits", "--out", "x.png"])
 
 
-def test_device_and_threads(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_device_and_threads_are_set(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -324,7 +327,7 @@ def test_device_and_threads(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- info and convert ---------------------------------------------------------------------------------------------
 
 
-def test_info_tells_a_generator(run: Run, shelf: Path) -> None:
+def test_info_describes_a_generator(run: Run, shelf: Path) -> None:
     code, out, _ = run("info", "portraits")
     generator = load_generator(shelf / "a.safetensors")
     assert code == 0 and "stylegan2 generator, 16 x 16 pixels" in out and "6 rows of W+, no classes" in out
@@ -334,7 +337,7 @@ def test_info_tells_a_generator(run: Run, shelf: Path) -> None:
     assert "provenance" not in run("info", shelf / "b.safetensors")[1]
 
 
-def test_info_tells_a_domain_and_nobody_takes_it_for_a_generator(run: Run, shelf: Path, tmp_path: Path) -> None:
+def test_info_describes_a_domain_which_is_no_generator(run: Run, shelf: Path, tmp_path: Path) -> None:
     generator = load_generator(shelf / "a.safetensors")
     domain = Domain({"synthesis.b4.const": torch.ones(2, 3)}, generator.space(), {"target": "zombie"})
     save_domain(domain, tmp_path / "zombie.safetensors")
@@ -344,7 +347,7 @@ def test_info_tells_a_domain_and_nobody_takes_it_for_a_generator(run: Run, shelf
     assert code == 2 and "looks like a domain; load the generator" in err
 
 
-def test_info_tells_guides(run: Run, shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_info_describes_clip_models(run: Run, shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code, out, _ = run("info", shelf / "guide.safetensors")
     assert code == 0 and out.startswith("weights of a CLIP model") and "--guide ARCHITECTURE:" in out
     for name in ("guide.json", "guide.safetensors"):
@@ -354,7 +357,7 @@ def test_info_tells_guides(run: Run, shelf: Path, tmp_path: Path, monkeypatch: p
     assert code == 0 and "32 x 32 pixels, 16 dimensions" in out and "--guide portraits-x" in out
 
 
-def test_convert_both_ways_gives_the_same_pictures(run: Run, shelf: Path) -> None:
+def test_convert_both_ways_gives_the_same_images(run: Run, shelf: Path) -> None:
     assert run("convert", "portraits", "a.pt")[:2] == (0, "wrote a.pt\n")
     assert run("convert", "a.pt", "back.safetensors")[0] == 0
     there, back = load_generator(shelf / "a.safetensors"), load_generator("back.safetensors")
@@ -364,7 +367,7 @@ def test_convert_both_ways_gives_the_same_pictures(run: Run, shelf: Path) -> Non
     assert "torch file" in run("info", "a.pt")[1]
 
 
-def test_convert_keeps_provenance_and_overwrites_only_by_force(run: Run, shelf: Path) -> None:
+def test_convert_keeps_provenance_and_overwrites_only_with_force(run: Run, shelf: Path) -> None:
     assert run("convert", shelf / "a.safetensors", "copy.safetensors", "--half")[0] == 0
     assert read_provenance("copy.safetensors") == {"made": "for a test"}
     before = sha256("copy.safetensors")
@@ -377,7 +380,7 @@ def test_convert_keeps_provenance_and_overwrites_only_by_force(run: Run, shelf: 
 # ---- sample and compare -------------------------------------------------------------------------------------------
 
 
-def test_sample_writes_a_grid_and_single_pictures(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sample_writes_a_grid_and_single_images(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(file_commands, "MAX_CELLS", 3)  # so that the fourth picture comes in a second turn
     code, out, _ = run("sample", "portraits", "--seeds", "0-2,7", "--out", "o/grid.png", "--separate", "o/all")
     singles = {f"o/all/seed{seed:04d}.png" for seed in (0, 1, 2, 7)}
@@ -389,7 +392,7 @@ def test_sample_writes_a_grid_and_single_pictures(run: Run, monkeypatch: pytest.
     assert (load_image("again/seed0007.png") - alone).abs().max() <= 2 / 255 + 1e-6  # rounding of another batch at most
 
 
-def test_compare_shows_and_measures(run: Run, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compare_draws_and_measures(run: Run, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(file_commands, "MAX_ROWS", 3)
     a, b = shelf / "a.safetensors", shelf / "b.safetensors"
     asked = ("--seeds", "0-4", "--guide", "portraits", "--target", "zombie")
@@ -406,7 +409,7 @@ def test_compare_shows_and_measures(run: Run, shelf: Path, monkeypatch: pytest.M
     assert load_image("ab.png").shape == five  # the grid stops at MAX_ROWS
 
 
-def test_compare_refuses_other_latents_and_tells_namesakes_apart(run: Run, shelf: Path, tmp_path: Path) -> None:
+def test_compare_refuses_other_latents_and_labels_equal_names_by_path(run: Run, shelf: Path, tmp_path: Path) -> None:
     a, other = shelf / "a.safetensors", shelf / "other.safetensors"
     code, _, err = run("compare", a, other, "--out", "x.png")
     assert code == 2 and "another generator" in err and not files()
@@ -437,7 +440,7 @@ def test_adapt_writes_everything(run: Run, shelf: Path) -> None:
     assert any(not torch.equal(p, q) for p, q in zip(before.parameters(), after.parameters(), strict=True))
 
 
-def test_a_recipe_gives_the_defaults_and_flags_win(run: Run, shelf: Path) -> None:
+def test_recipe_gives_the_defaults_and_flags_override_them(run: Run, shelf: Path) -> None:
     def asked(*words: str) -> Any:
         return parsed("adapt", *words, "--target", "x", "--out", "y")
 
@@ -457,7 +460,7 @@ def test_a_recipe_gives_the_defaults_and_flags_win(run: Run, shelf: Path) -> Non
     assert (told["steps"], told["lr"], told["layers"]["train"]) == (4, 0.01, "offsets")
 
 
-def test_adapt_to_pictures_and_to_both(run: Run, shelf: Path) -> None:
+def test_adapt_to_images_and_to_text_and_images(run: Run, shelf: Path) -> None:
     for index in range(2):  # of two sizes, neither of them the generator's
         save_image(torch.rand(1, 3, 20 + index, 24) * 2 - 1, f"style{index}.png")
     pictures = ("--image", "style0.png", "--image", "style1.png")
@@ -473,7 +476,7 @@ def test_adapt_to_pictures_and_to_both(run: Run, shelf: Path) -> None:
     assert code == 2 and "at least 0" in err
 
 
-def test_a_judge_says_why(run: Run, shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_judge_explains_the_chosen_step(run: Run, shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("guide.json", "guide.safetensors"):
         (tmp_path / name).write_bytes((shelf / name).read_bytes())
         (tmp_path / name.replace("guide", "guide-x")).write_bytes((shelf / name).read_bytes())
@@ -488,7 +491,7 @@ def test_a_judge_says_why(run: Run, shelf: Path, tmp_path: Path, monkeypatch: py
     assert code == 2 and "keep_every" in err
 
 
-def test_faces_are_kept_by_a_recogniser(run: Run, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_identity_network_is_loaded_for_the_id_term(run: Run, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
     def load_identity(name: str, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -501,7 +504,7 @@ def test_faces_are_kept_by_a_recogniser(run: Run, shelf: Path, monkeypatch: pyte
     assert code == 2 and "id term weighs 0.5" in err
 
 
-def test_doubtful_words_are_warned_of(run: Run, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_similar_prompts_are_warned_about(run: Run, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nada_core.guidance.prompt_check.MAX_COSINE", -1.0)
     code, _, err = run(*quick(shelf))
     assert code == 0 and err.startswith("warning: portraits reads 'photo' and 'zombie' nearly alike")
@@ -526,7 +529,7 @@ def test_adapt_does_not_overwrite(run: Run, shelf: Path, monkeypatch: pytest.Mon
     assert code == 2 and "out" in err
 
 
-def test_a_stopped_run_says_how_to_go_on_and_does(run: Run, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_run_says_how_to_resume_and_resumes(run: Run, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = quick(shelf, "--out", "whole.safetensors")
     assert run(*whole)[0] == 0
     with monkeypatch.context() as patch:
@@ -551,7 +554,7 @@ def test_a_stopped_run_says_how_to_go_on_and_does(run: Run, shelf: Path, monkeyp
     assert all(torch.equal(p, q) for p, q in zip(one.parameters(), two.parameters(), strict=True))
 
 
-def test_stopping_while_the_result_is_written_loses_nothing(
+def test_interrupt_while_the_result_is_written_loses_nothing(
     run: Run, shelf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def pressed(*_: object) -> None:
@@ -564,19 +567,21 @@ def test_stopping_while_the_result_is_written_loses_nothing(
     assert run(*quick(shelf, "--resume"))[0] == 0 and load_generator("out/zombie.safetensors")
 
 
-def test_stopping_before_the_first_autosave(run: Run, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupt_before_the_first_autosave_writes_nothing(
+    run: Run, shelf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stop_at(monkeypatch, 0)
     code, _, err = run(*quick(shelf, "--autosave", "mine.safetensors"))
     assert code == 130 and "before the first autosave" in err.splitlines()[-1] and not files()
 
 
-def test_resuming_from_nothing_starts_and_says_so(run: Run, shelf: Path) -> None:
+def test_resume_without_an_autosave_starts_and_says_so(run: Run, shelf: Path) -> None:
     code, _, err = run(*quick(shelf, "--resume", "--autosave", "mine.safetensors"))
     assert code == 0 and "no autosave at mine.safetensors" in err and "out/zombie.safetensors" in files()
     assert "mine.safetensors" not in files()
 
 
-def test_names_of_results() -> None:
+def test_result_paths_and_guide_weights() -> None:
     assert training_commands.result_path("o", "a Zombie, by  Pixar!").as_posix() == "o/a-zombie-by-pixar.safetensors"
     assert training_commands.result_path("o/x.safetensors", "zombie") == Path("o/x.safetensors")
     assert training_commands.result_path("o", "../?").as_posix() == "o/adapted.safetensors"
@@ -591,7 +596,7 @@ def test_names_of_results() -> None:
 
 @pytest.fixture
 def photos(world: Path) -> list[str]:
-    """Two image files of different sizes and kinds."""
+    """Two image files of different sizes and formats."""
     coarse = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(1)) * 2 - 1
     smooth = torch.nn.functional.interpolate(coarse, size=(40, 48), mode="bilinear")
     save_image(smooth[0], "one.png")
@@ -642,7 +647,7 @@ def test_defaults_of_an_inversion_follow_the_generator_and_the_preset() -> None:
     assert asked("portraits", "a.png", "--preset", "report", "--id", "2").config.id == 2
 
 
-def test_an_encoder_gives_latents_and_a_start(run: Run, photos: list[str]) -> None:
+def test_encoder_gives_latents_and_the_start_of_an_inversion(run: Run, photos: list[str]) -> None:
     write_torch("e4e.pt", content("e4e"))
     code, out, err = run("encode", "e4e.pt", *photos, "--out", "faces.safetensors")
     assert code == 0 and "picture 1: " in out, err
@@ -652,7 +657,7 @@ def test_an_encoder_gives_latents_and_a_start(run: Run, photos: list[str]) -> No
     assert code == 0 and "after 5 steps" in out, err
 
 
-def test_a_face_is_cut_by_points(run: Run, photos: list[str]) -> None:
+def test_align_cuts_a_face_by_points(run: Run, photos: list[str]) -> None:
     given = ("align", "one.png", "--size", 32, "--out", "face.png", "--points", "14,12 30,12 16,28 28,28")
     assert run(*given)[:2] == (0, "wrote face.png\n")
     assert load_image("face.png").shape == (1, 3, 32, 32)
@@ -690,7 +695,7 @@ def test_latents_are_edited_by_text(run: Run, shelf: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "expected"),
     [
         (("invert", "portraits", "missing.png", "--out", "o"), "no image file"),
         (("invert", "portraits", "small.png", "--identity", "missing.pth", "--out", "o"), "no such file"),
@@ -702,18 +707,18 @@ def test_latents_are_edited_by_text(run: Run, shelf: Path) -> None:
         (("edit", "portraits", "missing.safetensors", "--text", "elf", "--out", "x.safetensors"), "no such file"),
     ],
 )
-def test_what_is_wrong_with_a_photo_is_one_line(run: Run, world: Path, words: tuple[str, ...], told: str) -> None:
+def test_wrong_photo_is_one_line_with_exit_code_2(run: Run, world: Path, words: tuple[str, ...], expected: str) -> None:
     save_image(torch.zeros(3, 24, 24), "small.png")
     save_image(torch.zeros(3, 1, 1), "tiny.png")
     code, out, err = run(*words)
-    assert code == 2 and told in err and err.startswith("error: ") and err.count("\n") == 1 and not out
+    assert code == 2 and expected in err and err.startswith("error: ") and err.count("\n") == 1 and not out
     assert files() == {"small.png", "tiny.png"}
 
 
 # ---- bench --------------------------------------------------------------------------------------------------------
 
 
-def test_bench_says_what_takes_the_time(run: Run, shelf: Path) -> None:
+def test_bench_prints_the_time_of_every_part(run: Run, shelf: Path) -> None:
     code, out, _ = run("bench", shelf / "a.safetensors", "--steps", 4, "--precision", "bf16")
     assert code == 0 and not files()
     assert "16 x 16 pixels, batch 2, bf16, guides portraits-64, portraits-vit; " in out and "steps a second" in out
@@ -724,10 +729,27 @@ def test_bench_says_what_takes_the_time(run: Run, shelf: Path) -> None:
     assert code == 2 and "2 steps" in err
 
 
+# ---- build-native -------------------------------------------------------------------------------------------------
+
+
+def test_build_native_prints_the_library_and_its_gain(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = winograd.BuildResult(Path("cache/library.so"), torch_seconds=0.012, native_seconds=0.004)
+    monkeypatch.setattr(winograd, "build", lambda: result)
+    code, out, _ = run("build-native")
+    assert code == 0 and all(part in out for part in ("library.so", "12.0 ms", "4.0 ms", "3.00 times"))
+
+    def fails() -> None:
+        raise winograd.BuildError("no compiler")
+
+    monkeypatch.setattr(winograd, "build", fails)
+    code, out, err = run("build-native")
+    assert (code, out, err) == (2, "", "error: no compiler\n")
+
+
 # ---- demo ---------------------------------------------------------------------------------------------------------
 
 
-def test_demo_judges_and_writes(run: Run, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_prints_measures_and_writes_results(run: Run, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = torch.Generator().manual_seed(0)
     generator = StyleGAN2(64, z_dim=24, w_dim=24, mapping_layers=1, widths=[4] * 5, rng=rng)
     save_generator(generator, "world.safetensors", {}, recommended={"adapt": {"steps": 2, "batch": 1}})
@@ -742,7 +764,7 @@ def test_demo_judges_and_writes(run: Run, shelf: Path, monkeypatch: pytest.Monke
     assert read_provenance("d/pencil-sketch.safetensors")["prompts"]["target"] == "pencil sketch"
 
 
-def test_info_of_the_shipped_generator(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_info_describes_the_built_in_generator(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(BUILTINS, "portraits", BUILTIN / "generator.safetensors")
     code, out, _ = run("info", "portraits")
     assert code == 0 and "64 x 64 pixels" in out
