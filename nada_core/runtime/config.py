@@ -1,10 +1,7 @@
 """Validated settings: one declaration gives a field its default, limits, command-line flag and node widget.
 
-    @settings
-    class AdaptConfig:
-        steps: int = setting(300, "optimizer steps", low=1)
-
-A settings class is a frozen pydantic dataclass. `describe` lists its fields for the command line and the nodes.
+A settings class is a frozen pydantic dataclass with fields such as `steps: int = setting(300, "steps", low=1)`.
+`describe` lists them for the command line and the nodes.
 """
 
 from __future__ import annotations
@@ -54,8 +51,7 @@ def setting(
     """Declare a field of a settings class, of type int, float, bool, str, tuple[str, ...] or dict[str, float].
 
     Args:
-        low, high: inclusive limits of a number, or of the values of a dict; high needs low.
-        step: of the widget.
+        low, high: inclusive limits of a number, or of the values of a dict; high needs low. step: for widgets.
         choices: the allowed texts: of a str, the items of a tuple, or the keys of a dict.
     """
     extra: Any = {"low": low, "high": high, "step": step, "choices": tuple(choices) if choices else None}
@@ -72,7 +68,7 @@ def setting(
         return value
 
     start: Any = {"default_factory": default.copy} if isinstance(default, dict) else {"default": default}
-    field: Any = pydantic.Field(description=help, json_schema_extra=extra, **start)
+    field: Any = pydantic.Field(**start, description=help, json_schema_extra=extra)
     field.metadata.append(pydantic.AfterValidator(check))
     return field
 
