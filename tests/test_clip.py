@@ -337,6 +337,13 @@ def test_wrapped_state_dicts_give_the_same_guide(folder: Path, tmp_path: Path, g
     assert other.fingerprint == guide.fingerprint
 
 
+def test_loading_a_file_logs_nothing(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    load_guide(folder / "tiny.safetensors", architecture=folder / "nada-test-tiny.json")
+    assert not caplog.records
+    logging.warning("No pretrained weights loaded")  # the filter is gone
+    assert len(caplog.records) == 1
+
+
 def test_local_files_download_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a download was tried")
