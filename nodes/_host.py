@@ -16,7 +16,6 @@ import os
 import re
 import time
 import traceback
-import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +30,7 @@ from comfy_api.latest import ComfyExtension, io
 from torch import Tensor, nn
 
 from ..nada_core.io.images import to_pil
+from ._cancel import cancellable
 
 __all__ = [
     "DIRECTIONS",
@@ -210,7 +210,7 @@ def on_device(*modules: Any, need: int = 0) -> Iterator[tuple[Any, ...]]:
     """
     device = comfy.model_management.get_torch_device()
     if device.type == "cpu":
-        with _stoppable(modules):
+        with cancellable(modules, _check_cancelled):
             yield modules
         return
     originals = {id(module): module for module in modules}
@@ -220,7 +220,7 @@ def on_device(*modules: Any, need: int = 0) -> Iterator[tuple[Any, ...]]:
     try:
         for key, module in originals.items():
             copies[key] = _copy(module, device)
-        with _stoppable(copies.values()):
+        with cancellable(copies.values(), _check_cancelled):
             yield tuple(copies[id(module)] for module in modules)
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)  # their locals hold device tensors
@@ -229,44 +229,6 @@ def on_device(*modules: Any, need: int = 0) -> Iterator[tuple[Any, ...]]:
         for module in copies.values():
             module.to_empty(device="meta")  # frees the memory even while the caller references the module
         comfy.model_management.soft_empty_cache()
-
-
-class _CancelHook:
-    """A forward pre-hook that checks for cancellation. Copies of a module carry it, too, until `remove`."""
-
-    def __init__(self) -> None:
-        self.modules: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-
-    def __call__(self, *_: Any) -> None:
-        comfy.model_management.throw_exception_if_processing_interrupted()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _CancelHook:
-        self.modules.update([memo[id(module)] for module in self.modules if id(module) in memo])
-        return self
-
-    def add(self, module: nn.Module) -> None:
-        module.register_forward_pre_hook(self)
-        self.modules.add(module)
-
-    def remove(self) -> None:
-        for module in self.modules:
-            for key in [key for key, hook in module._forward_pre_hooks.items() if hook is self]:
-                del module._forward_pre_hooks[key]
-
-
-@contextmanager
-def _stoppable(modules: Iterable[Any]) -> Iterator[None]:
-    """Check for cancellation before every layer's forward pass, because one step may take long."""
-    hook = _CancelHook()
-    layers = {layer for module in modules if isinstance(module, nn.Module) for layer in module.modules()}
-    # torch's attention takes a slower path, which rounds differently, when it or its parts have hooks.
-    attention = {part for layer in layers if isinstance(layer, nn.MultiheadAttention) for part in layer.modules()}
-    for layer in layers - attention:
-        hook.add(layer)
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 @contextmanager
@@ -278,6 +240,10 @@ def for_training(generator: Any, guides: WeightedGuides = (), *others: Any) -> I
         copies = [None if net is None else next(remaining) for net in networks]
         weighted = tuple((encoder, weight) for encoder, (_, weight) in zip(copies, guides, strict=False))
         yield source, weighted, *copies[len(guides) :]
+
+
+def _check_cancelled() -> None:
+    comfy.model_management.throw_exception_if_processing_interrupted()
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:

@@ -221,7 +221,7 @@ def test_unknown_layers_are_refused_with_the_known_ones() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"mode": "adaptiv"}, "Did you mean adaptive"),
+        ({"mode": "adaptiv"}, "did you mean adaptive"),
         ({"mode": "named"}, "at least one of"),
         ({"count": 0}, "count"),
         ({"count": 19}, "count"),
