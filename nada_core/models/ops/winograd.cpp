@@ -1,13 +1,14 @@
-// 3x3 convolution with a border of one pixel by Winograd's F(4x4, 3x3) in float32 (Lavin and Gray, arXiv:1509.09308,
-// sections 4.1 and 4.3), there and back.
+// 3x3 convolution with padding 1 by Winograd's F(4x4, 3x3) in float32 (Lavin and Gray, arXiv:1509.09308, sections 4.1
+// and 4.3), forward and backward.
 //
-// The image is cut into tiles of 6x6 pixels, four apart. Transformed, each of the 36 places of a tile is a product of
-// matrices over the channels by itself, a quarter of the direct method's multiplications; transformed back, a tile
-// gives 4x4 pixels. The gradient of the weights goes the same way through the adjoints of these transforms.
+// The image is split into overlapping tiles of 6x6 pixels with stride 4. After the input transform, each of the 36
+// positions of a tile is an independent matrix product over the channels, with a quarter of the multiplications of the
+// direct method. The output transform gives 4x4 pixels per tile. The weight gradient uses the adjoint transforms.
 //
-// Letters: N batch, I and O channels in and out, H and W pixels, P places of a tile. A product sums over a length L of
-// its left factor, which lies in panels of M rows, [P, rows / M, L, M], times its right one, [P, columns / K, L, K], so
-// that both are read from end to end. A band is a row of tiles; a chunk of bands is what the caches hold.
+// Shapes: N batch, I and O input and output channels, H and W pixels, P positions in a tile. A product sums over the
+// length L. Its left factor is stored in panels of M rows, [P, rows / M, L, M], its right one in panels of K columns,
+// [P, columns / K, L, K], so that both are read sequentially. A band is a row of tiles; a chunk is as many bands as fit
+// the caches.
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -29,12 +30,12 @@ constexpr int64_t LANES = 8, M = 4;
 constexpr int64_t K = 2 * LANES, P = 36;
 typedef float Lanes __attribute__((vector_size(LANES * sizeof(float)), aligned(4)));
 
-int64_t parts(int64_t count, int64_t size) { return (count + size - 1) / size; }
+int64_t ceil_div(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
-// ---- the transforms of one row or column of a tile --------------------------------------------------------------
+// ---- transforms of one row or column of a tile --------------------------------------------------------------------
 
-// B^T: pixels that came in.
-inline void analyse(const float* x, float* y) {
+// B^T, of input pixels.
+inline void input_transform(const float* x, float* y) {
   const float even = x[4] - 4 * x[2], odd = x[3] - 4 * x[1], near = x[4] - x[2], far = 2 * (x[3] - x[1]);
   y[0] = 4 * x[0] - 5 * x[2] + x[4];
   y[1] = even + odd;
@@ -44,8 +45,8 @@ inline void analyse(const float* x, float* y) {
   y[5] = 4 * x[1] - 5 * x[3] + x[5];
 }
 
-// G: a filter.
-inline void widen(const float* x, float* y) {
+// G, of a filter.
+inline void filter_transform(const float* x, float* y) {
   const float ends = x[0] + x[2], wide = x[0] + 4 * x[2];
   y[0] = x[0] * 0.25f;
   y[1] = (ends + x[1]) * (-1.0f / 6);
@@ -55,16 +56,16 @@ inline void widen(const float* x, float* y) {
   y[5] = x[2];
 }
 
-// G^T: the gradient of a filter.
-inline void narrow(const float* x, float* y) {
+// G^T, of the gradient of a filter.
+inline void filter_adjoint(const float* x, float* y) {
   const float near = x[1] + x[2], far = x[3] + x[4];
   y[0] = x[0] * 0.25f - near * (1.0f / 6) + far * (1.0f / 24);
   y[1] = (x[2] - x[1]) * (1.0f / 6) + (x[3] - x[4]) * (1.0f / 12);
   y[2] = (far - near) * (1.0f / 6) + x[5];
 }
 
-// A^T: pixels that go out.
-inline void gather(const float* x, float* y) {
+// A^T, to output pixels.
+inline void output_transform(const float* x, float* y) {
   const float sum = x[1] + x[2], difference = x[1] - x[2], far = x[3] + x[4], step = x[3] - x[4];
   y[0] = x[0] + sum + far;
   y[1] = difference + 2 * step;
@@ -72,8 +73,8 @@ inline void gather(const float* x, float* y) {
   y[3] = difference + 8 * step + x[5];
 }
 
-// A: the gradient of pixels that went out.
-inline void spread(const float* x, float* y) {
+// A, of the gradient of output pixels.
+inline void output_adjoint(const float* x, float* y) {
   const float even = x[0] + x[2], odd = x[1] + x[3], far = x[0] + 4 * x[2], step = 2 * x[1] + 8 * x[3];
   y[0] = x[0];
   y[1] = even + odd;
@@ -83,7 +84,7 @@ inline void spread(const float* x, float* y) {
   y[5] = x[3];
 }
 
-// The same for `count` of them at once: number r of each lies in row r of `from`, and so it does in `to`.
+// Transform `count` vectors; element r of each is in row r of `from` and of `to`.
 template <void (*transform)(const float*, float*), int in, int out>
 inline void each(const float* const* from, float* const* to, int64_t count, int64_t apart = 1) {
   const float* rows[in];
@@ -107,7 +108,7 @@ struct Image {  // [N, channels, H, W], cut into tiles
 
   explicit Image(const Tensor& x)
       : pixels(x.const_data_ptr<float>()), n(x.size(0)), channels(x.size(1)), h(x.size(2)), w(x.size(3)),
-        rows(parts(h, 4)), columns(parts(w, 4)) {}
+        rows(ceil_div(h, 4)), columns(ceil_div(w, 4)) {}
 
   int64_t bands() const { return n * rows; }
   int64_t plane(int64_t band, int64_t channel) const { return (band / rows * channels + channel) * h * w; }
@@ -120,19 +121,19 @@ struct Chunk {
       : first(first), last(std::min(first + step, image.bands())), tiles((last - first) * image.columns) {}
 };
 
-// Bands a chunk, for so many channels of both factors and the result together.
-int64_t bands_a_chunk(const Image& image, int64_t channels) {
+// Bands per chunk; channels: of both factors and the result together.
+int64_t bands_per_chunk(const Image& image, int64_t channels) {
   const int64_t floats = (int64_t{24} << 20) / sizeof(float);
   return std::clamp<int64_t>(floats / (P * channels * image.columns), 1, image.bands());
 }
 
-// One channel of a band, transformed, to out [P, columns]. size: 6, of tiles that overlap, by B^T; 4, of those that do
-// not, by A. scratch: `room(image)` floats.
-int64_t room(const Image& image) { return 12 * (4 * image.columns + 2); }
+// Transform one channel of a band to out [P, columns]. size 6: overlapping tiles, by B^T; size 4: disjoint tiles, by A.
+// scratch: `scratch_size(image)` floats.
+int64_t scratch_size(const Image& image) { return 12 * (4 * image.columns + 2); }
 
 template <int size>
 void tiles(const Image& image, int64_t band, int64_t channel, float* out, float* scratch) {
-  constexpr auto transform = size == 6 ? analyse : spread;
+  constexpr auto transform = size == 6 ? input_transform : output_adjoint;
   constexpr int border = size == 6 ? 1 : 0;
   const int64_t count = image.columns, width = 4 * count + 2 * border;
   const float *plane = image.pixels + image.plane(band, channel), *lines[size];
@@ -146,7 +147,7 @@ void tiles(const Image& image, int64_t band, int64_t channel, float* out, float*
   }
   for (int r = 0; r < 6; ++r) turned[r] = scratch + (6 + r) * width;
   each<transform, size, 6>(lines, turned, width);
-  float* apart = scratch;  // [4, columns + 1]: every fourth pixel; the lines are no longer needed
+  float* apart = scratch;  // [4, columns + 1]: every fourth pixel; overwrites the lines
   const int64_t next = count + 1;
   for (int r = 0; r < 6; ++r) {
     for (int64_t i = 0; i < count; ++i)
@@ -160,15 +161,15 @@ void tiles(const Image& image, int64_t band, int64_t channel, float* out, float*
   }
 }
 
-// Tiles as the columns of a product over channels: to [P, tiles / K, channels, K].
+// Store tiles as the columns of a product over channels: to [P, tiles / K, channels, K].
 void tiles_as_columns(const Image& image, const Chunk& chunk, float* to) {
-  const int64_t bands = chunk.last - chunk.first, plane = parts(chunk.tiles, K) * image.channels * K;
+  const int64_t bands = chunk.last - chunk.first, plane = ceil_div(chunk.tiles, K) * image.channels * K;
   at::parallel_for(0, image.channels * bands, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> out(P * image.columns), scratch(room(image));
+    std::vector<float> out(P * image.columns), scratch(scratch_size(image));
     for (int64_t job = begin; job < end; ++job) {
       const int64_t channel = job / bands, band = job % bands;
       tiles<6>(image, chunk.first + band, channel, out.data(), scratch.data());
-      for (int64_t done = 0; done < image.columns;) {  // a panel may end within a band
+      for (int64_t done = 0; done < image.columns;) {  // a panel may end inside a band
         const int64_t column = band * image.columns + done, run = std::min(K - column % K, image.columns - done);
         float* place = to + (column / K * image.channels + channel) * K + column % K;
         for (int64_t p = 0; p < P; ++p)
@@ -179,12 +180,13 @@ void tiles_as_columns(const Image& image, const Chunk& chunk, float* to) {
   });
 }
 
-// Tiles as the length of a product between channels, in panels of `width`: to [P, channels / width, tiles, width].
+// Store tiles as the length of a product between channels, in panels of `width`: to
+// [P, channels / width, tiles, width].
 template <int size, int64_t width>
 void tiles_as_length(const Image& image, const Chunk& chunk, float* to) {
-  const int64_t bands = chunk.last - chunk.first, panels = parts(image.channels, width), count = image.columns;
+  const int64_t bands = chunk.last - chunk.first, panels = ceil_div(image.channels, width), count = image.columns;
   at::parallel_for(0, panels * bands, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> out(width * P * count), scratch(room(image));
+    std::vector<float> out(width * P * count), scratch(scratch_size(image));
     for (int64_t job = begin; job < end; ++job) {
       const int64_t panel = job / bands, band = job % bands;
       for (int64_t c = 0; c < width; ++c) {
@@ -203,11 +205,11 @@ void tiles_as_length(const Image& image, const Chunk& chunk, float* to) {
   });
 }
 
-// Filters [O, I, 3, 3] as the left factor, to [P, O / M, I, M]. back: those of the way back, turned by half a circle,
-// I and O changed; the numbers given are already the result's.
-void filters(const float* weight, int64_t o, int64_t i, bool back, float* to) {
-  constexpr int64_t block = 16, width = block * M;  // rows long enough to be written in one go
-  const int64_t panels = parts(o, M), blocks = parts(i, block), plane = panels * i * M;
+// Transform filters [O, I, 3, 3] to the left factor [P, O / M, I, M]. transposed: filters of the input gradient,
+// rotated by 180 degrees with I and O exchanged; o and i are then the channels of that gradient's product.
+void filters(const float* weight, int64_t o, int64_t i, bool transposed, float* to) {
+  constexpr int64_t block = 16, width = block * M;  // rows long enough for sequential writes
+  const int64_t panels = ceil_div(o, M), blocks = ceil_div(i, block), plane = panels * i * M;
   at::parallel_for(0, panels * blocks, 1, [&](int64_t begin, int64_t end) {
     std::vector<float> scratch((9 + 18 + 36) * width);
     float *taps = scratch.data(), *half = taps + 9 * width, *whole = half + 18 * width;
@@ -217,22 +219,22 @@ void filters(const float* weight, int64_t o, int64_t i, bool back, float* to) {
       for (int64_t m = 0; m < std::min(M, o - panel * M); ++m)
         for (int64_t n = 0; n < count; ++n) {
           const int64_t out = panel * M + m, in = first + n;
-          const float* filter = weight + (back ? in * o + out : out * i + in) * 9;
-          for (int k = 0; k < 9; ++k) taps[k * width + n * M + m] = filter[back ? 8 - k : k];
+          const float* filter = weight + (transposed ? in * o + out : out * i + in) * 9;
+          for (int k = 0; k < 9; ++k) taps[k * width + n * M + m] = filter[transposed ? 8 - k : k];
         }
       for (int c = 0; c < 3; ++c) {
         const float* from[3];
         float* down[6];
         for (int r = 0; r < 3; ++r) from[r] = taps + (3 * r + c) * width;
         for (int r = 0; r < 6; ++r) down[r] = half + (3 * r + c) * width;
-        each<widen, 3, 6>(from, down, width);
+        each<filter_transform, 3, 6>(from, down, width);
       }
       for (int r = 0; r < 6; ++r) {
         const float* from[3];
         float* across[6];
         for (int c = 0; c < 3; ++c) from[c] = half + (3 * r + c) * width;
         for (int c = 0; c < 6; ++c) across[c] = whole + (6 * r + c) * width;
-        each<widen, 3, 6>(from, across, width);
+        each<filter_transform, 3, 6>(from, across, width);
       }
       for (int64_t p = 0; p < P; ++p)
         std::memcpy(to + p * plane + (panel * i + first) * M, whole + p * width, count * M * sizeof(float));
@@ -242,7 +244,7 @@ void filters(const float* weight, int64_t o, int64_t i, bool back, float* to) {
 
 // ---- products -----------------------------------------------------------------------------------------------------
 
-// One panel by one panel: sums [M, K], rows `stride` apart, set or added to.
+// Multiply two panels; sums [M, K] with rows `stride` apart are overwritten or accumulated.
 void product(const float* left, const float* right, int64_t length, float* sums, int64_t stride, bool add) {
   Lanes sum[M][2] = {};
   for (int64_t l = 0; l < length; ++l, left += M, right += K) {
@@ -260,7 +262,7 @@ void product(const float* left, const float* right, int64_t length, float* sums,
     }
 }
 
-// All of them: sums [P, rows, columns], whole panels of both.
+// Multiply all panels: sums [P, rows, columns], both multiples of the panel sizes.
 void products(const float* left, int64_t rows, const float* right, int64_t columns, int64_t length, float* sums,
               bool add) {
   const int64_t down = rows / M, across = columns / K;
@@ -272,24 +274,24 @@ void products(const float* left, int64_t rows, const float* right, int64_t colum
   });
 }
 
-// ---- what Python calls --------------------------------------------------------------------------------------------
+// ---- operators ----------------------------------------------------------------------------------------------------
 
-// x [N, I, H, W] with weight [O, I, 3, 3] -> [N, O, H, W]. back: x is a gradient [N, O, H, W], and the result, [N, I,
-// H, W], that of what came in.
-Tensor convolve(const Tensor& x, const Tensor& weight, bool back) {
+// Convolve x [N, I, H, W] with weight [O, I, 3, 3] to [N, O, H, W]. transposed: x is the gradient [N, O, H, W] of the
+// output, and the result [N, I, H, W] that of the input.
+Tensor convolve(const Tensor& x, const Tensor& weight, bool transposed) {
   const Image image(x);
-  const int64_t i = image.channels, o = weight.size(back ? 1 : 0), rows = parts(o, M) * M, t = image.columns;
-  const int64_t step = bands_a_chunk(image, i + rows), widest = parts(step * t, K) * K;
+  const int64_t i = image.channels, o = weight.size(transposed ? 1 : 0), rows = ceil_div(o, M) * M, t = image.columns;
+  const int64_t step = bands_per_chunk(image, i + rows), widest = ceil_div(step * t, K) * K;
   Tensor out = at::empty({image.n, o, image.h, image.w}, x.options());
   Tensor left = at::empty({P * rows * i}, x.options()), right = at::zeros({P * i * widest}, x.options());
   Tensor sums = at::empty({P * rows * widest}, x.options());
   const Image made(out);
   float *u = left.data_ptr<float>(), *v = right.data_ptr<float>(), *s = sums.data_ptr<float>();
   float* pixels = out.data_ptr<float>();
-  filters(weight.const_data_ptr<float>(), o, i, back, u);
+  filters(weight.const_data_ptr<float>(), o, i, transposed, u);
   for (int64_t first = 0; first < image.bands(); first += step) {
     const Chunk chunk(image, first, step);
-    const int64_t bands = chunk.last - first, columns = parts(chunk.tiles, K) * K;
+    const int64_t bands = chunk.last - first, columns = ceil_div(chunk.tiles, K) * K;
     tiles_as_columns(image, chunk, v);
     products(u, rows, v, columns, i, s, false);
     at::parallel_for(0, o * bands, 1, [&](int64_t begin, int64_t end) {
@@ -302,14 +304,14 @@ Tensor convolve(const Tensor& x, const Tensor& weight, bool back) {
           float* to[4];
           for (int r = 0; r < 6; ++r) from[r] = s + ((6 * r + c) * rows + channel) * columns + band * t;
           for (int r = 0; r < 4; ++r) to[r] = down + (6 * r + c) * t;
-          each<gather, 6, 4>(from, to, t);
+          each<output_transform, 6, 4>(from, to, t);
         }
         for (int r = 0; r < 4 && y + r < image.h; ++r) {
           const float* from[6];
           float *to[4], *line = pixels + made.plane(first + band, channel) + (y + r) * image.w;
           for (int c = 0; c < 6; ++c) from[c] = down + (6 * r + c) * t;
           for (int c = 0; c < 4; ++c) to[c] = across + c * t;
-          each<gather, 6, 4>(from, to, t);
+          each<output_transform, 6, 4>(from, to, t);
           const int64_t whole = image.w / 4;
           for (int64_t k = 0; k < whole; ++k)
             for (int c = 0; c < 4; ++c) line[4 * k + c] = across[c * t + k];
@@ -321,18 +323,18 @@ Tensor convolve(const Tensor& x, const Tensor& weight, bool back) {
   return out;
 }
 
-// x [N, I, H, W] and the gradient of the result [N, O, H, W] -> that of the weights [O, I, 3, 3].
+// Weight gradient [O, I, 3, 3] of input x [N, I, H, W] and output gradient grad [N, O, H, W].
 Tensor weight_gradient(const Tensor& x, const Tensor& grad) {
-  const Image image(x), slopes(grad);
-  const int64_t i = image.channels, o = slopes.channels, rows = parts(o, M) * M, columns = parts(i, K) * K;
-  const int64_t step = bands_a_chunk(image, rows + columns), most = step * image.columns;
+  const Image image(x), output_grad(grad);
+  const int64_t i = image.channels, o = output_grad.channels, rows = ceil_div(o, M) * M, columns = ceil_div(i, K) * K;
+  const int64_t step = bands_per_chunk(image, rows + columns), most = step * image.columns;
   Tensor left = at::empty({P * rows * most}, x.options()), right = at::empty({P * columns * most}, x.options());
   Tensor sums = at::empty({P * rows * columns}, x.options()), out = at::empty({o, i, 3, 3}, x.options());
   float *u = left.data_ptr<float>(), *v = right.data_ptr<float>(), *s = sums.data_ptr<float>();
   float* gradient = out.data_ptr<float>();
   for (int64_t first = 0; first < image.bands(); first += step) {
     const Chunk chunk(image, first, step);
-    tiles_as_length<4, M>(slopes, chunk, u);
+    tiles_as_length<4, M>(output_grad, chunk, u);
     tiles_as_length<6, K>(image, chunk, v);
     products(u, rows, v, columns, chunk.tiles, s, first > 0);
   }
@@ -344,12 +346,12 @@ Tensor weight_gradient(const Tensor& x, const Tensor& grad) {
       for (int c = 0; c < 6; ++c) {
         for (int r = 0; r < 6; ++r) from[r] = s + ((6 * r + c) * rows + row) * columns;
         for (int r = 0; r < 3; ++r) to[r] = &half[(6 * r + c) * columns];
-        each<narrow, 6, 3>(from, to, i);
+        each<filter_adjoint, 6, 3>(from, to, i);
       }
       for (int r = 0; r < 3; ++r) {
         for (int c = 0; c < 6; ++c) from[c] = &half[(6 * r + c) * columns];
         for (int c = 0; c < 3; ++c) to[c] = gradient + row * i * 9 + 3 * r + c;
-        each<narrow, 6, 3>(from, to, i, 9);
+        each<filter_adjoint, 6, 3>(from, to, i, 9);
       }
     }
   });
@@ -359,7 +361,7 @@ Tensor weight_gradient(const Tensor& x, const Tensor& grad) {
 }  // namespace
 
 TORCH_LIBRARY(nada_winograd, library) {
-  library.def("convolve(Tensor x, Tensor weight, bool back) -> Tensor");
+  library.def("convolve(Tensor x, Tensor weight, bool transposed) -> Tensor");
   library.def("weight_gradient(Tensor x, Tensor grad) -> Tensor");
 }
 

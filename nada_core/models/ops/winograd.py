@@ -16,8 +16,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable
+import timeit
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -190,13 +189,6 @@ def _seconds(native: Any) -> float:
     x = torch.randn(1, 128, 128, 128, generator=rng)
     weight = torch.randn(128, 128, 3, 3, generator=rng)
 
-    def step() -> None:
-        _backward(native, _forward(native, x, weight), x, weight, True, True)
-
-    return min(_elapsed(step) for _ in range(4))
-
-
-def _elapsed(step: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    step()
-    return time.perf_counter() - start
+    return min(
+        timeit.repeat(lambda: _backward(native, _forward(native, x, weight), x, weight, True, True), number=1, repeat=4)
+    )
