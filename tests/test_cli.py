@@ -239,7 +239,7 @@ def test_help_is_grouped_and_shows_limits_and_choices(run: Run) -> None:
         assert group in text
     text = " ".join(text.replace("│", " ").split())
     assert "--layers-mode {all,adaptive,named}" in text and "from 1 to 100000 (default: 400)" in text
-    assert "--mirror, --no-mirror" in text and "--terms NAME=X,..." in text
+    assert "--recipe {style,creature," in text and "--mirror, --no-mirror" in text and "--terms NAME=X,..." in text
 
 
 def test_settings_read_from_flags() -> None:
@@ -267,8 +267,9 @@ def test_settings_read_from_flags() -> None:
         (("invert", "portraits", "a.png", "--out", "o", "--tune-lr", "2"), "--tune-lr is 2.0"),
         (("demo", "--target", "vampire"), "pencil sketch"),
         (("sample", "portraits", "--out", "x.png", "--seeds", "5-1"), "'5-1'"),
-        (("sample", "portraits", "--out", "x.png", "--seeds", "0-9999999999"), "1 to 10000"),
-        (("sample", "portraits", "--out", "x.png", "--seeds", "1,,2"), "'1,,2'"),
+        (("sample", "portraits", "--out", "x.png", "--seeds", "0-9999999999"), "10000"),
+        (("sample", "portraits", "--out", "x.png", "--seeds", "0-5999,0-5999"), "12000 seeds"),
+        (("sample", "portraits", "--out", "x.png", "--seeds", "1,,2"), "''"),
         (("directions", "portraits", "--out", "x", "--rows", "3-1"), "'3-1'"),
         (("info", "portraits", "--threads", "0"), "--threads"),
     ],

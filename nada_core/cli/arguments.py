@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar, Union
 
@@ -42,6 +42,11 @@ def value(metavar: str, read: Callable[[str], Any] = str, show: Callable[[Any], 
     return PrimitiveConstructorSpec(
         1, metavar, lambda words: read(words[0]), lambda _: True, lambda v: [show(v)], **more
     )
+
+
+def one_of(choices: Iterable[str]) -> Any:
+    names = tuple(choices)
+    return value(f"{{{','.join(names)}}}", choices=names)
 
 
 def _positive(text: str) -> int:
@@ -184,24 +189,25 @@ def _show(given: Any) -> str:
     return ",".join(parts) or "none"
 
 
+def _span(text: str, example: str) -> range:
+    """Numbers with both ends included: "4" or "0-3"."""
+    match = re.fullmatch(r"\s*(\d{1,10})(?:\s*-\s*(\d{1,10}))?\s*", text)
+    numbers = range(int(match[1]), int(match[2] or match[1]) + 1) if match else range(0)
+    if not 0 < len(numbers) <= MAX_SEEDS:
+        raise ValueError(f"got {text!r}, expected {example}, and at most {MAX_SEEDS} numbers.")
+    return numbers
+
+
 def _row_range(text: str) -> tuple[int, int]:
-    """Rows with both ends included, "0-3" -> the first and the one after the last."""
-    match = re.fullmatch(r"(\d{1,3})(?:-(\d{1,3}))?", text.strip())
-    low, high = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-    if high < low:
-        raise ValueError(f"got {text!r}, expected a row or a range of rows, such as 4 or 0-3.")
-    return low, high + 1
+    rows = _span(text, "a row or a range of rows, such as 4 or 0-3")
+    return rows.start, rows.stop
 
 
 def _seed_list(text: str) -> list[int]:
-    found: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d{1,10})(?:\s*-\s*(\d{1,10}))?\s*", part)
-        low, high = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if high < low or high - low + len(found) >= MAX_SEEDS:
-            raise ValueError(f"got {text!r}, expected 1 to {MAX_SEEDS} seeds, such as 0-15 or 1,5,9.")
-        found.extend(range(low, high + 1))
-    return found
+    seeds = [seed for part in text.split(",") for seed in _span(part, "seeds such as 0-15 or 1,5,9")]
+    if len(seeds) > MAX_SEEDS:
+        raise ValueError(f"got {len(seeds)} seeds, expected at most {MAX_SEEDS}.")
+    return seeds
 
 
 def _weighted(text: str) -> tuple[str, float]:

@@ -42,8 +42,8 @@ from .arguments import (
     Whole,
     draft,
     flag,
+    one_of,
     required,
-    value,
     with_defaults,
 )
 from .progress import device_of, prepare, progress, say
@@ -52,7 +52,7 @@ from .training_commands import stored_settings
 _STRENGTHS = (-3.0, -1.5, 0.0, 1.5, 3.0)  # drawn for every direction
 
 Photos = Positional[Annotated[tuple[str, ...], arg(metavar="PHOTO", help="image files")]]
-Preset = Annotated[str, value("NAME", choices=tuple(PRESETS))]
+Preset = Annotated[str, one_of(PRESETS)]
 
 
 @dataclass(frozen=True, kw_only=True)

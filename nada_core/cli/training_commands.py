@@ -47,6 +47,7 @@ from .arguments import (
     Text,
     draft,
     flag,
+    one_of,
     required,
     value,
     with_defaults,
@@ -54,9 +55,9 @@ from .arguments import (
 from .profile import measure
 from .progress import device_of, prepare, progress, say
 
-Target = Annotated[str, value("TEXT", choices=portraits.TARGETS)]
-RecipeName = Annotated[str | None, value("NAME", choices=tuple(RECIPES))]
-Precision = Annotated[str, value("NAME", choices=tuple(PRECISIONS))]
+Target = Annotated[str, one_of(portraits.TARGETS)]
+RecipeName = Annotated[str | None, one_of(RECIPES)]
+Precision = Annotated[str, one_of(PRECISIONS)]
 
 
 @dataclass(frozen=True, kw_only=True)
