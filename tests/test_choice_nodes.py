@@ -1,4 +1,4 @@
-"""The nodes that say where to go and by which settings: mixed shifts, doubts, recipes, a judge."""
+"""Nodes for mixed directions, prompt checks, recipes and the judge."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from pack_world import QUICK, World
 
 
-def test_two_shifts_are_mixed_by_their_share(either: World) -> None:
+def test_mix_shifts_weights(either: World) -> None:
     (words,) = either.call("ShiftFromText", target="zombie", wording="bare")
     (look,) = either.call("ShiftFromImages", images=torch.rand(2, 64, 64, 3))
     (mixed,) = either.call("MixShifts", first=words, second=look, share=0.25)
@@ -18,7 +18,7 @@ def test_two_shifts_are_mixed_by_their_share(either: World) -> None:
         either.call("MixShifts", first=mixed, second=look)
 
 
-def test_words_that_say_nothing_are_doubted(world: World) -> None:
+def test_check_prompts_warns_about_similar_texts(world: World) -> None:
     (clear,) = world.call("ShiftFromText", source="photo", target="zombie")
     assert world.call("CheckPrompts", guide=world.guide, shift=clear) == (
         "No warnings: the guide can tell source and target apart.",
@@ -27,7 +27,7 @@ def test_words_that_say_nothing_are_doubted(world: World) -> None:
     assert "portraits" in world.call("CheckPrompts", guide=world.guide, shift=odd)[0]
 
 
-def test_a_recipe_changes_what_the_widgets_say(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recipe_changes_the_config(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     class Seen(Exception):  # noqa: N818
         pass
 
@@ -45,7 +45,7 @@ def test_a_recipe_changes_what_the_widgets_say(world: World, monkeypatch: pytest
     assert config.lr == pytest.approx(0.05) and config.terms["angle"] == 0.25
 
 
-def test_a_judge_chooses_the_step_and_says_why(world: World) -> None:
+def test_judge_selects_the_best_step(world: World) -> None:
     (other,) = world.call("LoadGuide", guide="portraits-64")
     given = {"generator": world.generator, "guide": world.guide, "shift": world.shift, **QUICK}
     *_, because = world.call("AdaptGenerator", **given, judge=other, keep_every=1)
@@ -58,7 +58,7 @@ def test_a_judge_chooses_the_step_and_says_why(world: World) -> None:
         world.call("AdaptGenerator", **given, keep_every=1)
 
 
-def test_likeness_keeps_pictures_near_what_they_were(world: World) -> None:
+def test_likeness_terms_reduce_the_change(world: World) -> None:
     (likeness,) = world.call("LoadLikeness", identity="portraits")
     given = {"generator": world.generator, "guide": world.guide, "shift": world.shift, **QUICK}
     training = world.call("AdaptGenerator", **given, likeness=likeness, id=1.0)[2]

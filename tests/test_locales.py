@@ -1,4 +1,4 @@
-"""The texts of the nodes in other languages, and their help: complete, up to date, and true to the schemas."""
+"""Translated node texts and help pages: complete, up to date and consistent with the schemas."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ ROOT = Path(__file__).parents[1]
 LOCALES, DOCS = ROOT / "locales", ROOT / "web" / "docs"
 TRANSLATIONS = ("ru", "zh")
 
-#: What the page takes for the syntax of a message. Frontend 1.42 throws at such a tooltip and shows nothing.
+#: Message syntax of the frontend. Version 1.42 fails on such a tooltip and shows nothing.
 SYNTAX = re.compile(r"[{}@|]")
 
-#: Names that are the same in any language.
+#: Names that are not translated.
 SAME = {"beta1", "beta2"}
 
-#: What stays as it is wherever it occurs: names, and words that are typed into a box or found in a list.
-KEPT = (
+#: Proper names, and words that users type or select: unchanged in every language.
+UNTRANSLATED = (
     "Adam",
     "CLIP",
     "FFHQ",
@@ -53,13 +53,13 @@ KEPT = (
     "zombie, elf, anime, joker, marble statue",
 )
 
-#: A number, path, file ending or token: what no language changes, and no word of the language either.
+#: Numbers, paths, file extensions and tokens, which are the same in every language.
 PART, NO_WORD = re.compile(r"[A-Za-z0-9_./%:+-]+"), re.compile(r"[\d_/%]|^[.-]\w")
 
-#: Options that are words of prose, too; they are meant where a colon or a comma follows.
+#: Options that are also ordinary words; they count as options before a colon or a comma.
 PROSE = {"all", "constant", "cosine", "none", "random", "the face", "the middle", "true"}
 
-#: How a term is said in every text that has it.
+#: Required translation of each term.
 TERMS = {
     "ru": {
         "generator": "генератор",
@@ -109,7 +109,7 @@ def schemas(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def told(schemas: list[Any]) -> dict[str, str]:
+def english(schemas: list[Any]) -> dict[str, str]:
     return flat(texts(schemas))
 
 
@@ -126,19 +126,19 @@ def flat(tree: dict[str, Any], above: str = "") -> dict[str, str]:
 
 
 def literals(text: str) -> Counter[str]:
-    """The numbers, paths, file endings and tokens in a text."""
+    """Numbers, paths, file extensions and tokens in a text."""
     found = (part.rstrip(".:-+/") for part in PART.findall(text))
     return Counter(part for part in found if NO_WORD.search(part))
 
 
-def both(told: dict[str, str], language: str) -> Iterator[tuple[str, str, str]]:
-    """Every text: its key, the English and the other one."""
+def translations(english: dict[str, str], language: str) -> Iterator[tuple[str, str, str]]:
+    """All texts: key, English, translation."""
     other = flat(read(language))
-    yield from ((key, text, other[key]) for key, text in told.items())
+    yield from ((key, text, other[key]) for key, text in english.items())
 
 
-def misnamed(key: str, text: str, other: str, language: str) -> list[str]:
-    """The terms of the English text that the other one calls by some other name."""
+def missing_terms(key: str, text: str, other: str, language: str) -> list[str]:
+    """Terms of the English text whose required translation is missing."""
     words = PART.sub(lambda part: "" if re.search(r"[/_]|^:", part[0]) else part[0], text)  # neither paths nor code
     return [
         f"{key}: {text!r} has {term!r}, {other!r} has no {called!r}"
@@ -150,89 +150,89 @@ def misnamed(key: str, text: str, other: str, language: str) -> list[str]:
 # ---- texts --------------------------------------------------------------------------------------------------------
 
 
-def test_english_is_what_the_schemas_say(schemas: list[Any]) -> None:
+def test_english_matches_the_schemas(schemas: list[Any]) -> None:
     made = written(texts(schemas))
     assert ENGLISH.read_text(encoding="utf-8") == made, "run python -m tests.host.make_locales, then translate"
 
 
-def test_every_text_is_told(told: dict[str, str]) -> None:
-    assert [key for key, text in told.items() if not text] == []
+def test_texts_are_not_empty(english: dict[str, str]) -> None:
+    assert [key for key, text in english.items() if not text] == []
 
 
-def test_the_page_can_read_it(told: dict[str, str]) -> None:
-    assert [key for key, text in told.items() if SYNTAX.search(text)] == []
+def test_texts_contain_no_message_syntax(english: dict[str, str]) -> None:
+    assert [key for key, text in english.items() if SYNTAX.search(text)] == []
 
 
-def test_there_are_no_other_files() -> None:
-    # Not main.json: its names of categories would hold for all packs.
+def test_folder_contains_only_node_definitions() -> None:
+    # No main.json: its category names would apply to all packs.
     expected = {f"{language}/nodeDefs.json" for language in ("en", *TRANSLATIONS)}
     assert {path.relative_to(LOCALES).as_posix() for path in LOCALES.rglob("*.*")} == expected
 
 
 @pytest.mark.parametrize("path", sorted(LOCALES.glob("*/*.json")), ids=lambda path: f"{path.parent.name}-{path.stem}")
-def test_a_file_says_nothing_twice(path: Path) -> None:
+def test_file_is_normalized(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert text == written(json.loads(text))
 
 
 @pytest.mark.parametrize("language", TRANSLATIONS)
 class TestTranslation:
-    def test_it_has_the_same_texts(self, told: dict[str, str], language: str) -> None:
-        assert list(flat(read(language))) == list(told)
+    def test_keys_match_english(self, english: dict[str, str], language: str) -> None:
+        assert list(flat(read(language))) == list(english)
 
-    def test_it_is_a_translation(self, told: dict[str, str], language: str) -> None:
-        left = [key for key, text, other in both(told, language) if not other.strip() or other == text]
-        assert [key for key in left if told[key] not in SAME] == []
+    def test_texts_are_translated(self, english: dict[str, str], language: str) -> None:
+        left = [key for key, text, other in translations(english, language) if not other.strip() or other == text]
+        assert [key for key in left if english[key] not in SAME] == []
 
-    def test_the_page_can_read_it(self, told: dict[str, str], language: str) -> None:
-        assert [key for key, _, other in both(told, language) if SYNTAX.search(other)] == []
+    def test_texts_contain_no_message_syntax(self, english: dict[str, str], language: str) -> None:
+        assert [key for key, _, other in translations(english, language) if SYNTAX.search(other)] == []
 
-    def test_numbers_and_paths_are_kept(self, told: dict[str, str], language: str) -> None:
-        for key, text, other in both(told, language):
+    def test_numbers_and_paths_match(self, english: dict[str, str], language: str) -> None:
+        for key, text, other in translations(english, language):
             assert key.endswith(".name") or literals(other) == literals(text), key
 
-    def test_names_are_kept(self, told: dict[str, str], language: str) -> None:
-        for key, text, other in both(told, language):
+    def test_names_are_unchanged(self, english: dict[str, str], language: str) -> None:
+        for key, text, other in translations(english, language):
             quoted = [part.partition("{")[0].strip() for part in re.findall(r'"([^"]*)"', text)]
-            named = [name for name in KEPT if name in text] + ["R"] * bool(re.search(r"\bR\b", text))
+            named = [name for name in UNTRANSLATED if name in text] + ["R"] * bool(re.search(r"\bR\b", text))
             assert [name for name in (*quoted, *named) if name not in other] == [], key
 
-    def test_options_are_kept(self, schemas: list[Any], language: str) -> None:
-        # The page shows options as they are saved in workflows.
+    def test_options_are_unchanged(self, schemas: list[Any], language: str) -> None:
+        # The frontend shows options untranslated.
         for schema in schemas:
             options = {name for one in schema.inputs for name in getattr(one, "options", None) or ()}
-            for key, text, other in both(flat(texts([schema])), language):
+            for key, text, other in translations(flat(texts([schema])), language):
                 for name in options:
                     end = r"(?=[:,])" if name in PROSE else r"\b"
                     if not key.endswith(".name") and re.search(rf"\b{re.escape(name)}{end}", text, re.IGNORECASE):
                         assert name in other, f"{key}: {name}"
 
-    def test_nodes_are_called_by_their_names(self, told: dict[str, str], language: str) -> None:
-        titles = {text: other for key, text, other in both(told, language) if key.endswith(".display_name")}
+    def test_node_names_are_consistent(self, english: dict[str, str], language: str) -> None:
+        titles = {text: other for key, text, other in translations(english, language) if key.endswith(".display_name")}
         assert len(set(titles.values())) == len(titles), "two nodes have one name"
-        for key, text, other in both(told, language):
+        for key, text, other in translations(english, language):
             for title, called in titles.items():
                 if re.search(rf"\b{title}\b", text):
                     assert called in other, f"{key} does not call {title} {called}"
 
-    def test_terms_are_the_same_everywhere(self, told: dict[str, str], language: str) -> None:
-        assert [word for told in both(told, language) for word in misnamed(*told, language)] == []
+    def test_terms_are_consistent(self, english: dict[str, str], language: str) -> None:
+        assert [word for entry in translations(english, language) for word in missing_terms(*entry, language)] == []
 
 
 # ---- help ---------------------------------------------------------------------------------------------------------
 
 
 def rows(page: str, heading: str) -> list[str]:
-    """The first cells of the table under a heading."""
+    """First cells of the table under a heading."""
     section = page.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
     return [line.split("|")[1].strip() for line in section.splitlines() if line.startswith("|")][2:]
 
 
-def test_every_node_has_help(schemas: list[Any]) -> None:
+def test_nodes_have_help_pages(schemas: list[Any]) -> None:
     assert {path.parent.name for path in DOCS.glob("*/en.md")} == {schema.node_id for schema in schemas}
 
 
-def test_help_speaks_of_every_input_and_output(schemas: list[Any]) -> None:
+def test_help_lists_all_inputs_and_outputs(schemas: list[Any]) -> None:
     for schema in schemas:
         page = (DOCS / schema.node_id / "en.md").read_text(encoding="utf-8")
         assert page.startswith(f"# {schema.display_name}\n"), schema.node_id
@@ -241,25 +241,25 @@ def test_help_speaks_of_every_input_and_output(schemas: list[Any]) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(DOCS.glob("*/*.md")), ids=lambda path: f"{path.parent.name}-{path.stem}")
-def test_pictures_of_help_are_there(path: Path) -> None:
-    # The page looks for them relative to web/docs.
+def test_help_images_exist(path: Path) -> None:
+    # The frontend resolves links relative to web/docs.
     shown = re.findall(r"!\[[^\]]*\]\(([^)\s]+)", path.read_text(encoding="utf-8"))
     assert [name for name in shown if not name.startswith(f"{path.parent.name}/") or not (DOCS / name).is_file()] == []
 
 
 # ---- help in other languages --------------------------------------------------------------------------------------
 
-#: What ComfyUI itself says in the page's language.
+#: Names that ComfyUI itself translates.
 COMFYUI = {"Create Video", "control after generate"}
 
 
 def pieces(page: str) -> list[str]:
-    """The headings, paragraphs, list items, pictures and table rows of a page, each as one line."""
+    """Headings, paragraphs, list items, images and table rows of a page, one line each."""
     return [" ".join(piece.split()) for piece in re.split(r"\n(?=\n|#|\||- )", page) if piece.strip()]
 
 
 def kind(piece: str) -> str:
-    """The marks of a heading, "|||" of a row of two cells, "- " of a list item, the link of a picture."""
+    """The kind of a piece: heading marks, "|||" for a row of two cells, "- " for a list item, the link of an image."""
     if piece.startswith("|"):
         return "".join(re.findall(r"\|", piece))
     picture = re.match(r"!\[[^\]]+(\]\(.*\))$", piece)
@@ -267,7 +267,7 @@ def kind(piece: str) -> str:
 
 
 def side_by_side(schemas: list[Any], language: str) -> Iterator[tuple[Any, str, str]]:
-    """Every piece of every page: its node, the English and the other one."""
+    """All pieces of all pages: schema, English, translation."""
     for schema in schemas:
         pages = [DOCS / schema.node_id / f"{one}.md" for one in ("en", language)]
         english, other = (pieces(page.read_text(encoding="utf-8")) for page in pages)
@@ -276,7 +276,7 @@ def side_by_side(schemas: list[Any], language: str) -> Iterator[tuple[Any, str, 
 
 
 def emphasised(piece: str) -> list[str]:
-    """What stands in *italics*, unless it is the whole piece: a caption."""
+    """Words in *italics*, except captions, which are all italics."""
     return [] if re.fullmatch(r"\*[^*]+\*", piece) else re.findall(r"(?<!\*)\*([^*]+)\*(?!\*)", piece)
 
 
@@ -286,22 +286,22 @@ def cell(row: str) -> str:
 
 @pytest.mark.parametrize("language", TRANSLATIONS)
 class TestHelpTranslation:
-    def test_every_page_is_there(self, schemas: list[Any], language: str) -> None:
+    def test_pages_exist(self, schemas: list[Any], language: str) -> None:
         assert {path.parent.name for path in DOCS.glob(f"*/{language}.md")} == {one.node_id for one in schemas}
 
-    def test_it_has_the_same_sections_rows_and_pictures(self, schemas: list[Any], language: str) -> None:
-        assert len(list(side_by_side(schemas, language))) > 300  # the comparison itself is in there
+    def test_structure_matches_english(self, schemas: list[Any], language: str) -> None:
+        assert len(list(side_by_side(schemas, language))) > 300  # side_by_side compares the structure
 
-    def test_numbers_paths_and_code_are_kept(self, schemas: list[Any], language: str) -> None:
-        ids = {one.id for schema in schemas for one in schema.inputs}  # the page calls them by other names
+    def test_numbers_paths_and_code_match(self, schemas: list[Any], language: str) -> None:
+        ids = {one.id for schema in schemas for one in schema.inputs}  # translated in the page
         for schema, english, other in side_by_side(schemas, language):
-            told, same = (literals(text) for text in (english, other))
-            wrong = [word for word in told | same if word not in ids and told[word] != same[word]]
+            expected, found = (literals(text) for text in (english, other))
+            wrong = [word for word in expected | found if word not in ids and expected[word] != found[word]]
             assert wrong == [], f"{schema.node_id}: {other}"
             assert re.findall("`[^`]+`", other) == re.findall("`[^`]+`", english), schema.node_id
 
-    def test_it_speaks_of_every_input_and_output(self, schemas: list[Any], language: str) -> None:
-        # Messages of the program call an input by its id, so the table gives both.
+    def test_all_inputs_and_outputs_are_listed(self, schemas: list[Any], language: str) -> None:
+        # Error messages use the input id, so the table shows both.
         names = read(language)
         headings = {english: other for _, english, other in side_by_side(schemas, language) if english[:3] == "## "}
         for schema in schemas:
@@ -314,54 +314,54 @@ class TestHelpTranslation:
             outputs = [one["name"] for one in called["outputs"].values()]
             assert rows(page, headings["## Outputs"][3:]) == outputs, schema.node_id
 
-    def test_rows_are_in_the_same_order(self, schemas: list[Any], language: str) -> None:
+    def test_row_order_matches_english(self, schemas: list[Any], language: str) -> None:
         names = read(language)
         for schema, english, other in side_by_side(schemas, language):
             inputs = names[schema.node_id]["inputs"]
             if english.startswith("|") and cell(english) in inputs and cell(english) not in SAME:
                 own = inputs[cell(english)]["name"]
-                # A row of an output has the name of the output, which may be an input's id.
+                # The name of an output may equal an input id.
                 results = {one["name"] for one in names[schema.node_id]["outputs"].values()}
                 assert cell(other).startswith(own) or cell(other) in results, f"{schema.node_id}: {other}"
 
-    def test_a_heading_is_always_the_same(self, schemas: list[Any], language: str) -> None:
+    def test_headings_are_consistent(self, schemas: list[Any], language: str) -> None:
         heads = {(english, other) for _, english, other in side_by_side(schemas, language) if english[:3] == "## "}
         assert len({english for english, _ in heads}) == len({other for _, other in heads}) == len(heads)
 
-    def test_words_that_are_typed_chosen_or_read_are_kept(self, schemas: list[Any], language: str) -> None:
-        # Options and messages are English in every language, and so are the curves of Plot Training.
+    def test_literal_words_are_unchanged(self, schemas: list[Any], language: str) -> None:
+        # Options, messages and the curves of Plot Training are English in every language.
         names: dict[str, set[str]] = {}
         for node in read(language).values():
             for key, one in node["inputs"].items():
                 names.setdefault(key, set()).add(one["name"])
         for schema, english, other in side_by_side(schemas, language):
             for word in emphasised(english):
-                if word in names:  # Russian words have endings, but they begin alike
+                if word in names:  # Russian words are inflected
                     assert any(name[:3].lower() in other.lower() for name in names[word]), f"{schema.node_id}: {word}"
                 else:
                     assert word in other or word in COMFYUI, f"{schema.node_id}: {word}"
-            quoted = [name for name in KEPT if name in english]
+            quoted = [name for name in UNTRANSLATED if name in english]
             assert [name for name in quoted if name not in other] == [], f"{schema.node_id}: {other}"
 
-    def test_nodes_are_called_by_their_names(self, schemas: list[Any], language: str) -> None:
+    def test_node_names_are_consistent(self, schemas: list[Any], language: str) -> None:
         names = read(language)
         for schema, english, other in side_by_side(schemas, language):
             for one in schemas:
                 title, called = one.display_name, names[one.node_id]["display_name"]
                 if f"**{title}**" in english:
                     assert f"**{called}**" in other, f"{schema.node_id} does not call {title} {called}"
-                elif " " in title and title in english:  # "Render" and "Compare" are words, too
+                elif " " in title and title in english:  # "Render" and "Compare" are also ordinary words
                     assert called in other, f"{schema.node_id} does not call {title} {called}"
 
-    def test_terms_are_the_same_everywhere(self, schemas: list[Any], language: str) -> None:
+    def test_terms_are_consistent(self, schemas: list[Any], language: str) -> None:
         wrong = []
         for schema, english, other in side_by_side(schemas, language):
             prose = re.sub(r"`[^`]*`|(?<!\*)\*[^*]+\*(?!\*)|\b\w+_\w+", "", english)  # neither code nor messages
-            wrong += misnamed(schema.node_id, prose, other, language)
+            wrong += missing_terms(schema.node_id, prose, other, language)
         assert wrong == []
 
 
-def test_chinese_has_no_space_where_a_line_ends() -> None:
-    # Markdown makes a space of a line's end.
+def test_chinese_has_no_line_breaks_within_paragraphs() -> None:
+    # Markdown turns a line break into a space.
     for path in DOCS.glob("*/zh.md"):
         assert not re.search(r"[^\x00-\x7f]\n[^\x00-\x7f\n]", path.read_text(encoding="utf-8")), path.parent.name

@@ -1,4 +1,4 @@
-"""The nodes in the double of ComfyUI: their frozen contract, their widgets, and what each of them does and refuses."""
+"""The nodes in a test double of ComfyUI: contract, widgets, behavior and errors."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def assert_close(one: nn.Module, other: nn.Module, **tolerance: float) -> None:
 
 
 def tree(root: Path) -> dict[str, int]:
-    """Every file and folder below, with its size."""
+    """Sizes of all files and folders below `root`."""
     return {str(path.relative_to(root)): path.stat().st_size if path.is_file() else -1 for path in root.rglob("*")}
 
 
@@ -59,7 +59,7 @@ def ran(result: Result) -> set[str]:
 # ---- the contract -------------------------------------------------------------------------------------------------
 
 
-def test_the_contract_is_frozen(either: World) -> None:
+def test_node_contract_is_frozen(either: World) -> None:
     told = {}
     for cls in either.pack.nodes:
         schema = cls.GET_SCHEMA()
@@ -74,7 +74,7 @@ def test_the_contract_is_frozen(either: World) -> None:
     assert told.keys() == CONTRACT.keys(), f"{told.keys() - CONTRACT.keys()} are new: add them to this table"
 
 
-def test_every_node_explains_itself(either: World) -> None:
+def test_nodes_have_description_tooltips_and_help(either: World) -> None:
     for name, entry in either.executor.object_info([PREFIX + name for name in CONTRACT]).items():
         schema = either.executor.classes[name].GET_SCHEMA()
         assert len(entry["description"]) > 40 and entry["search_aliases"], name
@@ -85,7 +85,7 @@ def test_every_node_explains_itself(either: World) -> None:
     assert len(set(shown)) == len(shown) == len(CONTRACT)
 
 
-def test_the_page_leaves_every_default_alone(either: World) -> None:
+def test_defaults_survive_frontend_rounding(either: World) -> None:
     for name in CONTRACT:
         for key, (kind, options) in either.widgets(name).items():
             where, default = f"{name}.{key}", options.get("default")
@@ -108,7 +108,7 @@ def test_the_page_leaves_every_default_alone(either: World) -> None:
 
 @pytest.fixture
 def config_of(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """The AdaptConfig that Adapt Generator makes of its widgets."""
+    """Return the AdaptConfig that Adapt Generator builds from widget values."""
 
     class Seen(Exception):  # noqa: N818
         pass
@@ -127,12 +127,12 @@ def config_of(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[..., An
     return config
 
 
-def test_untouched_widgets_are_the_core_s_defaults(world: World, config_of: Callable[..., Any]) -> None:
+def test_default_widgets_give_default_config(world: World, config_of: Callable[..., Any]) -> None:
     assert config_of() == world.core.AdaptConfig()
     assert world.call("ChooseLayers") == (world.core.LayerChoice(mode="adaptive"),)
 
 
-def test_every_setting_has_a_widget_with_its_limits(world: World) -> None:
+def test_settings_have_widgets_with_the_same_limits(world: World) -> None:
     describe = world.module("nada_core.runtime.config").describe
     nodes = {"AdaptGenerator": world.core.AdaptConfig, "ChooseLayers": world.core.LayerChoice}
     for name, cls in nodes.items():
@@ -154,7 +154,7 @@ def test_every_setting_has_a_widget_with_its_limits(world: World) -> None:
                     assert item.help[1:] in options["tooltip"], key
 
 
-def test_what_widgets_mean(world: World, config_of: Callable[..., Any]) -> None:
+def test_widget_values_map_to_settings(world: World, config_of: Callable[..., Any]) -> None:
     assert config_of(label=-1).label is None and config_of(label=3).label == 3
     assert config_of(steps=7, lr=0.5, schedule="cosine", noise="const", psi=0.25) == world.core.AdaptConfig(
         steps=7, lr=0.5, schedule="cosine", noise="const", psi=0.25
@@ -166,7 +166,7 @@ def test_what_widgets_mean(world: World, config_of: Callable[..., Any]) -> None:
     assert config_of(layers=layers).layers == layers
 
 
-def test_settings_that_make_no_sense_are_refused(world: World) -> None:
+def test_invalid_settings_are_rejected(world: World) -> None:
     with pytest.raises(ValueError, match="terms"):
         world.adapt(direction_loss=0.0)
     with pytest.raises(ValueError, match="names"):
@@ -177,8 +177,8 @@ def test_settings_that_make_no_sense_are_refused(world: World) -> None:
         world.adapt(steps=0)
 
 
-def test_the_values_of_the_recipe_pass_the_widgets(world: World) -> None:
-    """The page rounds to `round`, so a value that the built-in world recommends must be a multiple of it."""
+def test_builtin_recipe_fits_the_widgets(world: World) -> None:
+    """The frontend rounds to `round`, so recommended values must be multiples of it."""
     from nada_core.portraits import RECIPE
 
     for name, settings in (("AdaptGenerator", RECIPE), ("ChooseLayers", RECIPE.layers)):
@@ -193,7 +193,7 @@ def test_the_values_of_the_recipe_pass_the_widgets(world: World) -> None:
 # ---- loading the pack ---------------------------------------------------------------------------------------------
 
 
-def test_loading_the_pack_writes_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_import_writes_no_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     host = install(monkeypatch, tmp_path / "comfy")
     before = tree(tmp_path)
     with load_pack(ROOT, host) as pack:
@@ -201,7 +201,7 @@ def test_loading_the_pack_writes_nothing(monkeypatch: pytest.MonkeyPatch, tmp_pa
         assert tree(tmp_path) == before
 
 
-def test_loading_the_pack_loads_nothing_heavy(tmp_path: Path) -> None:
+def test_import_loads_no_heavy_modules(tmp_path: Path) -> None:
     program = (
         "import json, sys\n"
         "from pathlib import Path\n"
@@ -220,7 +220,7 @@ def test_loading_the_pack_loads_nothing_heavy(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("endings", [[".foo"], {".foo", ".pt"}, set()], ids=repr)
-def test_what_others_registered_survives(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, endings: Any) -> None:
+def test_existing_folder_registrations_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, endings: Any) -> None:
     host = install(monkeypatch, tmp_path / "comfy")
     theirs = tmp_path / "theirs"
     ours = str(host.models_dir / "stylegan_nada")
@@ -241,14 +241,14 @@ def test_what_others_registered_survives(monkeypatch: pytest.MonkeyPatch, tmp_pa
 # ---- Load Generator -----------------------------------------------------------------------------------------------
 
 
-def test_the_built_in_generator(either: World) -> None:
+def test_load_generator_builtin(either: World) -> None:
     generator, layers = either.call("LoadGenerator", file="portraits")
     assert generator.resolution == 64 and layers.splitlines() == [layer.name for layer in generator.layers()]
     assert not generator.training and not any(p.requires_grad for p in generator.parameters())
     assert {p.device.type for p in generator.parameters()} == {"cpu"}
 
 
-def test_generators_are_found_in_four_folders(either: World) -> None:
+def test_load_generator_lists_four_folders(either: World) -> None:
     places = [
         ("models", "stylegan_nada", "a.safetensors"),
         ("models", "stylegan", "b.safetensors"),
@@ -280,7 +280,7 @@ def test_generators_are_found_in_four_folders(either: World) -> None:
         ("LoadDomain", "file", "stylegan_nada/domains"),
     ],
 )
-def test_a_missing_file_is_refused_with_what_to_do(either: World, name: str, widget: str, folder: str) -> None:
+def test_missing_file_is_rejected_at_its_widget(either: World, name: str, widget: str, folder: str) -> None:
     linked = {"generator": "load.0"} if name == "LoadDomain" else {}
     nodes = {
         "load": ("LoadGenerator", {}),
@@ -295,18 +295,18 @@ def test_a_missing_file_is_refused_with_what_to_do(either: World, name: str, wid
         assert part in error.details
 
 
-def test_workflows_come_from_machines_with_other_separators(world: World) -> None:
+def test_file_names_accept_both_separators(world: World) -> None:
     world.save(world.stranger, "models", "stylegan_nada", "of", "friends.safetensors")
     for name in ("of/friends.safetensors", "of\\friends.safetensors"):
         assert same(world.call("LoadGenerator", file=name)[0], world.stranger)
 
 
-def test_a_file_that_went_away_after_it_was_chosen(world: World) -> None:
-    with pytest.raises(ValueError, match="'gone.pkl' was not found.*press R"):
+def test_find_rejects_a_deleted_file(world: World) -> None:
+    with pytest.raises(ValueError, match="gone.pkl"):
         world.room.find("stylegan_nada", "gone.pkl")
 
 
-def test_a_config_beside_a_guide_counts_as_the_guide(world: World) -> None:
+def test_file_stamp_includes_the_config(world: World) -> None:
     weights = world.host.models_dir / "stylegan_nada" / "guides" / "own.safetensors"
     weights.parent.mkdir(parents=True)
     weights.write_bytes(b"x")
@@ -315,7 +315,7 @@ def test_a_config_beside_a_guide_counts_as_the_guide(world: World) -> None:
     assert world.room.file_stamp("stylegan_nada_guides", "own.safetensors") != first
 
 
-def test_a_rewritten_generator_is_read_again(either: World) -> None:
+def test_changed_generator_file_is_reloaded(either: World) -> None:
     path = either.save(either.stranger_from(0), "models", "stylegan_nada", "mine.safetensors")
     prompt = either.prompt(
         load=("LoadGenerator", {"file": "mine.safetensors"}),
@@ -340,7 +340,7 @@ def test_a_rewritten_generator_is_read_again(either: World) -> None:
         ("LoadDomain", "stylegan_nada/domains"),
     ],
 )
-def test_time_and_size_of_a_file_stand_for_it(world: World, name: str, folder: str) -> None:
+def test_fingerprint_follows_time_and_size(world: World, name: str, folder: str) -> None:
     path = world.host.models_dir / folder / "a.safetensors"
     path.parent.mkdir(parents=True)
     path.write_bytes(b"12")
@@ -361,7 +361,7 @@ def test_time_and_size_of_a_file_stand_for_it(world: World, name: str, folder: s
 # ---- guides -------------------------------------------------------------------------------------------------------
 
 
-def test_a_guide_of_one_s_own(either: World) -> None:
+def test_load_guide_from_file(either: World) -> None:
     from nada_core.io.checkpoint_file import BUILTIN
 
     folder = either.host.models_dir / "stylegan_nada" / "guides"
@@ -379,20 +379,20 @@ def test_a_guide_of_one_s_own(either: World) -> None:
     assert torch.equal(guide.encode_images(image), built_in.encode_images(image))
 
 
-def test_antialiasing_can_be_switched_off(world: World) -> None:
+def test_load_guide_antialias_off(world: World) -> None:
     ((guide, _),) = world.call("LoadGuide", antialias=False)[0]
     assert guide.antialias is False and world.guide[0][0].antialias is True
 
 
-def test_guides_are_combined_with_their_weights(world: World) -> None:
+def test_combine_guides_multiplies_weights(world: World) -> None:
     ((one, _),) = world.guide
     (pair,) = world.call("CombineGuides", first=world.guide, second=world.guide, first_weight=3.0)
     (three,) = world.call("CombineGuides", first=pair, second=world.guide, first_weight=0.5, second_weight=2.0)
     assert pair == ((one, 3.0), (one, 1.0)) and three == ((one, 1.5), (one, 0.5), (one, 2.0))
 
 
-def test_guides_of_different_sizes_judge_together(world: World) -> None:
-    """A guide that looks at 16 pixels and gives vectors of another length, beside the built-in one."""
+def test_adapt_with_guides_of_different_sizes(world: World) -> None:
+    """Train with a guide of 16 pixels and another embedding size, together with the built-in one."""
     small = world.core.ClipGuide("small", Encoder(0), tokenize, DIM)
     (both,) = world.call("CombineGuides", first=world.guide, second=((small, 1.0),))
     assert small.size != world.guide[0][0].size and small.dim != world.guide[0][0].dim
@@ -402,7 +402,7 @@ def test_guides_of_different_sizes_judge_together(world: World) -> None:
 # ---- directions ---------------------------------------------------------------------------------------------------
 
 
-def test_texts_that_lead_nowhere(either: World) -> None:
+def test_invalid_texts_are_rejected(either: World) -> None:
     with pytest.raises(ValueError, match="' '"):
         either.call("ShiftFromText", target=" ")
     with pytest.raises(ValueError, match="photo"):
@@ -412,13 +412,13 @@ def test_texts_that_lead_nowhere(either: World) -> None:
         either.adapt(shift=shift)
 
 
-def test_the_wording_decides_the_sentences(world: World) -> None:
+def test_wording_selects_the_templates(world: World) -> None:
     (bare,), (full,) = (world.call("ShiftFromText", wording=wording) for wording in ("bare", "templates"))
     assert len(bare.templates) == 1 and len(full.templates) == 79
     assert full == world.core.TextShift("photo", "zombie")
 
 
-def test_a_direction_from_pictures(world: World) -> None:
+def test_shift_from_images(world: World) -> None:
     images = torch.rand(10, 16, 16, 4, generator=rng())
     (shift,) = world.call("ShiftFromImages", images=images)
     assert type(shift) is world.core.ImageShift
@@ -430,7 +430,7 @@ def test_a_direction_from_pictures(world: World) -> None:
 # ---- Adapt Generator ----------------------------------------------------------------------------------------------
 
 
-def test_adapt_gives_generator_domain_and_losses(either: World) -> None:
+def test_adapt_outputs(either: World) -> None:
     adapted, domain, training = either.trained
     assert not same(adapted, either.generator) and adapted.space() == either.generator.space()
     assert not adapted.training and not any(p.requires_grad for p in adapted.parameters())
@@ -441,7 +441,7 @@ def test_adapt_gives_generator_domain_and_losses(either: World) -> None:
     assert domain.provenance
 
 
-def test_the_preview_shows_before_and_now(either: World) -> None:
+def test_preview_shows_source_and_current_state(either: World) -> None:
     either.adapt(steps=3, lr=0.1)
     (bar,) = either.host.bars
     assert [value for value, _, _ in bar.ticks] == [1, 2, 3] and bar.total == 3 and bar.shown[-1] == 3
@@ -460,7 +460,7 @@ def test_the_preview_shows_before_and_now(either: World) -> None:
     )
 
 
-def test_looking_takes_a_tenth_of_the_time_at_most(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_preview_takes_at_most_a_tenth_of_the_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
 
     def previews(seconds_a_look: float) -> int:
@@ -485,12 +485,12 @@ def test_looking_takes_a_tenth_of_the_time_at_most(world: World, monkeypatch: py
     assert world.host.bars[-1].previews == [], "nothing to show"
 
 
-def test_the_seed_decides(world: World) -> None:
+def test_adapt_depends_on_the_seed(world: World) -> None:
     assert same(world.adapt()[0], world.trained[0])
     assert not same(world.adapt(seed=1)[0], world.trained[0])
 
 
-def test_what_was_adapted_can_be_adapted_again(either: World) -> None:
+def test_adapted_generator_can_be_adapted_again(either: World) -> None:
     again, domain, _ = either.adapt(generator=either.trained[0])
     assert not same(again, either.trained[0])
     assert_close(domain.apply(either.trained[0]), again, rtol=0, atol=1e-6)
@@ -501,21 +501,21 @@ def changed_layers(world: World, domain: Any) -> set[str]:
     return {names[name] for name in domain.changes}
 
 
-def test_layers_that_were_not_chosen_stay(either: World) -> None:
+def test_unselected_layers_are_unchanged(either: World) -> None:
     (layers,) = either.call("ChooseLayers", mode="named", names="b32.conv1 b64.conv0")
     _, domain, training = either.adapt(layers=layers)
     assert changed_layers(either, domain) == {"b32.conv1", "b64.conv0"}
     assert {name for name, trained in training["layers"].items() if any(trained)} == {"b32.conv1", "b64.conv0"}
 
 
-def test_a_style_from_pictures(world: World) -> None:
+def test_adapt_with_an_image_shift(world: World) -> None:
     (images,) = world.call("Render", generator=world.trained[0], latents=world.latents(2, seed=40))
     (shift,) = world.call("ShiftFromImages", images=images)
     adapted, _, training = world.adapt(shift=shift)
     assert not same(adapted, world.generator) and not same(adapted, world.trained[0]) and len(training["loss"]) == 2
 
 
-def test_several_terms_have_a_curve_each(world: World) -> None:
+def test_each_loss_term_has_a_curve(world: World) -> None:
     training = world.adapt(batch=2, angle_loss=0.5)[2]
     assert training.keys() == {"loss", "direction", "angle", "layers"}
     weighed = [a + 0.5 * b for a, b in zip(training["direction"], training["angle"], strict=True)]
@@ -523,7 +523,7 @@ def test_several_terms_have_a_curve_each(world: World) -> None:
 
 
 @pytest.mark.parametrize("checks", [0, 3], ids=["at the first step", "later"])
-def test_cancelling_a_training(either: World, checks: int) -> None:
+def test_adapt_can_be_cancelled(either: World, checks: int) -> None:
     before, source = tree(either.host.root), snapshot(either.generator)
     expected = either.trained[0]
     either.host.interrupt_after(checks)
@@ -535,7 +535,7 @@ def test_cancelling_a_training(either: World, checks: int) -> None:
     assert same(either.adapt()[0], expected), "the next run is as if nothing had happened"
 
 
-def test_a_step_is_stopped_in_its_midst(world: World) -> None:
+def test_adapt_can_be_cancelled_within_a_step(world: World) -> None:
     world.adapt(steps=1)
     assert world.host.checks > 50, "one step asks at every layer, not once"
     world.reset()
@@ -567,7 +567,7 @@ def test_cancel_checks_lent_modules_only_and_leaves_no_hook(world: World, monkey
     assert hooks(tuned) == 0
 
 
-def test_inspecting_can_be_stopped(world: World) -> None:
+def test_inspect_layers_can_be_cancelled(world: World) -> None:
     (layers,) = world.call("ChooseLayers", steps=100, batch=4)
     world.host.interrupt_after(60)
     given = {"generator": world.generator, "guide": world.guide, "shift": world.shift, "layers": layers}
@@ -575,7 +575,7 @@ def test_inspecting_can_be_stopped(world: World) -> None:
         world.call("InspectLayers", **given)
 
 
-def test_cancelling_a_picture(world: World) -> None:
+def test_render_can_be_cancelled(world: World) -> None:
     world.host.interrupt_after(1)
     with pytest.raises(world.host.InterruptProcessingException):
         world.call("Render", generator=world.generator, latents=world.latents(3), batch=1)
@@ -586,7 +586,7 @@ def test_cancelling_a_picture(world: World) -> None:
 
 @pytest.fixture
 def room_for(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Memory for so many pictures at once, for drawing and for looking."""
+    """Limit memory to a number of images per forward pass."""
 
     def limited(act: Callable[..., Tensor], count: int) -> Callable[..., Tensor]:
         def acts(self: Any, given: Tensor, *rest: Any, **more: Any) -> Tensor:
@@ -603,7 +603,7 @@ def room_for(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], N
     return limit
 
 
-def test_a_training_that_does_not_fit_goes_on_in_portions(world: World, room_for: Callable[[int], None]) -> None:
+def test_adapt_retries_smaller_batches_when_memory_runs_out(world: World, room_for: Callable[[int], None]) -> None:
     (layers,) = world.call("ChooseLayers", count=3, batch=4)
     given = {"layers": layers, "batch": 4, "angle_loss": 0.5}
     _, whole, losses = world.adapt(**given)
@@ -618,7 +618,7 @@ def test_a_training_that_does_not_fit_goes_on_in_portions(world: World, room_for
     assert (one - other).norm() < 0.05 * other.norm()
 
 
-def test_a_picture_that_does_not_fit_is_drawn_in_portions(world: World, room_for: Callable[[int], None]) -> None:
+def test_render_retries_smaller_batches_when_memory_runs_out(world: World, room_for: Callable[[int], None]) -> None:
     latents = world.latents(5)
     (whole,) = world.call("Render", generator=world.generator, latents=latents)
     room_for(1)
@@ -626,7 +626,7 @@ def test_a_picture_that_does_not_fit_is_drawn_in_portions(world: World, room_for
     torch.testing.assert_close(parts, whole, rtol=0, atol=1e-4)
 
 
-def test_no_room_at_all_is_said_clearly(
+def test_out_of_memory_error_names_the_remedy(
     world: World, room_for: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nodes = training_prompt(world)
@@ -653,7 +653,7 @@ def places(*modules: nn.Module) -> set[str]:
 
 
 @pytest.mark.parametrize("fails", [False, True], ids=["goes well", "fails"])
-def test_a_device_gets_copies_and_gives_them_back(world: World, fails: bool) -> None:
+def test_on_device_copies_and_releases(world: World, fails: bool) -> None:
     generator, ((guide, _),) = world.stranger, world.guide
     world.host.device = torch.device("meta")
     before, released = snapshot([generator, guide]), []
@@ -674,7 +674,7 @@ def test_a_device_gets_copies_and_gives_them_back(world: World, fails: bool) -> 
     assert not differences(before, snapshot([generator, guide])) and places(generator, guide) == {"cpu"}
 
 
-def test_an_error_keeps_nothing_of_the_work_alive(world: World) -> None:
+def test_on_device_error_keeps_no_tensors_alive(world: World) -> None:
     made: list[weakref.ref[Tensor]] = []
 
     def work() -> None:
@@ -688,20 +688,20 @@ def test_an_error_keeps_nothing_of_the_work_alive(world: World) -> None:
     assert caught.value.__traceback__ is not None and made[0]() is None
 
 
-def test_what_is_given_twice_is_copied_once(world: World) -> None:
+def test_on_device_copies_a_repeated_module_once(world: World) -> None:
     world.host.device = torch.device("meta")
     with world.room.on_device(world.stranger, world.stranger) as (one, other):
         assert one is other and one is not world.stranger
     assert world.host.freed[0][0] == weight(world.stranger)
 
 
-def test_on_the_cpu_nothing_is_copied(world: World) -> None:
+def test_on_device_copies_nothing_on_the_cpu(world: World) -> None:
     with world.room.on_device(world.stranger, need=1) as lent:
         assert lent == (world.stranger,)
     assert world.host.freed == [] and world.host.emptied == 0
 
 
-def test_a_training_asks_for_all_the_memory_and_keeps_the_weights(world: World) -> None:
+def test_for_training_frees_all_memory(world: World) -> None:
     ((guide, _),) = world.guide
     world.host.device = torch.device("meta")
     with world.room.for_training(world.stranger, ((guide, 0.25), (guide, 4.0))) as (lent, guides):
@@ -712,7 +712,7 @@ def test_a_training_asks_for_all_the_memory_and_keeps_the_weights(world: World) 
 
 @pytest.fixture
 def elsewhere(world: World, monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
-    """A device that is not the CPU, as far as the nodes can tell; gives the copies they made for it."""
+    """Simulate a device other than the CPU; return the copies made for it."""
     copies: list[nn.Module] = []
     made = world.room._copy
 
@@ -728,8 +728,8 @@ def elsewhere(world: World, monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
     return copies
 
 
-def test_results_do_not_hold_on_to_the_device(world: World, elsewhere: list[nn.Module]) -> None:
-    """The copies are emptied after every node; what a node gives must not be made of them."""
+def test_outputs_hold_no_device_memory(world: World, elsewhere: list[nn.Module]) -> None:
+    """Device copies are freed after every node, so outputs must not use them."""
     adapted, domain, _ = world.adapt()
     assert len(elsewhere) == 2 and places(*elsewhere) == {"meta"} and world.host.emptied == 1
     assert places(adapted) == {"cpu"} and {change.device.type for change in domain.changes.values()} == {"cpu"}
@@ -742,7 +742,7 @@ def test_results_do_not_hold_on_to_the_device(world: World, elsewhere: list[nn.M
     assert torch.equal(images, world.call("Render", generator=adapted, latents=latents)[0])
 
 
-def test_a_cancelled_training_gives_the_device_back(world: World, elsewhere: list[nn.Module]) -> None:
+def test_cancelled_training_releases_the_device(world: World, elsewhere: list[nn.Module]) -> None:
     world.host.interrupt_after(2)
     with pytest.raises(world.host.InterruptProcessingException):
         world.adapt(steps=50)
@@ -752,7 +752,7 @@ def test_a_cancelled_training_gives_the_device_back(world: World, elsewhere: lis
 # ---- latents and pictures -----------------------------------------------------------------------------------------
 
 
-def test_sampling(either: World) -> None:
+def test_sample_latents(either: World) -> None:
     three = either.latents(3, seed=5)
     assert three.ws.shape == (3, either.generator.num_ws, either.generator.w_dim)
     torch.testing.assert_close(three[1].ws, either.latents(1, seed=6).ws, rtol=0, atol=1e-5)
@@ -763,7 +763,7 @@ def test_sampling(either: World) -> None:
     assert torch.equal(either.latents(3, seed=5, generator=either.trained[0]).ws, three.ws), "adapting keeps them"
 
 
-def test_classes_of_a_conditional_generator(world: World) -> None:
+def test_sample_latents_conditional(world: World) -> None:
     generator = world.stranger_from(0, c_dim=3)
     (one,), (two,) = (world.call("SampleLatents", generator=generator, count=1, label=label) for label in (0, 2))
     assert not torch.equal(one.ws, two.ws)
@@ -774,7 +774,7 @@ def test_classes_of_a_conditional_generator(world: World) -> None:
         world.call("SampleLatents", generator=world.stranger, label=0)
 
 
-def test_mixing(world: World) -> None:
+def test_mix_latents(world: World) -> None:
     first, second = world.latents(2), world.latents(1, seed=9)
     (mixed,) = world.call("MixLatents", first=first, second=second, from_row=4)
     assert torch.equal(mixed.ws[:, :4], first.ws[:, :4])
@@ -788,7 +788,7 @@ def test_mixing(world: World) -> None:
         world.call("MixLatents", first=first, second=world.latents(3))
 
 
-def test_walking(world: World) -> None:
+def test_interpolate_latents(world: World) -> None:
     latents = world.latents(3)
     (walk,) = world.call("InterpolateLatents", latents=latents, frames=4)
     (loop,) = world.call("InterpolateLatents", latents=latents, frames=4, loop=True)
@@ -797,7 +797,7 @@ def test_walking(world: World) -> None:
         world.call("InterpolateLatents", latents=world.latents(1))
 
 
-def test_rendering(either: World) -> None:
+def test_render(either: World) -> None:
     latents = either.latents(3)
     (images,) = either.call("Render", generator=either.generator, latents=latents)
     assert images.shape == (3, 64, 64, 3) and images.dtype == torch.float32 and images.std() > 0.05
@@ -810,7 +810,7 @@ def test_rendering(either: World) -> None:
     torch.testing.assert_close(images, expected, rtol=0, atol=1e-6)
 
 
-def test_pictures_there_and_back(world: World) -> None:
+def test_image_conversion_round_trip(world: World) -> None:
     image = torch.rand(2, 5, 7, 4, generator=rng())
     inside = world.room.from_image(image)
     assert inside.shape == (2, 3, 5, 7) and inside.is_contiguous() and -1 <= inside.min() < -0.9 and inside.max() <= 1
@@ -823,7 +823,7 @@ def test_pictures_there_and_back(world: World) -> None:
     assert not grown.requires_grad
 
 
-def test_comparing(either: World) -> None:
+def test_compare(either: World) -> None:
     latents, (adapted, _, _) = either.latents(2), either.trained
     (two,) = either.call("Compare", latents=latents, before=either.generator, after=adapted)
     (four,) = either.call(
@@ -846,7 +846,7 @@ def test_comparing(either: World) -> None:
             either.call("Compare", latents=latents, before=either.generator, after=adapted, labels=labels)
 
 
-def test_plotting(either: World) -> None:
+def test_plot_training(either: World) -> None:
     (ours,) = either.call("PlotTraining", training=either.trained[2])
     (theirs,) = either.call("PlotTraining", training={"loss": [torch.tensor(0.5), torch.tensor(0.25)]}, smoothing=0.0)
     assert ours.shape[0] == theirs.shape[0] == 1 and ours.shape[2] == theirs.shape[2]
@@ -858,7 +858,7 @@ def test_plotting(either: World) -> None:
 
 
 @pytest.mark.parametrize("rgb", [False, True])
-def test_the_layers_inspected_are_the_layers_trained(world: World, rgb: bool) -> None:
+def test_inspect_layers_output_selects_the_trained_layers(world: World, rgb: bool) -> None:
     (choice,) = world.call("ChooseLayers", count=2, batch=1, rgb=rgb)
     given = {"generator": world.generator, "guide": world.guide, "shift": world.shift}
     chart, chosen = world.call("InspectLayers", **given, layers=choice)
@@ -869,7 +869,7 @@ def test_the_layers_inspected_are_the_layers_trained(world: World, rgb: bool) ->
     assert changed_layers(world, world.adapt(layers=chosen, steps=1)[1]) == most | torgb
 
 
-def test_inspecting_without_a_choice(world: World) -> None:
+def test_inspect_layers_without_a_choice(world: World) -> None:
     _, chosen = world.call("InspectLayers", generator=world.generator, guide=world.guide, shift=world.shift)
     convs = [layer.name for layer in world.generator.layers() if layer.kind == "conv"]
     assert set(chosen.names) == set(convs), "fewer than a dozen: all of them"
@@ -884,7 +884,7 @@ def save(world: World, what: str, **values: Any) -> Path:
 
 
 @pytest.mark.parametrize("what", ["Generator", "Domain"])
-def test_saved_files_are_numbered_and_found_again(either: World, what: str) -> None:
+def test_saved_files_are_numbered_and_listed(either: World, what: str) -> None:
     own = either.host.output / "stylegan_nada" / ("" if what == "Generator" else "domains")
     stem = "adapted" if what == "Generator" else "domain"
     assert [save(either, what) for _ in range(2)] == [own / f"{stem}_0000{n}_.safetensors" for n in (1, 2)]
@@ -898,7 +898,7 @@ def test_saved_files_are_numbered_and_found_again(either: World, what: str) -> N
 
 @pytest.mark.parametrize("what", ["Generator", "Domain"])
 @pytest.mark.parametrize("prefix", ["../x", "a/../../x", "", "  ", ".", "a\nb", "a:b", "ABSOLUTE"])
-def test_files_stay_in_the_output_folder(either: World, what: str, prefix: str) -> None:
+def test_save_path_stays_in_the_output_folder(either: World, what: str, prefix: str) -> None:
     prefix = str(either.host.root / "elsewhere" / "x") if prefix == "ABSOLUTE" else prefix
     before = tree(either.host.root)
     with pytest.raises(ValueError, match="Got filename_prefix"):
@@ -906,13 +906,13 @@ def test_files_stay_in_the_output_folder(either: World, what: str, prefix: str) 
     assert tree(either.host.root) == before
 
 
-def test_a_generator_is_not_saved_where_nobody_looks_for_it(world: World) -> None:
+def test_save_generator_rejects_unlisted_folders(world: World) -> None:
     with pytest.raises(ValueError, match="subfolder domains"):
         save(world, "Generator", filename_prefix="domains/x")
     assert save(world, "Domain", filename_prefix="domains/x").is_file()
 
 
-def test_nothing_that_is_saved_names_a_place_of_this_machine(world: World) -> None:
+def test_saved_files_contain_no_local_paths(world: World) -> None:
     own = world.save(world.stranger, "models", "stylegan_nada", "own.safetensors")
     assert str(world.host.root) not in world.node("LoadGenerator").fingerprint_inputs(file=own.name)
     node = {"class_type": "X", "inputs": {"a": 1}, "is_changed": [str(own)], "_meta": {}}  # as ComfyUI hands it out
@@ -920,7 +920,7 @@ def test_nothing_that_is_saved_names_a_place_of_this_machine(world: World) -> No
     assert told == {"comfyui_prompt": {"1": {"class_type": "X", "inputs": {"a": 1}}}}
 
 
-def test_generators_come_back_from_their_files(either: World) -> None:
+def test_generator_save_load_round_trip(either: World) -> None:
     source = either.stranger_from(3, z_dim=5)
     forms = ("safetensors", "safetensors float16", "rosinality pt")
     paths = {form: save(either, "Generator", generator=source, format=form) for form in forms}
@@ -937,7 +937,7 @@ def test_generators_come_back_from_their_files(either: World) -> None:
     assert half < 0.6 * whole
 
 
-def test_domains_come_back_from_their_files(either: World) -> None:
+def test_domain_save_load_round_trip(either: World) -> None:
     adapted, domain, _ = either.trained
     exact, half = (save(either, "Domain", precision=form) for form in ("float32", "float16"))
     assert half.stat().st_size < 0.6 * exact.stat().st_size
@@ -947,7 +947,7 @@ def test_domains_come_back_from_their_files(either: World) -> None:
     assert_close(either.call("LoadDomain", generator=either.generator, file=half.name)[0], adapted, rtol=0, atol=1e-3)
 
 
-def test_strength(either: World) -> None:
+def test_apply_domain_strength(either: World) -> None:
     adapted, domain, _ = either.trained
     none, half, all_of_it = (
         either.call("ApplyDomain", generator=either.generator, domain=domain, strength=strength)[0]
@@ -959,7 +959,7 @@ def test_strength(either: World) -> None:
     assert_close(twice, adapted, rtol=0, atol=1e-6)
 
 
-def test_files_tell_the_graph_they_were_made_by(either: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_saved_files_contain_the_workflow(either: World, monkeypatch: pytest.MonkeyPatch) -> None:
     def told(name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         nodes = {
             "save": ("SaveDomain", {"domain": "adapt.1", "filename_prefix": name}),
@@ -979,7 +979,7 @@ def test_files_tell_the_graph_they_were_made_by(either: World, monkeypatch: pyte
     assert len(secret) > 2, "what the core tells of the training does not name the graph"
 
 
-def test_files_that_are_no_domain_of_this_generator(either: World) -> None:
+def test_load_domain_rejects_other_files(either: World) -> None:
     folder = either.host.output / "stylegan_nada" / "domains"
     sound = save(either, "Domain")
     (folder / "damaged.safetensors").write_bytes(sound.read_bytes()[:-2000])
@@ -993,14 +993,14 @@ def test_files_that_are_no_domain_of_this_generator(either: World) -> None:
         either.call("ApplyDomain", generator=either.stranger, domain=either.trained[1])
 
 
-def test_before_the_first_domain_was_saved(either: World) -> None:
+def test_load_domain_without_files(either: World) -> None:
     (placeholder,) = either.widgets("LoadDomain")["file"][1]["options"]
     assert placeholder == "(no domain found)"
-    with pytest.raises(Refused, match="Put the file into .*domains.* press R"):
+    with pytest.raises(Refused, match="no domain found"):
         either.call("LoadDomain", generator=either.generator)
 
 
-def test_a_rewritten_domain_is_read_again(world: World) -> None:
+def test_changed_domain_file_is_reloaded(world: World) -> None:
     path = save(world, "Domain")
     prompt = world.prompt(
         load=("LoadGenerator", {}),
@@ -1017,7 +1017,7 @@ def test_a_rewritten_domain_is_read_again(world: World) -> None:
 
 
 def training_prompt(world: World, /, **more: Any) -> dict[str, Any]:
-    """Load, train, sample, draw and show; `more` replaces or adds nodes."""
+    """Load, train, sample, render and show; `more` replaces or adds nodes."""
     nodes = {
         "load": ("LoadGenerator", {}),
         "guide": ("LoadGuide", {}),
@@ -1039,7 +1039,7 @@ def changed(prompt: Mapping[str, Any], node: str, **values: Any) -> dict[str, An
     return {**prompt, node: {**prompt[node], "inputs": {**prompt[node]["inputs"], **values}}}
 
 
-def test_only_what_changed_runs_again(either: World) -> None:
+def test_cache_reruns_only_changed_nodes(either: World) -> None:
     prompt, run = training_prompt(either), either.executor.run
     assert ran(run(prompt)) == set(prompt) and len(either.host.previews) == 2
     assert ran(run(prompt)) == set()
@@ -1050,32 +1050,24 @@ def test_only_what_changed_runs_again(either: World) -> None:
     assert "adapt" in ran(run(changed(stronger, "adapt", seed=1)))
 
 
-def test_a_training_seed_stays_and_a_sampling_seed_may_be_drawn_anew(either: World) -> None:
-    """A training node whose seed changed after every run would train at every click."""
+def test_only_sampling_seeds_change_after_a_run(either: World) -> None:
+    """A training seed that changed after every run would start a new training each time."""
     assert not either.widgets("AdaptGenerator")["seed"][1].get("control_after_generate")
     assert not either.widgets("InspectLayers")["seed"][1].get("control_after_generate")
     assert either.widgets("SampleLatents")["seed"][1]["control_after_generate"]
 
 
 BAD: dict[str, tuple[str, dict[str, Any], str]] = {
-    "an empty text": ("shift", {"shift": ("ShiftFromText", {"target": ""})}, "Got the phrase '', expected words"),
-    "an unknown word": (
-        "adapt",
-        {"shift": ("ShiftFromText", {"target": "quokka", "wording": "bare"})},
-        "never seen 'quokka'.*use other words",
-    ),
-    "a misspelt layer": (
-        "adapt",
-        {"layers": ("ChooseLayers", {"mode": "named", "names": "b4conv"})},
-        r"Got layers b4conv; this generator has b4\.const",
-    ),
+    "an empty text": ("shift", {"shift": ("ShiftFromText", {"target": ""})}, "''"),
+    "an unknown word": ("adapt", {"shift": ("ShiftFromText", {"target": "quokka", "wording": "bare"})}, "quokka"),
+    "a misspelt layer": ("adapt", {"layers": ("ChooseLayers", {"mode": "named", "names": "b4conv"})}, "b4conv"),
     "latents of another generator": (
         "draw",
         {
             "other": ("LoadGenerator", {"file": "other.safetensors"}),
             "latents": ("SampleLatents", {"generator": "other.0", "count": 1}),
         },
-        "come from another generator",
+        "another generator",
     ),
     "a domain of another generator": (
         "apply",
@@ -1083,18 +1075,14 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
             "other": ("LoadGenerator", {"file": "other.safetensors"}),
             "apply": ("ApplyDomain", {"generator": "other.0", "domain": "adapt.1"}),
         },
-        "made from another generator.*Load the generator",
+        "another generator",
     ),
     "a damaged generator": (
         "load",
         {"load": ("LoadGenerator", {"file": "damaged.safetensors"})},
-        "damaged.safetensors.*Copy it again",
+        "damaged.safetensors",
     ),
-    "a guide as generator": (
-        "load",
-        {"load": ("LoadGenerator", {"file": "guide.safetensors"})},
-        "a CLIP model; load it with load_guide",
-    ),
+    "a guide as generator": ("load", {"load": ("LoadGenerator", {"file": "guide.safetensors"})}, "a CLIP model"),
     "a class for a generator without": (
         "adapt",
         {
@@ -1109,7 +1097,7 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_graph_that_cannot_work_fails_at_the_right_node(world: World, case: str) -> None:
+def test_invalid_graph_fails_at_the_right_node(world: World, case: str) -> None:
     from nada_core.io.checkpoint_file import BUILTIN
 
     where, nodes, words = BAD[case]

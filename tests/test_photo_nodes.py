@@ -1,4 +1,4 @@
-"""The nodes for photos, editing and shelves, in the double of ComfyUI."""
+"""The nodes for photos, editing and latent files, in a test double of ComfyUI."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAMES = ("InvertImage", "PivotalTuning", "EditByText")
 
 
 def photos(count: int = 2, side: int = 70, channels: int = 3) -> Tensor:
-    """ComfyUI's IMAGE: smooth, so that there is something to find."""
+    """A smooth ComfyUI IMAGE, which can be inverted."""
     rng = torch.Generator().manual_seed(3)
     coarse = torch.rand(count, channels, 5, 5, generator=rng)
     return torch.nn.functional.interpolate(coarse, size=(side, side + 6), mode="bilinear").permute(0, 2, 3, 1)
@@ -34,7 +34,7 @@ def settings_of(world: World) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_setting_has_a_widget_with_its_limits(world: World, name: str) -> None:
+def test_settings_have_widgets_with_the_same_limits(world: World, name: str) -> None:
     widgets = world.widgets(name)
     for item in world.module("nada_core.runtime.config").describe(settings_of(world)[name]):
         assert item.name in widgets, f"{name} has no widget for {item.name}: put it to the end"
@@ -47,7 +47,7 @@ def test_every_setting_has_a_widget_with_its_limits(world: World, name: str) -> 
         assert options["default"] == (-1 if item.default is None else item.default), item.name
 
 
-def test_the_values_of_the_built_in_world_pass_the_widgets(world: World) -> None:
+def test_builtin_settings_fit_the_widgets(world: World) -> None:
     from nada_core.portraits import INVERT, TUNE
 
     for name, settings in (("InvertImage", INVERT), ("PivotalTuning", TUNE)):
@@ -60,7 +60,7 @@ def test_the_values_of_the_built_in_world_pass_the_widgets(world: World) -> None
 # ---- photos -------------------------------------------------------------------------------------------------------
 
 
-def test_a_photo_becomes_latents_and_the_generator_learns_it(either: World) -> None:
+def test_invert_then_pivotal_tuning(either: World) -> None:
     (drawn,) = either.call("DrawPortrait", seed=2, count=2)
     assert drawn.shape == (2, 64, 64, 3)
     (alone,) = either.call("DrawPortrait", seed=3, count=1)
@@ -84,14 +84,14 @@ def test_a_photo_becomes_latents_and_the_generator_learns_it(either: World) -> N
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_pictures_of_any_kind_are_inverted(world: World, channels: int) -> None:
+def test_invert_accepts_any_number_of_channels(world: World, channels: int) -> None:
     latents, inverted, _ = world.call(
         "InvertImage", generator=world.generator, image=photos(1, 40, channels), **SHORT | {"optimize_noise": False}
     )
     assert len(latents) == 1 and inverted.shape == (1, 64, 64, 3)
 
 
-def test_an_inversion_begins_where_it_is_told_to(world: World) -> None:
+def test_invert_starts_from_given_latents(world: World) -> None:
     begin = world.latents(2)
     image = world.call("Render", generator=world.generator, latents=begin)[0]
     latents, _, told = world.call(
@@ -104,7 +104,7 @@ def test_an_inversion_begins_where_it_is_told_to(world: World) -> None:
     assert "after 1 steps" in told and (latents.ws - begin.ws).abs().max() < 1e-4
 
 
-def test_cancel_stops_an_inversion_and_a_tuning(world: World) -> None:
+def test_inversion_and_tuning_can_be_cancelled(world: World) -> None:
     given = {"generator": world.generator, "image": photos(1), **SHORT}
     for name, more in (("InvertImage", {"optimize_noise": False}), ("PivotalTuning", {"latents": world.latents(1)})):
         world.host.interrupt_after(12)
@@ -112,7 +112,7 @@ def test_cancel_stops_an_inversion_and_a_tuning(world: World) -> None:
             world.call(name, **given, **more)
 
 
-def test_a_face_is_cut_by_hand_or_from_the_middle(world: World) -> None:
+def test_align_face_by_points_or_center(world: World) -> None:
     image = photos(1, 120)
     points = "40,50 80,50 60,65 45,85 75,85"
     (face,) = world.call("AlignFace", image=image, size=32, points=points)
@@ -123,7 +123,7 @@ def test_a_face_is_cut_by_hand_or_from_the_middle(world: World) -> None:
         world.call("AlignFace", image=image, size=32, points="nonsense")
 
 
-def test_a_photo_without_a_face(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_align_face_without_a_face(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     faces = world.module("nada_core.latents.face_alignment")
     monkeypatch.setattr(faces, "find_faces", lambda image: [])
     with pytest.raises(ValueError, match="126 x 120"):
@@ -132,7 +132,7 @@ def test_a_photo_without_a_face(world: World, monkeypatch: pytest.MonkeyPatch) -
     assert torch.allclose(middle, world.call("AlignFace", image=photos(1, 120), size=32, cut="the middle")[0])
 
 
-def test_photos_that_make_no_sense_are_refused(world: World) -> None:
+def test_invalid_photos_are_rejected(world: World) -> None:
     given = {"generator": world.generator, **SHORT, "optimize_noise": False}
     with pytest.raises(ValueError, match="1 x 1"):
         world.call("InvertImage", image=torch.rand(1, 1, 1, 3), **given)
@@ -161,7 +161,7 @@ def put(world: World, *path: str, state: Any) -> None:
     write_torch(place, state)
 
 
-def test_an_encoder_and_its_generator_come_from_one_file(world: World) -> None:
+def test_load_encoder_outputs_encoder_and_generator(world: World) -> None:
     put(world, "encoders", "e4e.pt", state=content("e4e"))
     encoder, generator = world.call("LoadEncoder", file="e4e.pt")
     assert generator.resolution == 32
@@ -172,7 +172,7 @@ def test_an_encoder_and_its_generator_come_from_one_file(world: World) -> None:
         world.call("EncodeImage", encoder=encoder, image=photos(1), generator=world.generator)
 
 
-def test_recognisers_and_trunks_are_chosen(world: World) -> None:
+def test_load_likeness_selects_networks(world: World) -> None:
     put(world, "identity", "model_ir_se50.pth", state=face_state())
     perceptual, identity = world.call("LoadLikeness", perceptual="squeeze:random", identity="model_ir_se50.pth")[0]
     assert perceptual.relative and identity.name == "model_ir_se50"
@@ -187,7 +187,7 @@ def test_recognisers_and_trunks_are_chosen(world: World) -> None:
 # ---- editing ------------------------------------------------------------------------------------------------------
 
 
-def test_directions_are_found_and_followed(either: World) -> None:
+def test_find_and_edit_directions(either: World) -> None:
     latents = either.latents(2)
     directions, names = either.call("FindDirections", generator=either.generator, count=3)
     assert names.splitlines() == list(directions.names) and len(directions) == 3
@@ -215,7 +215,7 @@ def test_directions_are_found_and_followed(either: World) -> None:
     assert pca.vectors.shape == (2, 10, 64) and pca.vectors[:, 3:].abs().max() == 0
 
 
-def test_a_text_moves_latents(world: World) -> None:
+def test_edit_by_text(world: World) -> None:
     (shift,) = world.call("ShiftFromText", source="photo", target="photo with glasses", wording="bare")
     latents = world.latents(2)
     given = {"generator": world.generator, "latents": latents, "guide": world.guide, "shift": shift}
@@ -231,7 +231,7 @@ def test_a_text_moves_latents(world: World) -> None:
 # ---- shelves ------------------------------------------------------------------------------------------------------
 
 
-def test_latents_and_directions_come_back_from_their_files(world: World) -> None:
+def test_latents_and_directions_save_load_round_trip(world: World) -> None:
     latents = world.latents(3)
     (path,) = world.call("SaveLatents", latents=latents)
     assert Path(path).parent == world.host.output / "stylegan_nada" / "latents"
@@ -247,7 +247,7 @@ def test_latents_and_directions_come_back_from_their_files(world: World) -> None
         world.call("LoadLatents", generator=world.stranger, file=Path(path).name)
 
 
-def test_empty_shelves_are_chosen_from_without_breaking_the_page(world: World) -> None:
+def test_empty_file_lists_have_a_placeholder(world: World) -> None:
     for name, kind in (("LoadLatents", "latents"), ("LoadDirections", "directions"), ("LoadEncoder", "encoder")):
         (only,) = world.widgets(name)["file"][1]["options"]
         assert only == f"(no {kind} found)"

@@ -1,4 +1,4 @@
-"""The workflow templates: sound files that anybody can open, run and run again, with nothing to install."""
+"""The workflow templates: valid files that run without additional packages."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ CORE = {"PreviewImage", "SaveImage", "PreviewAny", "MarkdownNote"}
 TITLE_BAR = 30  # drawn above a node's position
 NEWEST, OLDEST = "0.33.0", "0.20.1"
 
-#: Where a template leaves the recipe, because that is what it shows: file, title of the node, widgets.
+#: Deliberate deviations from the recipe: (file, node title) -> widgets.
 EXCEPTIONS: dict[tuple[str, str], dict[str, Any]] = {
     ("How many layers", "2 layers"): {"count": 2},
     ("How many layers", "all layers"): {"mode": "all"},
     ("Naive versus directional", "Naive: global loss"): {"direction_loss": 0.0, "global_loss": 1.0, "angle_loss": 0.0},
 }
 
-#: An absolute path of Unix or Windows, or a home folder: at least two parts, and no part of an address on the web.
+#: Absolute paths of Unix or Windows, or home folders, with at least two parts; URLs do not match.
 PLACE = re.compile(r"(?<![\w.:/~])(?:~|[A-Za-z]:)?[/\\]{1,2}[\w.-]+[/\\][\w.-]+|file:/|[A-Za-z]:\\")
 
 
@@ -51,14 +51,14 @@ def read(path: Path) -> dict[str, Any]:
 
 
 class World:
-    """The pack in the double of one version."""
+    """The pack in the test double of one ComfyUI version."""
 
     def __init__(self, host: Host, nodes: list[type]) -> None:
         self.host, self.nodes = host, nodes
         self.info = Executor(host, nodes).object_info()
 
     def widgets(self, kind: str) -> list[tuple[str, bool]]:
-        """The widgets of a node in their order, and whether each is followed by its control after generating."""
+        """Widget names of a node in order, with a flag for those followed by a control-after-generate widget."""
         told = {**self.info[kind]["input"].get("required", {}), **self.info[kind]["input"].get("optional", {})}
         return [
             (name, bool(options.get("control_after_generate")))
@@ -67,7 +67,7 @@ class World:
         ]
 
     def values(self, node: Mapping[str, Any]) -> dict[str, Any]:
-        """The widgets of a node in a workflow by name; the control of a seed as `seed control`."""
+        """Widget values of a workflow node by name; a control-after-generate value is `seed control`."""
         names = [
             part
             for name, control in self.widgets(node["type"])
@@ -99,7 +99,7 @@ def world(worlds: dict[str, World]) -> World:
 
 
 def text(value: Any) -> Iterator[str]:
-    """Every text in a file, keys included."""
+    """All strings in a file, including keys."""
     if isinstance(value, Mapping):
         for key, part in value.items():
             yield key
@@ -114,7 +114,7 @@ def text(value: Any) -> Iterator[str]:
 # ---- the folder ---------------------------------------------------------------------------------------------------
 
 
-def test_there_are_templates_and_nothing_else() -> None:
+def test_folder_contains_only_templates() -> None:
     assert len(FILES) >= 6
     others = [path.name for path in FOLDER.iterdir() if path.suffix not in (".json", ".jpg")]
     assert not others, "ComfyUI lists what lies here as templates"
@@ -123,7 +123,7 @@ def test_there_are_templates_and_nothing_else() -> None:
 
 
 @each
-def test_the_thumbnail_is_a_small_picture(path: Path) -> None:
+def test_thumbnail_is_a_small_jpeg(path: Path) -> None:
     data = path.with_suffix(".jpg").read_bytes()
     assert len(data) <= 150_000
     with Image.open(io.BytesIO(data)) as picture:
@@ -134,7 +134,7 @@ def test_the_thumbnail_is_a_small_picture(path: Path) -> None:
 
 
 @each
-def test_nothing_in_the_file_belongs_to_one_machine(path: Path) -> None:
+def test_template_contains_no_local_paths(path: Path) -> None:
     found = [part for part in text(read(path)) if PLACE.search(part)]
     assert not found
 
@@ -156,7 +156,7 @@ def test_nothing_in_the_file_belongs_to_one_machine(path: Path) -> None:
         ("before\nafter", False),
     ],
 )
-def test_what_counts_as_a_place(written: str, found: bool) -> None:
+def test_local_path_pattern(written: str, found: bool) -> None:
     assert bool(PLACE.search(written)) is found
 
 
@@ -164,7 +164,7 @@ def test_what_counts_as_a_place(written: str, found: bool) -> None:
 
 
 @each
-def test_there_is_nothing_to_install(world: World, path: Path) -> None:
+def test_template_uses_only_core_and_own_nodes(world: World, path: Path) -> None:
     workflow = read(path)
     kinds = {node["type"] for node in workflow["nodes"]}
     assert {kind for kind in kinds if kind not in CORE} <= {cls.GET_SCHEMA().node_id for cls in world.nodes}
@@ -175,7 +175,7 @@ def test_there_is_nothing_to_install(world: World, path: Path) -> None:
 
 
 @each
-def test_no_node_lies_on_another(path: Path) -> None:
+def test_nodes_do_not_overlap(path: Path) -> None:
     nodes = read(path)["nodes"]
     boxes = [
         (x, y - TITLE_BAR, x + width, y + height)
@@ -188,7 +188,7 @@ def test_no_node_lies_on_another(path: Path) -> None:
 
 
 @each
-def test_links_agree_with_both_their_ends(path: Path) -> None:
+def test_links_are_consistent(path: Path) -> None:
     workflow = read(path)
     nodes = {node["id"]: node for node in workflow["nodes"]}
     links = {link[0]: link for link in workflow["links"]}
@@ -215,7 +215,7 @@ def test_links_agree_with_both_their_ends(path: Path) -> None:
 
 
 @each
-def test_every_widget_has_its_value(worlds: dict[str, World], path: Path) -> None:
+def test_widget_values_are_complete(worlds: dict[str, World], path: Path) -> None:
     for world in worlds.values():
         for node in read(path)["nodes"]:
             if node["type"].startswith(PREFIX):
@@ -238,7 +238,7 @@ def recipe(kind: str) -> dict[str, Any]:
 
 
 @each
-def test_trainings_follow_the_recipe(world: World, path: Path) -> None:
+def test_training_settings_follow_the_recipe(world: World, path: Path) -> None:
     left = {title: widgets for (name, title), widgets in EXCEPTIONS.items() if name == path.stem}
     for node in read(path)["nodes"]:
         kind = node["type"].removeprefix(PREFIX)
@@ -251,14 +251,14 @@ def test_trainings_follow_the_recipe(world: World, path: Path) -> None:
 
 
 @each
-def test_inversions_follow_the_settings_of_the_built_in_world(world: World, path: Path) -> None:
+def test_inversion_settings_follow_the_builtin_values(world: World, path: Path) -> None:
     for node in read(path)["nodes"]:
         settings = {"InvertImage": INVERT, "PivotalTuning": TUNE}.get(node["type"].removeprefix(PREFIX))
         if settings is not None:
             assert world.values(node) == vars(settings), node.get("title")
 
 
-def test_exceptions_are_about_templates_there_are() -> None:
+def test_exceptions_name_existing_templates() -> None:
     assert {name for name, _ in EXCEPTIONS} <= {path.stem for path in FILES}
 
 
@@ -266,7 +266,7 @@ def test_exceptions_are_about_templates_there_are() -> None:
 
 
 def shortened(prompt: dict[str, Any]) -> dict[str, Any]:
-    """The same graph with two steps of training and two pictures."""
+    """Copy the graph with two training steps and two images."""
     made = json.loads(json.dumps(prompt))
     for node in made.values():
         inputs = node["inputs"]
@@ -284,7 +284,7 @@ def shortened(prompt: dict[str, Any]) -> dict[str, Any]:
 
 
 @each
-def test_the_template_runs_and_runs_again_from_the_cache(worlds: dict[str, World], path: Path) -> None:
+def test_template_runs_and_is_cached(worlds: dict[str, World], path: Path) -> None:
     workflow = read(path)
     for world in worlds.values():
         prompt = convert_ui_to_api(workflow, world.info)
@@ -303,7 +303,7 @@ def test_the_template_runs_and_runs_again_from_the_cache(worlds: dict[str, World
 
 
 @each
-def test_the_values_of_the_page_arrive_in_the_prompt(world: World, path: Path) -> None:
+def test_prompt_contains_the_widget_values(world: World, path: Path) -> None:
     prompt = convert_ui_to_api(read(path), world.info)
     for node in read(path)["nodes"]:
         if node["type"].startswith(PREFIX):
@@ -312,7 +312,7 @@ def test_the_values_of_the_page_arrive_in_the_prompt(world: World, path: Path) -
             assert {name: inputs[name] for name in values} == values
 
 
-def test_a_bad_value_would_be_noticed(world: World) -> None:
+def test_invalid_widget_value_is_detected(world: World) -> None:
     workflow = read(FOLDER / "Text to new domain.json")
     (node,) = (node for node in workflow["nodes"] if node["type"] == f"{PREFIX}AdaptGenerator")
     with pytest.raises(AssertionError, match=f"AdaptGenerator has {len(node['widgets_values']) - 1} values for"):

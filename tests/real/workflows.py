@@ -1,8 +1,8 @@
-"""The workflows this pack ships, described; `main` builds them all into workflows/*.json and draws their thumbnails.
+"""Descriptions of the workflow templates; `main` builds workflows/*.json and their thumbnails.
 
     COMFYUI_PATH=... python tests/real/workflows.py [NAME ...]
 
-Every one of them is run in the page; its thumbnail is the picture it ends in.
+Each workflow is run in the frontend; its last image becomes the thumbnail.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from page import Page, open_page
 from PIL import Image
 from server import serve
 
-#: What works on the built-in generator with one guide and chosen layers, as the widgets of two nodes. With all layers,
-#: two guides and `nada_core.portraits.RECIPE` it works better; the templates show the choice.
+#: Settings for the built-in generator with one guide and selected layers. All layers, two guides and
+#: `nada_core.portraits.RECIPE` give better results; the templates demonstrate layer selection.
 RECIPE: dict[str, Any] = {
     "steps": 400,
     "batch": 4,
@@ -37,7 +37,7 @@ RECIPE: dict[str, Any] = {
 }
 CHOICE: dict[str, Any] = {"mode": "adaptive", "count": 5, "batch": 4, "every": 4, "rgb": True}
 
-#: The same for photos (`nada_core.portraits.INVERT` and `TUNE`).
+#: Settings for photos (`nada_core.portraits.INVERT` and `TUNE`).
 INVERT: dict[str, Any] = {
     "steps": 300,
     "lr": 0.05,
@@ -52,7 +52,7 @@ TUNE: dict[str, Any] = {"lr": 0.006, "lpips": 0.0}
 READS, TRAINS, SHOWS = "#2a4858", "#4a3358", "#335842"  # title bars
 WIDTH, COLUMN, GAP = 340, 420, 100  # of a node, from one column to the next, between two nodes of a column
 
-#: As high as the page makes a node, title bar excluded; a training node has room for its preview.
+#: Node heights in the frontend without the title bar; a training node has room for its preview.
 HEIGHTS = {
     "LoadGenerator": 82,
     "LoadGuide": 106,
@@ -81,12 +81,12 @@ HEIGHTS = {
 
 
 def node(key: str, kind: str, color: str, title: str | None = None, **widgets: Any) -> Node:
-    """One of the pack's nodes; `stack` says where."""
+    """A node of this pack; `stack` sets its position."""
     return Node(key, PREFIX + kind, (0, 0), (WIDTH, HEIGHTS[kind]), title, widgets, color)
 
 
 def stack(column: float, *nodes: Node | Note, top: int = 0) -> list[Node | Note]:
-    """Nodes below each other."""
+    """Place nodes below each other."""
     for one in nodes:
         one.pos = (round(column * COLUMN), top)
         assert one.size is not None
@@ -103,13 +103,13 @@ def note(text: str, height: int, title: str = "Note") -> Note:
 
 
 def wires(*pairs: str) -> list[tuple[str, str]]:
-    """ "a.b > c.d, e.f" connects the output a.b to the inputs c.d and e.f."""
+    """Parse "a.b > c.d, e.f": connect output a.b to inputs c.d and e.f."""
     split = [pair.split(" > ") for pair in pairs]
     return [(source, target) for source, targets in split for target in targets.split(", ")]
 
 
 def adapts(*keys: str, slots: Sequence[str] = ("generator", "guide", "shift", "layers")) -> list[tuple[str, str]]:
-    """What several trainings have in common."""
+    """Links that several training nodes share."""
     outputs = {
         "generator": "generator.generator",
         "guide": "guide.guide",
@@ -589,7 +589,7 @@ YOUR_PHOTO = Workflow(
     ],
 )
 
-#: By the file's name, which ComfyUI's list of templates shows as title.
+#: By file name, which ComfyUI shows as the title of the template.
 WORKFLOWS = {
     "Text to new domain": TEXT_TO_NEW_DOMAIN,
     "How many layers": HOW_MANY_LAYERS,
@@ -605,7 +605,7 @@ SIDE = 512  # of a thumbnail, in pixels; the list of templates shows squares
 
 
 def main(names: Sequence[str]) -> None:
-    """Build workflows in a page of a ComfyUI that has the pack, run them there, and keep what they show."""
+    """Build workflows in the frontend, run them, and save files and thumbnails."""
     folder = pack_path() / "workflows"
     folder.mkdir(exist_ok=True)
     with (
@@ -627,7 +627,7 @@ def main(names: Sequence[str]) -> None:
 
 
 def keep(page: Page, name: str | None) -> None:
-    """A picture of the page for the README."""
+    """Save a screenshot of the page for the README."""
     if name is not None:
         with tempfile.TemporaryDirectory() as place:
             page.screenshot(Path(place) / "page.png")
@@ -635,7 +635,7 @@ def keep(page: Page, name: str | None) -> None:
 
 
 def square(pictures: Sequence[Image.Image]) -> Image.Image:
-    """The upper part of a sheet, or nine pictures of a batch."""
+    """Make a square thumbnail: the upper part of a grid, or nine images of a batch."""
     if len(pictures) == 1:
         width = pictures[0].width
         sheet = Image.new("RGB", (width, width), "white")
