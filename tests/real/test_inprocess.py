@@ -22,18 +22,18 @@ def alone(tmp_path_factory: pytest.TempPathFactory, pack: Path) -> dict[str, Any
     return run_inside(comfy_path(), comfy_python(), pack, tmp_path_factory.mktemp("alone"))
 
 
-def test_it_loads(alone: dict[str, Any]) -> None:
+def test_pack_loads(alone: dict[str, Any]) -> None:
     assert alone["fine"], alone["log"]
     assert alone["loaded"]
     assert all(name.startswith(PREFIX) for name in alone["loaded"])
 
 
-def test_loading_imports_nothing_heavy(alone: dict[str, Any]) -> None:
+def test_import_loads_no_heavy_modules(alone: dict[str, Any]) -> None:
     """Of what ComfyUI itself has not imported yet."""
     assert not {"open_clip", "lpips", "scipy", "matplotlib", "tyro"} & set(alone["imported"])
 
 
-def test_every_schema_says_what_it_is(alone: dict[str, Any]) -> None:
+def test_schemas_have_descriptions_and_tooltips(alone: dict[str, Any]) -> None:
     for name in alone["loaded"]:
         told = alone["info"][name]
         assert told["description"], f"{name} has no description"
@@ -44,7 +44,7 @@ def test_every_schema_says_what_it_is(alone: dict[str, Any]) -> None:
         assert all(told["output_tooltips"]), f"an output of {name} has no tooltip"
 
 
-def test_a_chain_runs(alone: dict[str, Any], pack: Path, tmp_path: Path) -> None:
+def test_node_chain_runs(alone: dict[str, Any], pack: Path, tmp_path: Path) -> None:
     prompt = changed(chain(alone["info"], LOAD, SAMPLE, RENDER, "SaveImage"), SAMPLE, count=2)
     told = run_inside(comfy_path(), comfy_python(), pack, tmp_path, prompt)
     assert told["valid"], told["node_errors"]
@@ -55,7 +55,7 @@ def test_a_chain_runs(alone: dict[str, Any], pack: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("path", workflows(), ids=lambda path: path.stem)
-def test_every_workflow_runs(alone: dict[str, Any], pack: Path, tmp_path: Path, path: Path) -> None:
+def test_workflow_runs(alone: dict[str, Any], pack: Path, tmp_path: Path, path: Path) -> None:
     pytest.importorskip("comfy_cli", reason="workflow files are converted by comfy-cli")
     prompt = short(to_api(json.loads(path.read_text(encoding="utf-8")), alone["info"]), steps=3)
     told = run_inside(comfy_path(), comfy_python(), pack, tmp_path, prompt)
@@ -64,7 +64,7 @@ def test_every_workflow_runs(alone: dict[str, Any], pack: Path, tmp_path: Path, 
     assert told["outputs"]
 
 
-def test_a_value_out_of_range_is_refused(alone: dict[str, Any], pack: Path, tmp_path: Path) -> None:
+def test_value_out_of_range_is_rejected(alone: dict[str, Any], pack: Path, tmp_path: Path) -> None:
     prompt = changed(chain(alone["info"], LOAD, SAMPLE, RENDER, "SaveImage"), SAMPLE, count=0)
     told = run_inside(comfy_path(), comfy_python(), pack, tmp_path, prompt)
     assert not told["valid"]

@@ -29,7 +29,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("path", workflows(), ids=lambda path: path.stem)
-def test_a_workflow_opens_and_converts(page: Page, info: dict[str, Any], path: Path) -> None:
+def test_workflow_opens_and_converts(page: Page, info: dict[str, Any], path: Path) -> None:
     page.open_file(path)
     assert page.missing_nodes() == []
     assert page.errors == []
@@ -45,7 +45,7 @@ def known(prompt: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("path", workflows(), ids=lambda path: path.stem)
-def test_a_workflow_runs(page: Page, path: Path) -> None:
+def test_workflow_runs(page: Page, path: Path) -> None:
     page.load(read(path))
     page.tab.evaluate(SHORTEN)
     page.queue()
@@ -55,7 +55,7 @@ def test_a_workflow_runs(page: Page, path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", workflows(), ids=lambda path: path.stem)
-def test_nothing_of_a_workflow_overlaps(path: Path) -> None:
+def test_workflow_has_no_overlaps(path: Path) -> None:
     shown = [node for node in read(path)["nodes"] if not node["flags"].get("collapsed")]
     boxes = [(node["pos"], node["size"], node.get("title", node["type"])) for node in shown]
     for index, ((x, y), (width, height), name) in enumerate(boxes):
@@ -64,7 +64,7 @@ def test_nothing_of_a_workflow_overlaps(path: Path) -> None:
             assert apart, f"{name} and {other} lie on each other"
 
 
-def test_templates_are_found_and_opened(page: Page) -> None:
+def test_templates_are_listed_and_open(page: Page) -> None:
     assert workflows(), "the pack ships no workflows"
     titles = [path.stem for path in workflows()]
     assert page.templates() == dict.fromkeys(titles, True)
@@ -74,7 +74,7 @@ def test_templates_are_found_and_opened(page: Page) -> None:
 
 
 @pytest.mark.parametrize("node_type", DOCS)
-def test_help_is_found(page: Page, node_type: str) -> None:
+def test_help_page_is_shown(page: Page, node_type: str) -> None:
     text = (pack_path() / "web" / "docs" / node_type / "en.md").read_text(encoding="utf-8")
     heading = text.strip().splitlines()[0].lstrip("# ")
     assert heading in page.node_help(node_type)
@@ -88,7 +88,7 @@ def english_again(page: Page) -> Iterator[None]:
 
 @pytest.mark.usefixtures("english_again")
 @pytest.mark.parametrize("path", LOCALES, ids=lambda path: path.parent.name)
-def test_nodes_speak_the_language(page: Page, path: Path) -> None:
+def test_node_texts_are_translated(page: Page, path: Path) -> None:
     page.open(path.parent.name)
     for node_type, told in read(path).items():
         assert page.title_of(node_type) == told["display_name"]
@@ -97,7 +97,7 @@ def test_nodes_speak_the_language(page: Page, path: Path) -> None:
 # ---- the tools themselves ----
 
 
-def test_a_description_becomes_the_same_workflow_every_time(page: Page) -> None:
+def test_author_is_deterministic(page: Page) -> None:
     from author import Group, Node, Note, Workflow, build
 
     description = Workflow(
@@ -125,7 +125,7 @@ def test_a_description_becomes_the_same_workflow_every_time(page: Page) -> None:
     assert [group["title"] for group in workflow["groups"]] == ["Draw", "Free"]
 
 
-def test_a_description_of_what_is_not_there_is_refused(page: Page) -> None:
+def test_author_rejects_unknown_names(page: Page) -> None:
     from author import AuthorError, Node, Workflow, build
 
     load = Node("load", f"{PREFIX}LoadGenerator", (0, 0))
@@ -137,13 +137,13 @@ def test_a_description_of_what_is_not_there_is_refused(page: Page) -> None:
         build(page, Workflow([load], [("load.picture", "load.generator")]))
 
 
-def test_a_broken_file_is_told(page: Page) -> None:
+def test_broken_file_is_reported(page: Page) -> None:
     page.load({"nodes": [{"id": 1, "type": "Nothing", "pos": "nowhere"}], "links": [], "version": 0.4})
     assert page.missing_nodes() == ["Nothing"]
     assert any("Invalid workflow" in error for error in page.errors)
 
 
-def test_a_picture_of_the_whole_graph(page: Page, tmp_path: Path) -> None:
+def test_screenshot_shows_the_whole_graph(page: Page, tmp_path: Path) -> None:
     page.load({"nodes": [], "links": [], "groups": [], "version": 0.4})
     page.tab.evaluate("type => { app.graph.add(LiteGraph.createNode(type)) }", f"{PREFIX}Render")
     page.screenshot(tmp_path / "graph.png")
