@@ -55,6 +55,7 @@ class InvertConfig:
 
     @property
     def weights(self) -> dict[str, float]:
+        """Weights of the reconstruction terms."""
         return {"mse": self.mse, "coarse": self.coarse, "lpips": self.lpips, "id": self.id}
 
 

@@ -53,6 +53,7 @@ class TuneConfig:
 
     @property
     def weights(self) -> dict[str, float]:
+        """Weights of the reconstruction terms."""
         return {"mse": self.mse, "lpips": self.lpips, "id": self.id}
 
 
