@@ -19,9 +19,9 @@ from ..runtime.config import setting
 #: Name of a term to what it measures.
 TERMS = {
     "mse": "mean squared difference of the pixels, on -1..1",
-    "coarse": "mean squared difference of both images reduced 2, 4 and 8 times, which helps far from the target",
+    "coarse": "mean squared difference of both images downscaled 2, 4 and 8 times",
     "lpips": "LPIPS, the perceptual distance",
-    "id": "1 - cosine of the two faces, to a face recogniser",
+    "id": "1 - cosine of the two face embeddings",
 }
 
 

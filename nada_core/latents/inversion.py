@@ -33,25 +33,25 @@ _ADVICE = "Take a smaller perceptual network, or none, or a generator of lower r
 class InvertConfig:
     """Settings of an inversion. The defaults suit published generators of aligned faces."""
 
-    space: str = setting("w then w+", "search space: w stays editable, w+ comes closer", choices=SPACES)
-    steps: int = setting(500, "optimiser steps", low=1, high=100_000)
-    w_steps_share: float = setting(0.4, "share of the steps spent in w by w then w+", low=0.05, high=0.95, step=0.05)
-    lr: float = setting(0.1, "Adam's learning rate", low=1e-6, high=10.0, step=0.01)
+    space: str = setting("w then w+", "search space: w for editing, w+ for the closest match", choices=SPACES)
+    steps: int = setting(500, "optimizer steps", low=1, high=100_000)
+    w_steps_share: float = setting(0.4, "share of the steps in w, for w then w+", low=0.05, high=0.95, step=0.05)
+    lr: float = setting(0.1, "Adam learning rate", low=1e-6, high=10.0, step=0.01)
     lr_rampup: float = setting(0.05, "share of steps with a rising learning rate", low=0.0, high=1.0, step=0.05)
     lr_rampdown: float = setting(0.25, "share of steps with a falling learning rate", low=0.0, high=1.0, step=0.05)
     mse: float = weight(1.0, "mse")
     coarse: float = weight(0.0, "coarse")
     lpips: float = weight(0.8, "lpips")
     id: float = weight(0.1, "id")
-    delta: float = setting(0.01, "weight of the spread of the rows of w+", low=0.0, high=1e4, step=0.01)
-    initial_noise_factor: float = setting(0.05, "initial noise, as a share of w's spread", low=0.0, high=1.0, step=0.01)
-    noise_ramp_length: float = setting(0.75, "share of steps until that noise is gone", low=0.0, high=1.0, step=0.05)
-    optimize_noise: bool = setting(True, "optimise the noise maps too; off: the generator's own")
-    noise_reg: float = setting(1e5, "weight of the noise maps' autocorrelation", low=0.0, high=1e9, step=1000.0)
-    stop_psnr: float = setting(0.0, "PSNR in dB to finish a picture at; 0: never", low=0.0, high=100.0, step=0.5)
-    patience: int = setting(0, "steps without improvement until a picture is finished; 0: never", low=0, high=100_000)
-    batch: int = setting(4, "pictures at once; the result is the same", low=1, high=256)
-    seed: int = setting(0, "seed of everything random", low=0, high=2**32 - 1)
+    delta: float = setting(0.01, "weight of the differences between the rows of w+", low=0.0, high=1e4, step=0.01)
+    initial_noise_factor: float = setting(0.05, "initial noise, in standard deviations", low=0.0, high=1.0, step=0.01)
+    noise_ramp_length: float = setting(0.75, "share of steps until the noise is 0", low=0.0, high=1.0, step=0.05)
+    optimize_noise: bool = setting(True, "also optimize the noise maps; off: use the generator's")
+    noise_reg: float = setting(1e5, "weight of the autocorrelation of the noise maps", low=0.0, high=1e9, step=1000.0)
+    stop_psnr: float = setting(0.0, "stop an image at this PSNR in dB; 0: never", low=0.0, high=100.0, step=0.5)
+    patience: int = setting(0, "stop an image after so many steps without improvement; 0: never", low=0, high=100_000)
+    batch: int = setting(4, "images at a time; the result is the same", low=1, high=256)
+    seed: int = setting(0, "random seed", low=0, high=2**32 - 1)
 
     @property
     def weights(self) -> dict[str, float]:

@@ -36,20 +36,20 @@ _ADVICE = "Take a smaller perceptual network, or none, or a generator of lower r
 class TuneConfig:
     """Settings of a tuning. The defaults are the paper's (appendix A) with its regularizer on."""
 
-    steps: int = setting(350, "optimiser steps", low=1, high=100_000)
-    lr: float = setting(3e-4, "Adam's learning rate", low=1e-7, high=1.0, step=1e-4)
+    steps: int = setting(350, "optimizer steps", low=1, high=100_000)
+    lr: float = setting(3e-4, "Adam learning rate", low=1e-7, high=1.0, step=1e-4)
     lr_rampdown: float = setting(0.5, "share of steps with a falling learning rate", low=0.0, high=1.0, step=0.05)
     mse: float = weight(1.0, "mse")
     lpips: float = weight(1.0, "lpips")
     id: float = weight(0.0, "id")
-    locality: float = setting(0.1, "weight of keeping other latents' pictures; 0: off", low=0.0, high=1e4, step=0.05)
-    distance: float = setting(30.0, "their distance from the pivot in w+; 0: anywhere", low=0.0, high=1e4, step=1.0)
-    psi: float = setting(0.5, "truncation of the random latents they lie towards", low=0.0, high=1.5, step=0.05)
-    num_neighbours: int = setting(1, "other latents per step", low=1, high=64)
-    stop_psnr: float = setting(0.0, "PSNR in dB of every picture to stop at; 0: never", low=0.0, high=100.0, step=0.5)
-    stop_lpips: float = setting(0.06, "LPIPS of every picture to stop at; 0: never", low=0.0, high=10.0, step=0.01)
-    batch: int = setting(4, "pictures a step", low=1, high=256)
-    seed: int = setting(0, "seed of everything random", low=0, high=2**32 - 1)
+    locality: float = setting(0.1, "weight of the locality regularization; 0: off", low=0.0, high=1e4, step=0.05)
+    distance: float = setting(30.0, "locality: distance of latents from the pivot; 0: any", low=0.0, high=1e4, step=1.0)
+    psi: float = setting(0.5, "locality: truncation of the random latents", low=0.0, high=1.5, step=0.05)
+    num_neighbours: int = setting(1, "locality: latents per step", low=1, high=64)
+    stop_psnr: float = setting(0.0, "stop when all images have this PSNR (dB); 0: never", low=0.0, high=100.0, step=0.5)
+    stop_lpips: float = setting(0.06, "stop when all images have this LPIPS; 0: never", low=0.0, high=10.0, step=0.01)
+    batch: int = setting(4, "images per step", low=1, high=256)
+    seed: int = setting(0, "random seed", low=0, high=2**32 - 1)
 
     @property
     def weights(self) -> dict[str, float]:

@@ -38,19 +38,19 @@ _ADVICE = "Take a smaller guide, fewer guides, fewer views, or a generator of lo
 class TextEditConfig:
     """Settings of an edit. The defaults suit published generators of 1024 pixels."""
 
-    objective: str = setting("global", "CLIP loss: global to the target, direction along the shift", choices=OBJECTIVES)
-    space: str = setting("w+", "space to search: in w+ every row moves on its own, in w all move alike", choices=SPACES)
-    steps: int = setting(200, "optimiser steps", low=1, high=10_000)
-    lr: float = setting(0.1, "Adam's learning rate", low=1e-6, high=10.0, step=0.01)
+    objective: str = setting("global", "CLIP loss: global or direction (change along the shift)", choices=OBJECTIVES)
+    space: str = setting("w+", "search space: w+ (each row separately) or w (all rows alike)", choices=SPACES)
+    steps: int = setting(200, "optimizer steps", low=1, high=10_000)
+    lr: float = setting(0.1, "Adam learning rate", low=1e-6, high=10.0, step=0.01)
     lr_rampup: float = setting(0.05, "share of steps with a rising learning rate", low=0.0, high=1.0, step=0.05)
     lr_rampdown: float = setting(0.25, "share of steps with a falling learning rate", low=0.0, high=1.0, step=0.05)
     clip: float = setting(1.0, "weight of the CLIP loss", low=1e-6, high=1e4, step=0.1)
-    l2: float = setting(0.008, "weight of the squared distance in w+ from the start", low=0.0, high=1e4, step=0.001)
-    id: float = setting(0.0, "weight of 1 - cosine of the faces before and after", low=0.0, high=1e4, step=0.01)
-    first_row: int = setting(0, "first row that may move", low=0, high=64)
-    last_row: int | None = setting(None, "row after the last that may move; without it, the end", low=1, high=64)
-    views: int = setting(0, "augmented views of every image; 0: the unchanged image", low=0, high=16)
-    batch: int = setting(4, "latents at once; the result is the same", low=1, high=256)
+    l2: float = setting(0.008, "weight of the squared distance from the start", low=0.0, high=1e4, step=0.001)
+    id: float = setting(0.0, "weight of 1 - cosine of the face embeddings", low=0.0, high=1e4, step=0.01)
+    first_row: int = setting(0, "first row to optimize", low=0, high=64)
+    last_row: int | None = setting(None, "row after the last to optimize; none: to the end", low=1, high=64)
+    views: int = setting(0, "augmented views of each image; 0: the unchanged image", low=0, high=16)
+    batch: int = setting(4, "latents at a time; the result is the same", low=1, high=256)
     seed: int = setting(0, "seed of the views", low=0, high=2**32 - 1)
 
 
