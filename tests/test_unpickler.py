@@ -219,7 +219,7 @@ def test_nested_content_is_neither_printed_nor_walked(tmp_path: Path, content: o
 def test_nested_keys_are_not_hashed(tmp_path: Path) -> None:
     levels = b"".join(b"q%c0h%ch%c\x86" % (i, i, i) for i in range(1, 61))
     (tmp_path / "x.pkl").write_bytes(b"\x80\x02}U\x01x" + levels + b"Ns.")
-    with pytest.raises(DamagedCheckpointError, match="nested tuples"):
+    with pytest.raises(DamagedCheckpointError, match="a tuple is the key"):
         read_checkpoint(tmp_path / "x.pkl")
 
 
@@ -236,7 +236,7 @@ def test_one_storage_under_many_names_is_refused(tmp_path: Path) -> None:
     """Each view is within bounds; checking and copying all of them would take hours."""
     content = torch.zeros(10_000)
     torch.save({str(index): content[:] for index in range(1000)}, tmp_path / "x.pt")
-    with pytest.raises(DamagedCheckpointError, match="1000 tensors repeat"):
+    with pytest.raises(DamagedCheckpointError, match="more than twice the whole file"):
         read_checkpoint(tmp_path / "x.pt")
 
 

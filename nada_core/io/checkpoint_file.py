@@ -7,6 +7,7 @@ The content, not the name, decides on the container: safetensors, PyTorch archiv
 from __future__ import annotations
 
 import hashlib
+import math
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,12 +23,14 @@ from .errors import CheckpointError, DamagedCheckpointError, UnsafeCheckpointErr
 from .metadata import read_metadata
 from .pickled_objects import read_pickle
 from .torch_archive import read_torch
+from .zip_archive import open_zip
 
 BUILTIN = Path(__file__).parents[1] / "portraits" / "weights"
 
 _ZIP = b"PK\x03\x04"
 _LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-_MAX_UNPACKED = 4 << 30  # bytes of an .npz; a small archive may expand to any size
+_MOST_UNPACKED = 64 << 20  # bytes by which the arrays of an .npz may exceed the file
+_MOST_TEXTS = 1000  # elements of an array of text
 
 Content = tuple[dict[str, Tensor], dict[str, Any]]
 
@@ -115,9 +118,7 @@ def _container(file: BinaryIO, path: Path) -> str:
 
 
 def _is_npz(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
+    with open_zip(path) as archive:
         names = archive.namelist()
     return bool(names) and all(name.endswith(".npy") for name in names)
 
@@ -125,25 +126,28 @@ def _is_npz(path: Path) -> bool:
 def _check_tensors(path: Path, tensors: Mapping[str, Tensor], compressed: bool) -> list[str]:
     """Names of tensors with NaN or infinity; refuses tensors that are not dense or larger than an uncompressed file."""
     size = path.stat().st_size
-    views = [value.numel() * value.itemsize for value in tensors.values() if value.layout == torch.strided]
-    if not compressed and max(views, default=0) <= size and sum(views) > 64 * size:
-        raise DamagedCheckpointError(f"{path}: its {len(tensors)} tensors repeat the same numbers over and over.")
-    broken = []
+    total = 0
     for name, value in tensors.items():
         if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_nested:
             raise UnsupportedCheckpointError(
                 f"{path}: {name} is not a plain tensor (it is sparse, nested, quantized or without content). Save "
                 "dense weights in float32 or float16."
             )
-        if not compressed and value.numel() * value.itemsize > size:  # a stride of 0 repeats one number
+        total += value.numel() * value.itemsize
+        if not compressed and total > 2 * size:  # a storage may have several views, and a stride of 0 repeats a number
             raise DamagedCheckpointError(
-                f"{path}: {name} claims {list(value.shape)} numbers, more than the whole file holds; it was not read. "
-                "Take the file from another place."
+                f"{path}: the tensors up to {name} take {total} bytes, more than twice the whole file; they repeat the "
+                "same numbers. Take the file from another place."
             )
-        if value.is_floating_point():
-            numbers = value.float() if value.itemsize == 1 else value  # float8 has no isfinite
-            broken += [] if numbers.isfinite().all() else [name]
-    return broken
+    return [name for name, value in tensors.items() if not _is_finite(value)]
+
+
+def _is_finite(value: Tensor) -> bool:
+    if not value.is_floating_point() or not value.numel():
+        return True
+    if value.itemsize == 1:  # no operation reads float8
+        return all(bool(part.float().isfinite().all()) for part in value.flatten().split(1 << 20))
+    return bool(torch.stack(value.aminmax()).isfinite().all())  # NaN propagates; no copy of the tensor is made
 
 
 def _read_safetensors(path: Path) -> Content:
@@ -156,30 +160,49 @@ def _read_safetensors(path: Path) -> Content:
 
 
 def _read_numpy(path: Path) -> Content:
-    import numpy
-
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if sum(item.file_size for item in archive.infolist()) > _MAX_UNPACKED:
-                raise UnsupportedCheckpointError(
-                    f"{path}: packed arrays of more than {_MAX_UNPACKED >> 30} GiB. Save only those that are needed."
-                )
-    try:
+    arrays: dict[str, Any] = {}
+    if not zipfile.is_zipfile(path):
         with path.open("rb") as file:
-            content = numpy.load(file, allow_pickle=False)
-            arrays = dict(content) if isinstance(content, numpy.lib.npyio.NpzFile) else {"array": content}
-    except ValueError as error:
-        if "allow_pickle" not in str(error):
-            raise
+            arrays["array"] = _read_array(path, file, path.stat().st_size)
+    else:
+        with open_zip(path) as archive:
+            members = archive.infolist()
+            if sum(info.file_size for info in members) > path.stat().st_size + _MOST_UNPACKED:
+                raise UnsupportedCheckpointError(
+                    f"{path}: its arrays take {_MOST_UNPACKED >> 20} MiB more than the file. Save them uncompressed."
+                )
+            for info in members:
+                with archive.open(info) as member:
+                    arrays[info.filename.removesuffix(".npy")] = _read_array(path, member, info.file_size)
+    numeric = {name: value for name, value in arrays.items() if value.dtype.kind in "fiub"}
+    tensors = {
+        name: torch.from_numpy(value.astype(value.dtype.newbyteorder("="), copy=False))
+        for name, value in numeric.items()
+    }
+    texts = {name: value for name, value in arrays.items() if value.dtype.kind in "US" and value.size <= _MOST_TEXTS}
+    return tensors, {name: value.tolist() for name, value in texts.items()}
+
+
+def _read_array(path: Path, file: Any, size: int) -> Any:
+    """Read an array of a file of `size` bytes. numpy would allocate what the header claims before it reads."""
+    from numpy.lib import format as npy
+
+    version = npy.read_magic(file)
+    read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    shape, _, dtype = read_header(file)
+    if dtype.hasobject:
         raise UnsafeCheckpointError(
             f"{path}: holds pickled objects, which were not opened. Save plain arrays: one per file (.npy), or several "
             "by name (.npz). The latents.npy of ReStyle is a dict from image name to one latent per iteration; if you "
             "trust the file, save the last one of an image: numpy.save('one.npy', numpy.load('latents.npy', "
             "allow_pickle=True).item()['NAME.jpg'][-1])."
-        ) from error
-    numeric = {name: value for name, value in arrays.items() if value.dtype.kind in "fiub"}
-    tensors = {name: torch.from_numpy(value.astype(value.dtype.newbyteorder("="))) for name, value in numeric.items()}
-    return tensors, {name: value.tolist() for name, value in arrays.items() if name not in numeric}
+        )
+    if math.prod(shape) * dtype.itemsize > size:
+        raise DamagedCheckpointError(
+            f"{path}: an array of shape {list(shape)} in {size} bytes. Download or copy the file again."
+        )
+    file.seek(0)
+    return npy.read_array(file, allow_pickle=False)
 
 
 _READERS: dict[str, Callable[[Path], Content]] = {

@@ -25,3 +25,10 @@ class UnsafeCheckpointError(CheckpointError):
 
 class UnsupportedCheckpointError(CheckpointError):
     """The file is intact, but of a kind or version this package does not read."""
+
+
+def brief(value: object) -> str:
+    """Return a value from a file for a message, in constant time: containers of a pickle may be nested without end."""
+    if isinstance(value, str | bytes):
+        return repr(value[:60])
+    return repr(value)[:60] if value is None or isinstance(value, bool | int | float) else f"a {type(value).__name__}"

@@ -13,18 +13,18 @@ from typing import Any
 from torch import Tensor
 
 from .errors import UnsupportedCheckpointError
+from .pickle_machine import Budget
 from .tensorflow_pickle import collect_network, is_network
 from .unpickler import Array, Record, Settings, Unpickler
 
-_MOST_VALUES = (
-    1_000_000  # in one file, long names counting more; a small pickle can refer to the same branch over and over
-)
+# In one file, long texts counting more: a small pickle can refer to the same branch over and over.
+_MOST_VALUES = 200_000
 
 
 def read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a .pkl: the networks of a training run, or one of them."""
     with path.open("rb") as file:
-        content = Unpickler(file, path, path.stat().st_size).load()
+        content = Unpickler(file, Budget(path, path.stat().st_size)).load()
     tensors, hints = flatten(content)
     if not tensors:
         raise UnsupportedCheckpointError(
@@ -65,30 +65,32 @@ class _Collector:
         elif isinstance(value, Record):
             self._add_record(name, value)
         elif isinstance(value, Settings) and not any(isinstance(item, Tensor | Record) for item in value.values()):
-            self.hints[name] = dict(value)
+            self.hints[name] = self._tree(value)
         elif isinstance(value, Mapping):
             for key, child in value.items():
                 # Optimizer states weigh more than the rest of a file and are not used.
                 if name or "optim" not in str(key):
                     self.add(_join(name, str(key)), child)
         else:
-            self.hints[name] = value
+            self.hints[name] = self._tree(value)
 
     def _add_record(self, name: str, record: Record) -> None:
         attributes = record.attributes
         if is_network(record):
-            collect_network(name, record, self.tensors, self.hints)
+            settings, variables = collect_network(record, self._count_one)
+            self.hints[name] = self._tree(settings)
+            self.tensors |= {_join(name, variable): value for variable, value in variables.items()}
         elif "_parameters" in attributes or "_modules" in attributes:
-            settings: dict[str, Any] = {}
-            self._add_module(name, "", record, settings)
+            attributes_of_modules: dict[str, Any] = {}
+            self._add_module(name, "", record, attributes_of_modules)
             self.hints[name] = {
                 "class_name": record.class_name,
-                "init_args": attributes.get("_init_args", ()),
-                "init_kwargs": attributes.get("_init_kwargs", {}),
-                "attributes": settings,
+                "init_args": self._tree(attributes.get("_init_args", ())),
+                "init_kwargs": self._tree(attributes.get("_init_kwargs", {})),
+                "attributes": attributes_of_modules,
             }
         elif record.class_name == "Namespace":
-            self.hints[name] = dict(attributes)
+            self.hints[name] = self._tree(attributes)
         else:
             self.add(name, {**record.items, **attributes})
 
@@ -97,17 +99,28 @@ class _Collector:
         self._count_one(inner)
         for group in ("_parameters", "_buffers"):
             for key, value in record.attributes.get(group, {}).items():
+                self._count_one(inner)
                 if isinstance(value, Tensor):
                     self.tensors[_join(name, _join(inner, key))] = value.detach()
         for key, value in record.attributes.items():
             if value is None or isinstance(value, bool | int | float | str):
-                settings[_join(inner, key)] = value
+                settings[_join(inner, key)] = self._tree(value)
         for key, value in record.attributes.get("_modules", {}).items():
             if isinstance(value, Record):
                 self._add_module(name, _join(inner, key), value, settings)
 
-    def _count_one(self, name: str) -> None:
-        self.count += 1 + len(name) // 16
+    def _tree(self, value: object) -> Any:
+        """Copy containers, so that each is in one place only and printing the result takes bounded time."""
+        self._count_one(value if isinstance(value, str) else "")
+        if isinstance(value, Mapping):
+            return {key: self._tree(child) for key, child in value.items()}
+        if isinstance(value, list | tuple):
+            children = [self._tree(child) for child in value]
+            return tuple(children) if isinstance(value, tuple) else children
+        return value
+
+    def _count_one(self, text: str) -> None:
+        self.count += 1 + len(text) // 16
         if self.count > _MOST_VALUES:
             raise ValueError("too many values in one file")
 

@@ -6,13 +6,13 @@ consists of (`components`) and the source text that built it, which is never run
 
 from __future__ import annotations
 
-import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .errors import brief
 from .unpickler import Array, Record
 
 
@@ -21,29 +21,35 @@ def is_network(record: Record) -> bool:
     return {"static_kwargs", "variables"} <= record.attributes.keys()
 
 
-def collect_network(name: str, record: Record, tensors: dict[str, Tensor], hints: dict[str, Any]) -> None:
-    """Add a network's variables as `NAME.synthesis/4x4/Conv/weight`, and its settings as the hint NAME."""
+def collect_network(record: Record, count: Callable[[str], None]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the settings of a network, and its variables by names like `synthesis/4x4/Conv/weight`.
+
+    Args:
+        count: called with every name; may raise to stop.
+    """
     attributes = record.attributes
     plain = {key: attributes.get(key) for key in ("version", "name", "build_func_name")}
-    hints[name] = {"class_name": "Network", "static_kwargs": dict(attributes["static_kwargs"]), **plain}
-    prefix = f"{name}." if name else ""
-    for path, network in _networks("", record):
+    tensors = {}
+    for path, network in _networks("", record, count):
         for variable, value in network.attributes["variables"]:
+            name = f"{path}{brief(variable) if not isinstance(variable, str) else variable}"
+            count(name)
             if isinstance(value, Array) and value.tensor is not None:
-                tensors[f"{prefix}{path}{variable}"] = value.tensor
+                tensors[name] = value.tensor
             elif isinstance(value, int | float):  # a numpy scalar, such as a noise_strength
-                tensors[f"{prefix}{path}{variable}"] = torch.tensor(float(value))
+                tensors[name] = torch.tensor(float(value))
+    return {"class_name": "Network", "static_kwargs": attributes["static_kwargs"], **plain}, tensors
 
 
-def _networks(path: str, record: Record, depth: int = 0) -> list[tuple[str, Record]]:
-    """The network and its components, each with the path that precedes its variables."""
+def _networks(path: str, record: Record, count: Callable[[str], None], depth: int = 0) -> Iterator[tuple[str, Record]]:
+    """Yield the network and its components, each with the path that precedes its variables."""
     if depth > 4:
         raise ValueError("components within components within components; no StyleGAN is built like that")
-    result = [(path, record)]
+    count(path)
+    yield path, record
     components = record.attributes.get("components") or {}
     if not isinstance(components, Mapping):
-        raise ValueError(f"the components of a network are {reprlib.repr(components)}, expected a dict")
+        raise ValueError(f"the components of a network are {brief(components)}, expected a dict")
     for key, component in components.items():
         if isinstance(component, Record) and is_network(component):
-            result += _networks(f"{path}{key}/", component, depth + 1)
-    return result
+            yield from _networks(f"{path}{key}/", component, count, depth + 1)

@@ -5,7 +5,6 @@ The pickle inside goes through the allow list of `unpickler`, so whole modules a
 
 from __future__ import annotations
 
-import io
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,61 +13,63 @@ import torch
 from torch import Tensor
 
 from .errors import DamagedCheckpointError, UnsupportedCheckpointError
+from .pickle_machine import Budget
 from .pickled_objects import flatten
 from .unpickler import Unpickler, read_old_archive
+from .zip_archive import buffered, open_zip
 
 
 def read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read an archive that `torch.save` wrote."""
+    budget = Budget(path, path.stat().st_size)
     with path.open("rb") as file:
-        is_zip = file.read(4) == b"PK\x03\x04"
-        file.seek(0)
-        content = _read_zip(path) if is_zip else read_old_archive(file, path, path.stat().st_size)
-    return flatten(content)
+        if file.read(4) != b"PK\x03\x04":
+            file.seek(0)
+            return flatten(read_old_archive(file, budget))
+    return flatten(_read_zip(path, budget))
 
 
-def _read_zip(path: Path) -> Any:
-    if not zipfile.is_zipfile(path):
-        raise DamagedCheckpointError(f"{path}: a zip archive that was cut short. Download or copy it again.")
-    with zipfile.ZipFile(path) as archive:
-        names = {name.partition("/")[2]: name for name in archive.namelist()}
-        if "data.pkl" not in names:
+def _read_zip(path: Path, budget: Budget) -> Any:
+    with open_zip(path) as archive:
+        members = {info.filename.partition("/")[2]: info for info in archive.infolist()}
+        if len(members) < len(archive.infolist()):
+            budget.refuse("several folders at the top of one PyTorch archive")
+        if "data.pkl" not in members:
             raise UnsupportedCheckpointError(
                 f"{path}: a zip archive without weights in PyTorch's format. If it is a packed download, unpack it "
                 "first."
             )
-        if "constants.pkl" in names:
+        if "constants.pkl" in members:
             raise UnsupportedCheckpointError(
                 f"{path}: a TorchScript program (as OpenAI's CLIP files are), "
                 "not a file of weights. Give the state-dict version of the model."
             )
-        if "byteorder" in names and archive.read(names["byteorder"]) != b"little":
+        for name, info in members.items():  # a small file could promise much
+            if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
+                raise DamagedCheckpointError(f"{path}: {name} is compressed, which PyTorch does not do. Save it again.")
+        if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
             raise UnsupportedCheckpointError(f"{path}: big-endian numbers are not supported.")
-        return _read_members(path, archive, names)
+        return _read_members(archive, members, budget)
 
 
-def _read_members(path: Path, archive: zipfile.ZipFile, names: dict[str, str]) -> Any:
+def _read_members(archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo], budget: Budget) -> Any:
     storages: dict[str, torch.UntypedStorage] = {}
-
-    def stored(name: str) -> zipfile.ZipInfo:
-        info = archive.getinfo(names[name])
-        if info.compress_type != zipfile.ZIP_STORED:  # PyTorch does not compress, and a small file could promise much
-            raise DamagedCheckpointError(f"{path}: {name} is compressed, which PyTorch does not do. Save it again.")
-        return info
 
     def load(key: str, count: int, dtype: torch.dtype) -> torch.UntypedStorage:
         if key not in storages:
-            info, size = stored(f"data/{key}"), count * dtype.itemsize
-            unpickler.charge(size)
+            info, size = members[f"data/{key}"], count * dtype.itemsize
+            budget.charge(size)
             if info.file_size != size:
                 raise DamagedCheckpointError(
-                    f"{path}: storage {key} has {info.file_size} bytes, expected {size}. Download or copy it again."
+                    f"{budget.path}: storage {key} has {info.file_size} bytes, expected {size}. Download or copy it "
+                    "again."
                 )
             storages[key] = torch.UntypedStorage(size)
-            with archive.open(info) as member:
-                if size:
-                    member.readinto(torch.empty(0, dtype=torch.uint8).set_(storages[key]).numpy())  # type: ignore[attr-defined]
+            with buffered(archive, info) as member:
+                target = torch.empty(0, dtype=torch.uint8).set_(storages[key]).numpy()
+                if size and member.readinto(target) != size:  # the rest would keep what the memory held before
+                    budget.refuse(f"storage {key} is cut short")
         return storages[key]
 
-    unpickler = Unpickler(io.BytesIO(archive.read(stored("data.pkl"))), path, path.stat().st_size, load)
-    return unpickler.load()
+    with buffered(archive, members["data.pkl"]) as member:
+        return Unpickler(member, budget, load).load()

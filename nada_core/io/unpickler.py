@@ -6,28 +6,28 @@ A pickle is a program that can call only what `find_class` returns, so that meth
 - any other class becomes a `Record`, which stores the state of the object and has no behavior;
 - a call of anything else raises UnsafeCheckpointError.
 
-A file can neither take more memory than it has bytes of tensors, nor more time than it has opcodes: the pure Python
-unpickler is used, because the one in C allocates its memo by the largest index that a file names.
+`pickle_machine` bounds the other instructions. Tensors and arrays together never take more memory than the file has
+bytes.
 """
 
 from __future__ import annotations
 
 import codecs
 import io
-import pickle
-import reprlib
+import math
 import struct
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import DamagedCheckpointError, UnsafeCheckpointError, UnsupportedCheckpointError
+from .errors import DamagedCheckpointError, UnsafeCheckpointError, UnsupportedCheckpointError, brief
+from .pickle_machine import Budget, Inert, PickleMachine, check_key
 
 _STORAGES = {
     "HalfStorage": torch.float16,
@@ -48,8 +48,13 @@ _NUMBERS = {code: np.dtype(code) for code in ("f2", "f4", "f8", "i1", "i2", "i4"
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # opens a PyTorch archive of the old format
 
+_MOST_CLASSES = 1000  # unknown classes of one file
+_MOST_AXES = 16
+_MOST_PARTS = 64  # of a path
+_LONGEST_TEXT = 1000
 
-class Record:
+
+class Record(Inert):
     """An object whose class is not imported: `state` is what pickle stored, `items` the content of a dict subclass."""
 
     class_name = ""
@@ -68,10 +73,8 @@ class Record:
     def __setitem__(self, key: Any, value: Any) -> None:
         self.items[key] = value
 
-    def append(self, _: object) -> None:
-        """Ignore the content of a list or set subclass."""
-
-    extend = add = append
+    def extend(self, items: list[Any]) -> None:
+        """Ignore the content of a list subclass."""
 
     @property
     def attributes(self) -> Mapping[str, Any]:
@@ -80,15 +83,15 @@ class Record:
         if state is None:
             return {}
         if not isinstance(state, Mapping):
-            raise ValueError(f"the state of a {self.class_name or 'record'} is {reprlib.repr(state)}, expected a dict")
+            raise ValueError(f"the state of a {self.class_name or 'record'} is {brief(state)}, expected a dict")
         return state
 
 
 class Settings(dict[str, Any]):
     """Stands in for dnnlib's EasyDict."""
 
-    def __setstate__(self, state: object) -> None:
-        """Ignore the state: the items are all there is."""
+    def __init__(self, *_: object) -> None:
+        """Ignore arguments: the items follow one by one."""
 
 
 class Array(Record):
@@ -134,7 +137,7 @@ class _Foreign(type):
         raise UnsafeCheckpointError.for_global(cls.path, cls.__qualname__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)  # the representation would print every byte
 class Storage:
     """The bytes that tensors are views of, and the type of their numbers."""
 
@@ -145,110 +148,70 @@ class Storage:
 LoadStorage = Callable[[str, int, torch.dtype], torch.UntypedStorage]  # (key, count of numbers, their type)
 
 
-_PurePython: Any = pickle._Unpickler
-
-
-class Unpickler(_PurePython):
+class Unpickler(PickleMachine):
     """Reads a pickle with the allow list of this module.
 
     Args:
-        path: of the file, for messages.
-        limit: the most bytes that all tensors and arrays may take, as a rule the size of the file.
-        load_storage: returns the content of a storage that lies outside the pickle.
+        budget: of the file.
+        load_storage: returns the content of a storage that lies outside the pickle; None: there are none, and the
+            pickle holds none either.
+        nested: the pickle is part of another one, and must not hold further ones.
     """
 
-    def __init__(self, file: BinaryIO, path: Path, limit: int, load_storage: LoadStorage | None = None) -> None:
-        super().__init__(file)
-        self.path, self.remaining, self.load_storage = path, limit, load_storage
-        self.allowed = _allow_list(path, self.charge)
+    def __init__(
+        self, file: BinaryIO, budget: Budget, load_storage: LoadStorage | None = None, nested: bool = False
+    ) -> None:
+        super().__init__(file, budget)
+        self.path, self.load_storage = budget.path, load_storage
+        self.allowed = _allow_list(budget)
+        if nested:
+            del self.allowed["torch.storage", "_load_from_bytes"]
         self.foreign: dict[str, type] = {}
-
-    def charge(self, size: int) -> None:
-        """Count bytes of memory against the limit."""
-        self.remaining -= size
-        if size < 0 or self.remaining < 0:
-            raise DamagedCheckpointError(
-                f"{self.path}: its tensors claim more bytes than the whole file holds; they were not read. "
-                "Take the file from another place."
-            )
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in self.allowed:
             return self.allowed[module, name]
         reference = f"{module}.{name}"
         if reference not in self.foreign:
+            if len(self.foreign) == _MOST_CLASSES:
+                raise DamagedCheckpointError(f"{self.path}: a pickle of more than {_MOST_CLASSES} unknown classes.")
             namespace = {"__qualname__": reference, "class_name": name, "path": self.path}
             self.foreign[reference] = _Foreign(reference, (Record,), namespace)
         return self.foreign[reference]
 
     def persistent_load(self, pid: Any) -> Storage:
-        if self.load_storage is None or pid[0] != "storage" or not isinstance(pid[1], torch.dtype):
-            raise UnsupportedCheckpointError(
-                f"{self.path}: it refers to {reprlib.repr(pid)}, which is outside the file."
+        is_storage = (
+            isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == "storage" and isinstance(pid[1], torch.dtype)
+        )
+        if self.load_storage is None or not is_storage or not isinstance(pid[2], str | int):
+            raise UnsupportedCheckpointError(f"{self.path}: it refers to {brief(pid)}, which is outside the file.")
+        if type(pid[4]) is not int or pid[4] < 0:
+            raise DamagedCheckpointError(
+                f"{self.path}: storage {pid[2]} has {brief(pid[4])} numbers, expected a count."
             )
-        return Storage(self.load_storage(str(pid[2]), int(pid[4]), pid[1]), pid[1])
-
-    def load_dict(self) -> None:
-        items = self.pop_mark()  # replaces self.append
-        self.append(dict(_pairs(items)))
-
-    def load_setitem(self) -> None:
-        value, key = self.stack.pop(), self.stack.pop()
-        self.stack[-1][_hashable(key)] = value
-
-    def load_setitems(self) -> None:
-        for key, value in _pairs(self.pop_mark()):
-            self.stack[-1][key] = value
-
-    def load_additems(self) -> None:
-        for item in self.pop_mark():
-            self.stack[-1].add(_hashable(item))
-
-    def load_frozenset(self) -> None:
-        items = self.pop_mark()
-        self.append(frozenset(map(_hashable, items)))
-
-    def load_bytearray8(self) -> None:
-        self.append(bytearray(self.read(struct.unpack("<Q", self.read(8))[0])))
-
-    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
-        **_PurePython.dispatch,
-        pickle.DICT[0]: load_dict,
-        pickle.SETITEM[0]: load_setitem,
-        pickle.SETITEMS[0]: load_setitems,
-        pickle.ADDITEMS[0]: load_additems,
-        pickle.FROZENSET[0]: load_frozenset,
-        pickle.BYTEARRAY8[0]: load_bytearray8,
-    }
+        return Storage(self.load_storage(str(pid[2]), pid[4], pid[1]), pid[1])
 
 
-def _hashable(key: Any) -> Any:
-    """The key itself. Hashing tuples of tuples of the same tuple takes time that doubles with every level."""
-    if isinstance(key, tuple | frozenset) and any(isinstance(part, tuple | frozenset) for part in key):
-        raise ValueError("nested tuples as a key")
-    return key
-
-
-def _pairs(items: list[Any]) -> list[tuple[Any, Any]]:
-    return [(_hashable(key), value) for key, value in zip(items[::2], items[1::2], strict=True)]
-
-
-def read_old_archive(file: BinaryIO, path: Path, limit: int) -> Any:
+def read_old_archive(file: BinaryIO, budget: Budget, nested: bool = False) -> Any:
     """Read the archive format of PyTorch before version 1.6: a few pickles, then the content of the storages."""
+    path = budget.path
     storages: dict[str, tuple[int, torch.UntypedStorage]] = {}
 
     def reserve(key: str, count: int, dtype: torch.dtype) -> torch.UntypedStorage:
         if key not in storages:
-            unpickler.charge(count * dtype.itemsize)
+            budget.charge(count * dtype.itemsize)
             storages[key] = count, torch.UntypedStorage(count * dtype.itemsize)
         return storages[key][1]
 
-    magic, _, system = (Unpickler(file, path, 0).load() for _ in range(3))
+    magic, _, system = (Unpickler(file, budget, nested=nested).load() for _ in range(3))
     if magic != _MAGIC or not system.get("little_endian", True):
         raise UnsupportedCheckpointError(f"{path}: a PyTorch archive of an unknown format or byte order.")
-    unpickler = Unpickler(file, path, limit, reserve)
-    content = unpickler.load()
-    for key in Unpickler(file, path, 0).load():
+    content = Unpickler(file, budget, reserve, nested).load()
+    keys = Unpickler(file, budget, nested=nested).load()
+    # A storage that is not listed would keep whatever the memory held before.
+    if not isinstance(keys, list) or sorted(map(_text, keys)) != sorted(storages):
+        raise DamagedCheckpointError(f"{path}: the list of its storages is not complete. Download or copy it again.")
+    for key in keys:
         count, storage = storages[str(key)]
         target = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
         if struct.unpack("<q", file.read(8)) != (count,) or file.readinto(target) != len(target):  # type: ignore[attr-defined]
@@ -257,14 +220,13 @@ def read_old_archive(file: BinaryIO, path: Path, limit: int) -> Any:
 
 
 def _text(value: object) -> str:
-    """Raises ValueError for anything but a string or a number, whose text could be of any length."""
-    if not isinstance(value, str | int | float):
-        raise ValueError(f"got {reprlib.repr(value)}, expected text")
-    return str(value)
+    """A part of a path, a device or a class name. Containers are not converted: they may be nested without end."""
+    return str(value)[:_LONGEST_TEXT] if isinstance(value, str | int) else brief(value)
 
 
-def _allow_list(path: Path, charge: Callable[[int], None]) -> dict[tuple[str, str], Any]:
+def _allow_list(budget: Budget) -> dict[tuple[str, str], Any]:
     """All that a file can call. The functions are new for each file, so that no file can change them for the next."""
+    path = budget.path
 
     def persistent(meta: Mapping[str, Any]) -> Record:  # the original compiles and runs meta["module_src"] here
         record = Record()
@@ -273,17 +235,20 @@ def _allow_list(path: Path, charge: Callable[[int], None]) -> dict[tuple[str, st
 
     def old_style(cls: type, *_: object) -> Any:  # how protocols 0 and 1 create an object
         if not isinstance(cls, _Foreign):
-            raise UnsafeCheckpointError.for_global(path, f"copyreg._reconstructor({reprlib.repr(cls)})")
+            raise UnsafeCheckpointError.for_global(path, f"copyreg._reconstructor({brief(cls)})")
         return Record.__new__(cls)  # type: ignore[arg-type]
 
     def storage(content: bytes) -> Storage:
-        charge(len(content))
-        stored = read_old_archive(io.BytesIO(content), path, len(content))
+        stored = read_old_archive(io.BytesIO(content), budget, nested=True)
         if not isinstance(stored, Storage):
-            raise UnsupportedCheckpointError(f"{path}: got {type(stored).__name__} where a storage was expected.")
+            raise UnsupportedCheckpointError(f"{path}: got {brief(stored)} where a storage was expected.")
         return stored
 
     def tensor(stored: Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object) -> Tensor:
+        if not isinstance(size, tuple | list) or not isinstance(stride, tuple | list) or len(size) > _MOST_AXES:
+            raise DamagedCheckpointError(f"{path}: a tensor of size {brief(size)} and stride {brief(stride)}.")
+        if any(type(number) is not int for number in (offset, *size, *stride)):
+            raise DamagedCheckpointError(f"{path}: the sizes of a tensor are not integers.")
         # Tensor.set_ would enlarge a storage that is too small, so the bounds are checked here.
         needed = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) + 1 if all(size) else 0
         available = stored.content.nbytes() // stored.dtype.itemsize
@@ -292,6 +257,11 @@ def _allow_list(path: Path, charge: Callable[[int], None]) -> dict[tuple[str, st
                 f"{path}: a tensor of {list(size)} numbers reaches beyond its storage of {available}. "
                 "The file was changed; take it from another place."
             )
+        if math.prod(size) * stored.dtype.itemsize > budget.size:  # a stride of 0 repeats one number
+            raise DamagedCheckpointError(
+                f"{path}: a tensor claims {list(size)} numbers, more than the whole file holds; it was not read. "
+                "Take the file from another place."
+            )
         return torch.empty(0, dtype=stored.dtype).set_(stored.content, offset, size, stride)
 
     def parameter(data: Any, *_: object) -> Any:
@@ -299,7 +269,7 @@ def _allow_list(path: Path, charge: Callable[[int], None]) -> dict[tuple[str, st
 
     def typed(function: Callable[..., Any], _: object, arguments: tuple[Any, ...], *__: object) -> Any:
         if function not in (tensor, parameter):
-            raise UnsafeCheckpointError.for_global(path, reprlib.repr(function))
+            raise UnsafeCheckpointError.for_global(path, brief(function))
         return function(*arguments)
 
     def special(*_: object) -> Tensor:  # sparse, quantised, nested: refused with its name once that is known
@@ -307,7 +277,7 @@ def _allow_list(path: Path, charge: Callable[[int], None]) -> dict[tuple[str, st
 
     def array(*_: object) -> Array:
         created = Array()
-        created.charge = charge
+        created.charge = budget.charge
         return created
 
     def array_of(content: bytes, dtype: _Dtype, size: tuple[int, ...], order: Any) -> Array:  # protocol 5
@@ -317,22 +287,31 @@ def _allow_list(path: Path, charge: Callable[[int], None]) -> dict[tuple[str, st
         return struct.unpack(f"<{_SCALARS[dtype.code]}", content)[0]
 
     def encode(text: str, _: str = "latin1") -> bytes:  # how pickles of protocol 2 spell bytes
+        budget.copy(len(text))
         return codecs.latin_1_encode(text)[0]
 
     def joined(*parts: object) -> str:
-        return "/".join(map(_text, parts))
+        return "/".join(map(_text, parts[:_MOST_PARTS]))
 
     def device(*parts: object) -> str:
-        return ":".join(map(_text, parts))
+        return ":".join(map(_text, parts[:_MOST_PARTS]))
 
-    def ordered(pairs: Any = ()) -> OrderedDict[Any, Any]:
-        return OrderedDict((_hashable(key), value) for key, value in pairs)
+    def mapping(*arguments: object) -> OrderedDict[Any, Any]:  # Python 2 passes [[key, value], ...], others set items
+        result: OrderedDict[Any, Any] = OrderedDict()
+        for key, value in copied(arguments[-1:]):
+            result[check_key(path, key)] = value
+        return result
 
-    def default(*_: object) -> OrderedDict[Any, Any]:  # the content follows item by item
-        return OrderedDict()
+    def copied(arguments: tuple[object, ...]) -> Iterable[Any]:
+        items = arguments[0] if arguments and isinstance(arguments[0], list | tuple) else ()
+        budget.copy(100 * len(items))  # bytes of an entry of a set or dict
+        return items
 
-    def unordered(items: Any = ()) -> set[Any]:
-        return set(map(_hashable, items))
+    def tuple_of(*arguments: object) -> tuple[Any, ...]:
+        return tuple(copied(arguments))
+
+    def set_of(*arguments: object) -> set[Any]:
+        return {check_key(path, item) for item in copied(arguments)}
 
     allowed: dict[tuple[str, str], Any] = {
         ("torch_utils.persistence", "_reconstruct_persistent_obj"): persistent,
@@ -349,11 +328,11 @@ def _allow_list(path: Path, charge: Callable[[int], None]) -> dict[tuple[str, st
         ("_codecs", "encode"): encode,
         ("dnnlib.util", "EasyDict"): Settings,
         ("dnnlib", "EasyDict"): Settings,
-        ("collections", "OrderedDict"): ordered,
-        ("collections", "defaultdict"): default,
-        ("builtins", "set"): unordered,
-        ("__builtin__", "set"): unordered,
-        ("torch", "Size"): tuple,
+        ("collections", "OrderedDict"): mapping,
+        ("collections", "defaultdict"): mapping,
+        ("builtins", "set"): set_of,
+        ("__builtin__", "set"): set_of,
+        ("torch", "Size"): tuple_of,
         ("torch", "device"): device,
         ("numpy", "dtype"): _Dtype,
         ("numpy", "ndarray"): Array,
