@@ -42,8 +42,8 @@ class LoadGenerator(io.ComfyNode):
             node_id="StyleGANNADA_LoadGenerator",
             display_name="Load Generator",
             category=f"{ROOT}/load",
-            description="Loads a StyleGAN2 generator: NVIDIA .pkl, rosinality .pt, or .safetensors saved by "
-            'this pack. Code stored in a file is never executed. "portraits" is built in.',
+            description="Loads a StyleGAN2 generator: NVIDIA .pkl (PyTorch or TensorFlow), rosinality .pt, or "
+            '.safetensors saved by this pack. Code stored in a file is never executed. "portraits" is built in.',
             search_aliases=["load stylegan", "stylegan2", "checkpoint", "gan", "pkl", "ffhq", "nada"],
             inputs=[
                 io.Combo.Input(
