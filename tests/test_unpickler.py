@@ -153,6 +153,7 @@ def test_unknown_objects_beside_a_network_are_inert(tmp_path: Path) -> None:
         "D": foreign("somewhere.else", "Discriminator", weights=torch.ones(2), config=foreign("x", "Config", size=3)),
         "list": Listed([1, 2]),
         "function": Global("torch.nn.functional", "leaky_relu"),
+        "mode": Call(Global("somewhere.modes", "Mode"), 3),  # an enum
     }
     raw = read_checkpoint(dump(content, tmp_path / "x.pkl"))
     assert "G_ema.synthesis.b4.const" in raw.tensors and torch.equal(raw.tensors["D.weights"], torch.ones(2))
@@ -171,6 +172,24 @@ def test_calls_of_unknown_functions_are_refused_in_every_protocol(tmp_path: Path
     with pytest.raises(UnsafeCheckpointError, match=r"open.*was not called"):
         read_checkpoint(tmp_path / "x.pkl")
     assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("subprocess", "Popen"),
+        ("os", "PathLike"),
+        ("__builtin__", "Xrange"),
+        ("torch.jit", "CompilationUnit"),
+        ("numpy.ctypeslib", "Load"),
+        ("somewhere", "function"),
+        ("os.Path", "system"),
+    ],
+)
+def test_calls_other_than_of_a_program_s_classes_are_refused(tmp_path: Path, module: str, name: str) -> None:
+    content = {"G_ema": network(toy()), "other": Call(Global(module, name), "true")}
+    with pytest.raises(UnsafeCheckpointError, match=f"{module}.{name}"):
+        read_checkpoint(dump(content, tmp_path / "x.pkl"))
 
 
 def test_references_outside_an_archive_are_refused(tmp_path: Path) -> None:

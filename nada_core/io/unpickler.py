@@ -16,6 +16,7 @@ import codecs
 import io
 import math
 import struct
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -45,6 +46,8 @@ _STORAGES = {
 _SCALARS = {"f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "u4": "I", "u1": "B", "b1": "?"}
 
 _NUMBERS = {code: np.dtype(code) for code in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")}
+
+_NO_PROGRAMS = {*sys.stdlib_module_names, "__builtin__", "torch", "numpy"}
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # opens a PyTorch archive of the old format
 
@@ -129,11 +132,18 @@ class _Dtype(Record):
 
 
 class _Foreign(type):
-    """The type of stand-in classes. Making an empty instance is harmless; any other call is refused."""
+    """The type of stand-ins for unknown names. Calling one does nothing: it makes a record of a class, or is refused.
+
+    The name of a class of some program (an enum, for example) begins with a capital letter. Whatever is called in the
+    standard library, torch or numpy is refused: no file of weights does that without ill intent.
+    """
 
     path: Path
 
     def __call__(cls, *_: object, **__: object) -> Any:
+        package, name = cls.__qualname__.partition(".")[0], cls.__qualname__.rpartition(".")[2]
+        if name[:1].isupper() and package not in _NO_PROGRAMS:
+            return Record.__new__(cls)  # type: ignore[arg-type]
         raise UnsafeCheckpointError.for_global(cls.path, cls.__qualname__)
 
 
