@@ -8,17 +8,10 @@ result = adapt(source, guide, TextShift("photo", "zombie"), AdaptConfig(steps=20
 save_generator(result.generator, "zombie.safetensors", {"target": "zombie"})
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from .api import *  # noqa: F403
+import lazy_loader
 
 __version__ = "0.1.0"
 
-
-def __getattr__(name: str) -> Any:
-    """Import PyTorch and the core with the first public name (PEP 562): a program can set its environment before."""
-    if name.startswith("_") and name != "__all__":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(".api", __name__), name)
+# The names in __init__.pyi, each imported when it is first used: PyTorch reads some environment variables when it
+# loads, and a program may set them after importing this package.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -28,7 +28,6 @@ LEVELS = {
     "latents": 3,
     "adaptation": 3,
     "portraits": 4,
-    "api": 5,
     "__init__": 6,
     "cli": 7,
     "__main__": 8,
@@ -221,7 +220,7 @@ def test_packages_import_only_from_lower_levels(path: Path) -> None:
 
 
 def test_core_has_only_packages() -> None:
-    assert {path.name for path in CORE.glob("*.py")} == {"__init__.py", "__main__.py", "api.py"}
+    assert {path.name for path in CORE.glob("*.py")} == {"__init__.py", "__main__.py"}
 
 
 @pytest.mark.parametrize("path", core_sources(), ids=label)

@@ -218,6 +218,12 @@ def test_unknown_layers_are_refused_with_the_known_ones() -> None:
         selectable_layers(choice, generator())
 
 
+def test_count_above_the_number_of_layers_is_refused() -> None:
+    assert len(selectable_layers(adaptive(count=5), generator())) == 5
+    with pytest.raises(ValueError, match="count is 6.*at most 5"):
+        selectable_layers(adaptive(count=6), generator())
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..guidance.clip_losses import TERMS
+from ..guidance.clip_losses import RELATIVE_TERMS, TERMS
 from ..runtime.config import setting, settings
 from ..runtime.precision import PRECISIONS
 
@@ -138,6 +138,13 @@ class AdaptConfig:
             raise ValueError("AdaptConfig.patience needs a positive keep_every, such as 25.")
         if not any(self.terms.values()):
             raise ValueError("AdaptConfig.terms are all 0; give at least one a weight, such as direction 1.")
+        if self.batch == 1 and (relative := [name for name in RELATIVE_TERMS if self.terms.get(name)]):
+            raise ValueError(
+                f"AdaptConfig.batch is 1, but the terms {', '.join(relative)} compare the images of a batch; take a "
+                "batch of at least 2, or set them to 0."
+            )
+        if self.mirror and not self.views:
+            raise ValueError("AdaptConfig.mirror is True, but views is 0, so there is no view to mirror; set views.")
 
     @property
     def similarity_weights(self) -> dict[str, float]:

@@ -43,16 +43,26 @@ class SelectedLayers:
 
 
 def selectable_layers(choice: LayerChoice, generator: Generator) -> tuple[Layer, ...]:
-    """Every layer the choice could ever train. Raises ValueError for names the generator does not have."""
+    """Every layer the choice could ever train.
+
+    Raises:
+        ValueError: for names the generator does not have, and for a count above its number of layers.
+    """
     layers = generator.layers()
     if choice.mode == "named":
         known = {layer.name: layer for layer in layers}
         if unknown := [name for name in choice.names if name not in known]:
             raise ValueError(f"Got layers {', '.join(unknown)}; this generator has {', '.join(known)}.")
         return tuple(known[name] for name in choice.names)
+    rows = _layer_of_row(generator)
+    if choice.mode == "adaptive" and choice.count > len(rows):
+        raise ValueError(
+            f"LayerChoice.count is {choice.count}, but this generator has {len(rows)} layers to choose from; use at "
+            f"most {len(rows)}, or mode all."
+        )
     constant = [layer for layer in layers if layer.kind == "const" and choice.mode == "all"]  # no row controls it
     rgb = [layer for layer in layers if layer.kind == "rgb" and choice.rgb]
-    return (*constant, *_layer_of_row(generator).values(), *rgb)
+    return (*constant, *rows.values(), *rgb)
 
 
 def select_layers(

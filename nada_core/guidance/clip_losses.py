@@ -85,6 +85,9 @@ TERMS: dict[str, Callable[[Views], Tensor]] = {
     "covariance": covariance_loss,
 }
 
+#: Terms that compare the images of a batch with each other: 0 for a single image.
+RELATIVE_TERMS = ("angle", "relation", "covariance")
+
 
 def embed(targets: Sequence[ClipTarget], images: Tensor) -> tuple[Tensor, ...]:
     """Embed images [N, 3, H, W] in -1..1 with every guide: unit vectors [N, D], one tensor a guide."""

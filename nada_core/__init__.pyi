@@ -1,4 +1,4 @@
-"""The public names of nada_core, which imports this module with the first of them that is used."""
+"""The public names of nada_core and where they are defined; read by type checkers and by `__init__.py`."""
 
 from .adaptation.adapt import Adaptation, Step, adapt
 from .adaptation.config import AdaptConfig, LayerChoice
@@ -26,6 +26,8 @@ from .models.clip_loading import GuideError, load_guide
 from .models.domain import Domain, load_domain, read_domain, save_domain
 from .models.generator import Generator, Layer
 from .models.lpips import Perceptual, load_perceptual
+
+__version__: str
 
 __all__ = [
     "AdaptConfig",
