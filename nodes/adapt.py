@@ -142,17 +142,23 @@ class AdaptGenerator(io.ComfyNode):
     ) -> Any:
         config = settings(AdaptConfig, CONFIG, values, layers=layers or LayerChoice())
         config = recipe.config(config) if recipe else config
-        with for_training(generator, guide, _single(judge), *likeness) as (source, guides, *networks):
+        with for_training(generator, guide, _single(judge), *likeness) as (
+            source,
+            guides,
+            held_out,
+            perceptual,
+            identity,
+        ):
             tick, preview = watch(config.steps), _preview(source, config.label)
             result = adapt(
                 source,
                 guides,
                 shift,
                 config,
-                lambda step: tick(step.index + 1, lambda: preview(step)),
-                None,
-                False,
-                *networks,
+                on_step=lambda step: tick(step.index + 1, lambda: preview(step)),
+                judge=held_out,
+                perceptual=perceptual,
+                identity=identity,
             )
             adapted = result.generator.cpu()
         return io.NodeOutput(adapted, result.domain, _training(result), result.chosen_because)

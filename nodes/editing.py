@@ -163,8 +163,8 @@ class EditByText(io.ComfyNode):
                 guides,
                 shift,
                 config,
-                identity,
-                lambda step: tick(step.index + 1, lambda: grid(step.images())),
+                identity=identity,
+                on_step=lambda step: tick(step.index + 1, lambda: grid(step.images())),
             )
         return io.NodeOutput(edited)
 

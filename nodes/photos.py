@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..nada_core import FacePoints, InvertConfig, Latents, TuneConfig, cut_face, grid, invert, portraits, tune
-from ..nada_core.cli import report as wording
+from ..nada_core.cli import report as texts
 from ..nada_core.io.images import square
 from ._host import for_training, from_image, io, normal_mode, to_image, watch
 from ._types import ROOT, DomainType, GeneratorType, LatentsType, LikenessType
@@ -181,8 +181,8 @@ class InvertImage(io.ComfyNode):
         config, targets = settings(InvertConfig, INVERT, values), from_image(image, _CHANNELS)
         tick = watch(len(targets) * config.steps)
         with for_training(generator, (), *likeness) as (source, _, *networks):
-            result = invert(source, targets, config, *networks, start, _watched(tick, "done"))
-            report = wording.closeness(result.images, result.targets, networks[0], result.steps)
+            result = invert(source, targets, config, *networks, start=start, on_step=_watched(tick, "done"))
+            report = texts.closeness(result.images, result.targets, networks[0], result.steps)
         return io.NodeOutput(result.latents, to_image(result.images), report)
 
 
@@ -226,8 +226,10 @@ class PivotalTuning(io.ComfyNode):
         config = settings(TuneConfig, TUNE, values)
         tick = watch(config.steps)
         with for_training(generator, (), *likeness) as (source, _, *networks):
-            result = tune(source, from_image(image, _CHANNELS), latents, config, *networks, _watched(tick, "index"))
-            report = wording.closeness(result.images, result.targets, networks[0])
+            result = tune(
+                source, from_image(image, _CHANNELS), latents, config, *networks, on_step=_watched(tick, "index")
+            )
+            report = texts.closeness(result.images, result.targets, networks[0])
             tuned = result.generator.cpu()
         return io.NodeOutput(tuned, result.domain, to_image(result.images), report)
 

@@ -9,13 +9,13 @@ from pack_world import QUICK, World
 
 def test_mix_shifts_weights(either: World) -> None:
     (words,) = either.call("ShiftFromText", target="zombie", wording="bare")
-    (look,) = either.call("ShiftFromImages", images=torch.rand(2, 64, 64, 3))
-    (mixed,) = either.call("MixShifts", first=words, second=look, share=0.25)
+    (style,) = either.call("ShiftFromImages", images=torch.rand(2, 64, 64, 3))
+    (mixed,) = either.call("MixShifts", first=words, second=style, share=0.25)
     assert [weight for _, weight in mixed.parts] == [0.75, 0.25]
     generator, _, _ = either.adapt(shift=mixed)
     assert generator.space() == either.generator.space()
     with pytest.raises(ValueError, match="TextShift"):
-        either.call("MixShifts", first=mixed, second=look)
+        either.call("MixShifts", first=mixed, second=style)
 
 
 def test_check_prompts_warns_about_similar_texts(world: World) -> None:
@@ -28,19 +28,19 @@ def test_check_prompts_warns_about_similar_texts(world: World) -> None:
 
 
 def test_recipe_changes_the_config(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Seen(Exception):  # noqa: N818
+    class ConfigCaptured(Exception):  # noqa: N818
         pass
 
-    def look(source: object, guides: object, shift: object, config: object, *_: object) -> None:
-        raise Seen(config)
+    def capture(source: object, guides: object, shift: object, config: object, **_: object) -> None:
+        raise ConfigCaptured(config)
 
     recipe, advice = world.call("ChooseRecipe", recipe="character")
     assert "The Joker" in advice and "Guides: ViT-B-32:openai" in advice
-    monkeypatch.setattr(world.module("nodes.adapt"), "adapt", look)
+    monkeypatch.setattr(world.module("nodes.adapt"), "adapt", capture)
     monkeypatch.setattr(world.module("nodes.adapt"), "_preview", lambda *_: None)
-    with pytest.raises(Seen) as seen:
+    with pytest.raises(ConfigCaptured) as captured:
         world.adapt(recipe=recipe, steps=60, lr=0.002)
-    config = seen.value.args[0]
+    config = captured.value.args[0]
     assert (config.steps, config.layers.train, config.layers.mode) == (50, "offsets", "all")
     assert config.lr == pytest.approx(0.05) and config.terms["angle"] == 0.25
 

@@ -60,18 +60,18 @@ def ran(result: Result) -> set[str]:
 
 
 def test_node_contract_is_frozen(either: World) -> None:
-    told = {}
+    contract = {}
     for cls in either.pack.nodes:
         schema = cls.GET_SCHEMA()
         assert schema.node_id.startswith(PREFIX) and schema.category.startswith("StyleGAN-NADA/")
-        told[schema.node_id.removeprefix(PREFIX)] = (
+        contract[schema.node_id.removeprefix(PREFIX)] = (
             schema.category.removeprefix("StyleGAN-NADA/"),
             [one.id for one in schema.inputs],
             [(one.id, one.io_type) for one in schema.outputs],
         )
     for name, released in CONTRACT.items():
-        assert told.get(name) == released, f"{name} {FROZEN}"
-    assert told.keys() == CONTRACT.keys(), f"{told.keys() - CONTRACT.keys()} are new: add them to this table"
+        assert contract.get(name) == released, f"{name} {FROZEN}"
+    assert contract.keys() == CONTRACT.keys(), f"{contract.keys() - CONTRACT.keys()} are new: add them to this table"
 
 
 def test_nodes_have_description_tooltips_and_help(either: World) -> None:
@@ -81,8 +81,8 @@ def test_nodes_have_description_tooltips_and_help(either: World) -> None:
         for one in (*schema.inputs, *schema.outputs):
             assert one.tooltip and one.tooltip.endswith("."), f"{name}: {one.id} has no tooltip"
         assert (ROOT / "web" / "docs" / name / "en.md").stat().st_size > 200, f"{name} has no help page"
-    shown = [cls.GET_SCHEMA().display_name for cls in either.pack.nodes]
-    assert len(set(shown)) == len(shown) == len(CONTRACT)
+    names = [cls.GET_SCHEMA().display_name for cls in either.pack.nodes]
+    assert len(set(names)) == len(names) == len(CONTRACT)
 
 
 def test_defaults_survive_frontend_rounding(either: World) -> None:
@@ -110,19 +110,19 @@ def test_defaults_survive_frontend_rounding(either: World) -> None:
 def config_of(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Return the AdaptConfig that Adapt Generator builds from widget values."""
 
-    class Seen(Exception):  # noqa: N818
+    class ConfigCaptured(Exception):  # noqa: N818
         pass
 
-    def look(source: Any, guides: Any, shift: Any, config: Any, *_: Any) -> None:
-        raise Seen(config)
+    def capture(source: Any, guides: Any, shift: Any, config: Any, **_: Any) -> None:
+        raise ConfigCaptured(config)
 
     def config(**values: Any) -> Any:
         given = {"generator": world.stranger, "guide": world.guide, "shift": world.shift, **values}
-        with pytest.raises(Seen) as seen:
+        with pytest.raises(ConfigCaptured) as captured:
             world.call("AdaptGenerator", **given)
-        return seen.value.args[0]
+        return captured.value.args[0]
 
-    monkeypatch.setattr(world.module("nodes.adapt"), "adapt", look)
+    monkeypatch.setattr(world.module("nodes.adapt"), "adapt", capture)
     monkeypatch.setattr(world.module("nodes.adapt"), "_preview", lambda *_: None)
     return config
 
@@ -347,9 +347,9 @@ def test_fingerprint_follows_time_and_size(world: World, name: str, folder: str)
 
     def stamp() -> Any:
         values = {**world.defaults(name), next(iter(world.widgets(name))): path.name}
-        told = world.node(name).fingerprint_inputs(**values)
+        stamp = world.node(name).fingerprint_inputs(**values)
         os.utime(path, ns=(0, 10**9))
-        return told
+        return stamp
 
     first, second = stamp(), stamp()
     assert first != second == stamp()
@@ -478,7 +478,7 @@ def test_preview_takes_at_most_a_tenth_of_the_time(world: World, monkeypatch: py
 
     monkeypatch.setattr(world.room, "time", SimpleNamespace(perf_counter=lambda: now))
     assert 15 <= previews(0.0) <= 22, "ten seconds, twice a second"
-    assert 3 <= previews(0.3) <= 6, "a look of 0.3 s is worth 3 s of work"
+    assert 3 <= previews(0.3) <= 6, "a preview of 0.3 s is worth 3 s of work"
     tick = world.room.watch(2)
     tick(1)
     tick(2)
@@ -552,11 +552,11 @@ def test_cancel_checks_lent_modules_only_and_leaves_no_hook(world: World, monkey
     other, inside = nn.Linear(1, 1), []
     adapt = world.module("nodes.adapt").adapt
 
-    def watched(source: Any, *given: Any) -> Any:
+    def watched(source: Any, *given: Any, **options: Any) -> Any:
         checks = world.host.checks
         other(torch.zeros(1, 1))
         inside.append((world.host.checks - checks, hooks(source), len(nn.modules.module._global_forward_pre_hooks)))
-        return adapt(source, *given)
+        return adapt(source, *given, **options)
 
     monkeypatch.setattr(world.module("nodes.adapt"), "adapt", watched)
     adapted = world.adapt(steps=1)[0]
@@ -609,9 +609,9 @@ def test_adapt_retries_smaller_batches_when_memory_runs_out(world: World, room_f
     _, whole, losses = world.adapt(**given)
     asked, _, _ = world.adapt(**given, chunk=1)
     room_for(1)
-    given_up, parts, told = world.adapt(**given)
+    given_up, parts, curves = world.adapt(**given)
     assert same(given_up, asked), "as if the user had known"
-    assert told["loss"] == pytest.approx(losses["loss"], abs=1e-4) and told["layers"] == losses["layers"]
+    assert curves["loss"] == pytest.approx(losses["loss"], abs=1e-4) and curves["layers"] == losses["layers"]
     assert parts.changes.keys() == whole.changes.keys()
     one, other = (torch.cat([change.flatten() for change in it.changes.values()]) for it in (parts, whole))
     # Adam makes a whole step of the smallest gradient, also where rounding turned it around.
@@ -705,7 +705,7 @@ def test_for_training_frees_all_memory(world: World) -> None:
     ((guide, _),) = world.guide
     world.host.device = torch.device("meta")
     with world.room.for_training(world.stranger, ((guide, 0.25), (guide, 4.0))) as (lent, guides):
-        assert [told for _, told in guides] == [0.25, 4.0] and places(lent, *(one for one, _ in guides)) == {"meta"}
+        assert [weight for _, weight in guides] == [0.25, 4.0] and places(lent, *(one for one, _ in guides)) == {"meta"}
     ((asked, _),) = world.host.freed
     assert asked > 1 << 59
 
@@ -916,8 +916,8 @@ def test_saved_files_contain_no_local_paths(world: World) -> None:
     own = world.save(world.stranger, "models", "stylegan_nada", "own.safetensors")
     assert str(world.host.root) not in world.node("LoadGenerator").fingerprint_inputs(file=own.name)
     node = {"class_type": "X", "inputs": {"a": 1}, "is_changed": [str(own)], "_meta": {}}  # as ComfyUI hands it out
-    told = world.room.metadata(SimpleNamespace(prompt={"1": node}))
-    assert told == {"comfyui_prompt": {"1": {"class_type": "X", "inputs": {"a": 1}}}}
+    metadata_of = world.room.metadata(SimpleNamespace(prompt={"1": node}))
+    assert metadata_of == {"comfyui_prompt": {"1": {"class_type": "X", "inputs": {"a": 1}}}}
 
 
 def test_generator_save_load_round_trip(either: World) -> None:
@@ -941,9 +941,11 @@ def test_domain_save_load_round_trip(either: World) -> None:
     adapted, domain, _ = either.trained
     exact, half = (save(either, "Domain", precision=form) for form in ("float32", "float16"))
     assert half.stat().st_size < 0.6 * exact.stat().st_size
-    loaded, told = either.call("LoadDomain", generator=either.generator, file=exact.name)
+    loaded, domain_loaded = either.call("LoadDomain", generator=either.generator, file=exact.name)
     assert_close(loaded, adapted, rtol=0, atol=1e-6)
-    assert told.space == domain.space and all(torch.equal(told.changes[n], c) for n, c in domain.changes.items())
+    assert domain_loaded.space == domain.space and all(
+        torch.equal(domain_loaded.changes[n], c) for n, c in domain.changes.items()
+    )
     assert_close(either.call("LoadDomain", generator=either.generator, file=half.name)[0], adapted, rtol=0, atol=1e-3)
 
 
@@ -960,7 +962,7 @@ def test_apply_domain_strength(either: World) -> None:
 
 
 def test_saved_files_contain_the_workflow(either: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    def told(name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    def metadata_in(name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         nodes = {
             "save": ("SaveDomain", {"domain": "adapt.1", "filename_prefix": name}),
             "whole": ("SaveGenerator", {"generator": "adapt.0", "filename_prefix": name}),
@@ -970,11 +972,11 @@ def test_saved_files_contain_the_workflow(either: World, monkeypatch: pytest.Mon
         domain = either.core.read_domain(result["save"][0])
         return prompt, [domain.provenance, either.core.read_provenance(result["whole"][0])]
 
-    prompt, (domain, generator) = told("open")
+    prompt, (domain, generator) = metadata_in("open")
     assert domain["comfyui_prompt"] == generator["comfyui_prompt"] == prompt
     assert domain["version"] == generator["version"] == either.core.__version__
     monkeypatch.setattr(either.host.args, "disable_metadata", True)
-    _, (secret, other) = told("secret")
+    _, (secret, other) = metadata_in("secret")
     assert "comfyui_prompt" not in {**secret, **other} and secret.keys() == domain.keys() - {"comfyui_prompt"}
     assert len(secret) > 2, "what the core tells of the training does not name the graph"
 

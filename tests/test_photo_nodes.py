@@ -67,14 +67,14 @@ def test_invert_then_pivotal_tuning(either: World) -> None:
     assert torch.equal(drawn[1:], alone), "a seed is the same person in any batch"
     (likeness,) = either.call("LoadLikeness", identity="portraits")
     given = {"generator": either.generator, "image": drawn, "likeness": likeness}
-    latents, inverted, told = either.call(
+    latents, inverted, report = either.call(
         "InvertImage", **given, **SHORT | {"steps": 12, "id": 0.1, "optimize_noise": False}
     )
     assert latents.ws.shape == (2, 10, 64) and inverted.shape == drawn.shape
-    assert told.splitlines()[1].startswith("picture 1: ") and "dB, after 12 steps" in told
+    assert report.splitlines()[1].startswith("picture 1: ") and "dB, after 12 steps" in report
     assert either.host.bars[-1].total == 24
-    tuned, domain, shown, report = either.call("PivotalTuning", **given, latents=latents, **SHORT | {"lr": 0.006})
-    assert (shown - drawn).abs().mean() < (inverted - drawn).abs().mean() and "picture 0: " in report
+    tuned, domain, rendered, report = either.call("PivotalTuning", **given, latents=latents, **SHORT | {"lr": 0.006})
+    assert (rendered - drawn).abs().mean() < (inverted - drawn).abs().mean() and "picture 0: " in report
     (again,) = either.call("ApplyDomain", generator=either.generator, domain=domain, strength=1.0)
     (first,), (second,) = (either.call("Render", generator=one, latents=latents) for one in (tuned, again))
     assert torch.allclose(first, second, atol=1e-4)
@@ -94,14 +94,14 @@ def test_invert_accepts_any_number_of_channels(world: World, channels: int) -> N
 def test_invert_starts_from_given_latents(world: World) -> None:
     begin = world.latents(2)
     image = world.call("Render", generator=world.generator, latents=begin)[0]
-    latents, _, told = world.call(
+    latents, _, report = world.call(
         "InvertImage",
         generator=world.generator,
         image=image,
         start=begin,
         **SHORT | {"optimize_noise": False, "space": "w+", "stop_psnr": 35.0},
     )
-    assert "after 1 steps" in told and (latents.ws - begin.ws).abs().max() < 1e-4
+    assert "after 1 steps" in report and (latents.ws - begin.ws).abs().max() < 1e-4
 
 
 def test_inversion_and_tuning_can_be_cancelled(world: World) -> None:
@@ -180,8 +180,8 @@ def test_load_likeness_selects_networks(world: World) -> None:
     with pytest.raises(Refused, match="absent.pth"):
         world.call("LoadLikeness", identity="absent.pth")
     given = {"generator": world.generator, "image": photos(1), "likeness": (perceptual, identity)}
-    _, _, told = world.call("InvertImage", **given, **SHORT | {"lpips": 0.5, "id": 0.1, "optimize_noise": False})
-    assert "LPIPS (untrained trunk, relative only)" in told
+    _, _, report = world.call("InvertImage", **given, **SHORT | {"lpips": 0.5, "id": 0.1, "optimize_noise": False})
+    assert "LPIPS (untrained trunk, relative only)" in report
 
 
 # ---- editing ------------------------------------------------------------------------------------------------------
@@ -203,13 +203,13 @@ def test_find_and_edit_directions(either: World) -> None:
         "EditLatents", latents=latents, directions=directions, strength=2.0, per_row="0, 0, 1, 1, 0 0 0 0 0 0"
     )
     assert torch.allclose(each.ws, some.ws)
-    for wrong, told in (
+    for wrong, value in (
         ({"direction": "smile"}, "'smile'"),
         ({"direction": "3"}, "'3'"),
         ({"per_row": "0 a"}, "'0 a'"),
         ({"per_row": "1 2"}, "10"),
     ):
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=value):
             either.call("EditLatents", latents=latents, directions=directions, **wrong)
     pca, _ = either.call("FindDirections", generator=either.generator, method="PCA", count=2, from_row=0, to_row=3)
     assert pca.vectors.shape == (2, 10, 64) and pca.vectors[:, 3:].abs().max() == 0
@@ -222,8 +222,8 @@ def test_edit_by_text(world: World) -> None:
     (edited,) = world.call("EditByText", **given, steps=2)
     assert edited.space == latents.space and not torch.equal(edited.ws, latents.ws)
     (likeness,) = world.call("LoadLikeness", identity="portraits")
-    (held,) = world.call("EditByText", **given, steps=2, likeness=likeness, id=1.0)
-    assert not torch.equal(held.ws, edited.ws)
+    (with_identity,) = world.call("EditByText", **given, steps=2, likeness=likeness, id=1.0)
+    assert not torch.equal(with_identity.ws, edited.ws)
     with pytest.raises(ValueError, match="id"):
         world.call("EditByText", **given, steps=2, id=1.0)
 

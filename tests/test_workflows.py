@@ -59,10 +59,10 @@ class World:
 
     def widgets(self, kind: str) -> list[tuple[str, bool]]:
         """Widget names of a node in order, with a flag for those followed by a control-after-generate widget."""
-        told = {**self.info[kind]["input"].get("required", {}), **self.info[kind]["input"].get("optional", {})}
+        inputs = {**self.info[kind]["input"].get("required", {}), **self.info[kind]["input"].get("optional", {})}
         return [
             (name, bool(options.get("control_after_generate")))
-            for name, (kind, options) in told.items()
+            for name, (kind, options) in inputs.items()
             if kind in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
         ]
 
@@ -135,12 +135,12 @@ def test_thumbnail_is_a_small_jpeg(path: Path) -> None:
 
 @each
 def test_template_contains_no_local_paths(path: Path) -> None:
-    found = [part for part in text(read(path)) if PLACE.search(part)]
-    assert not found
+    paths = [part for part in text(read(path)) if PLACE.search(part)]
+    assert not paths
 
 
 @pytest.mark.parametrize(
-    ("written", "found"),
+    ("text_part", "is_path"),
     [
         ("/home/me/a.pt", True),
         ("in /data/x", True),
@@ -156,8 +156,8 @@ def test_template_contains_no_local_paths(path: Path) -> None:
         ("before\nafter", False),
     ],
 )
-def test_local_path_pattern(written: str, found: bool) -> None:
-    assert bool(PLACE.search(written)) is found
+def test_local_path_pattern(text_part: str, is_path: bool) -> None:
+    assert bool(PLACE.search(text_part)) is is_path
 
 
 # ---- the graph ----------------------------------------------------------------------------------------------------
