@@ -75,11 +75,15 @@ def check_picture(state: Mapping[str, Tensor], names: Mapping[str, str]) -> None
     """Raise UnsupportedCheckpointError for networks of other than square RGB images. state: by our names."""
     for name, value in state.items():
         if name.endswith("torgb.weight") and value.ndim == 4 and len(value) != 3:
-            raise UnsupportedCheckpointError(f"{names.get(name, name)} has {len(value)} output channels, expected RGB.")
+            kind = {1: " (gray images)", 4: " (RGBA images)"}.get(len(value), "")
+            raise UnsupportedCheckpointError(
+                f"{names.get(name, name)} has {len(value)} output channels{kind}, expected 3 (RGB)."
+            )
         sides = value.shape[-2:] if name.endswith((".const", ".noise_const")) and value.ndim >= 2 else (1, 1)
         if sides[0] != sides[1]:
             raise UnsupportedCheckpointError(
-                f"{names.get(name, name)} has {sides[0]} x {sides[1]} positions; only square images are supported."
+                f"{names.get(name, name)} has {sides[0]} x {sides[1]} positions: the images are not square, which is "
+                "not supported."
             )
 
 
