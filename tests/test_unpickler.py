@@ -1,12 +1,14 @@
 """The pickle reader: what it rebuilds, what stays inert, and that no file takes more memory than it has bytes."""
 
+import argparse
+import datetime
 import io
 import pickle
 import sys
 import tracemalloc
 import zipfile
-from collections import OrderedDict
-from pathlib import Path
+from collections import Counter, OrderedDict, defaultdict
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -209,6 +211,25 @@ def test_endless_sharing_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.pkl").write_bytes(pickle.dumps(content))
     with pytest.raises(DamagedCheckpointError, match="too many values"):
         read_checkpoint(tmp_path / "x.pkl")
+
+
+def test_usual_values_of_a_training_state_do_not_prevent_reading(tmp_path: Path) -> None:
+    content = {
+        "g_ema": {"a": torch.ones(2), "b": torch.ones(2).to(torch.float8_e4m3fn), "c": nn.Parameter(torch.ones(2))},
+        "args": argparse.Namespace(
+            out=PurePosixPath("/runs/one"), device=torch.device("cuda", 0), size=torch.Size([3]), dtype=torch.float32
+        ),
+        "when": datetime.datetime(2021, 2, 3, tzinfo=datetime.timezone.utc),
+        "count": Counter("aab"),
+        "losses": defaultdict(list, {"clip": [1.0]}),
+        "scheduler": torch.optim.lr_scheduler.StepLR(torch.optim.Adam([torch.zeros(2, requires_grad=True)]), 3),
+        "best": np.float32(0.5),
+    }
+    torch.save(content, tmp_path / "x.pt")
+    raw = read_checkpoint(tmp_path / "x.pt")
+    assert all(torch.equal(raw.tensors[f"g_ema.{name}"].float(), torch.ones(2)) for name in "abc")
+    assert raw.hints["args"] == {"out": "/runs/one", "device": "cuda:0", "size": (3,), "dtype": "float32"}
+    assert raw.hints["count.a"] == 2 and raw.hints["losses.clip"] == [1.0] and raw.hints["best"] == 0.5
 
 
 def nested(levels: int) -> Any:

@@ -20,7 +20,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -41,6 +41,10 @@ _STORAGES = {
     "LongStorage": torch.int64,
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
+}
+
+_NEW_DTYPES: dict[str, torch.dtype] = {
+    name: getattr(torch, name) for name in ("float8_e4m3fn", "float8_e5m2", "uint16", "uint32", "uint64")
 }
 
 _SCALARS = {"f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "u4": "I", "u1": "B", "b1": "?"}
@@ -274,8 +278,18 @@ def _allow_list(budget: Budget) -> dict[tuple[str, str], Any]:
             )
         return torch.empty(0, dtype=stored.dtype).set_(stored.content, offset, size, stride)
 
+    def retyped(stored: Storage, offset: int, size: Any, stride: Any, *options: object) -> Tensor:
+        """A tensor of a type that has no storage of its own, (requires_grad, hooks, dtype) being its options."""
+        dtype = _NEW_DTYPES.get(options[2]) if isinstance(options[2], str) else None
+        if dtype is None:
+            raise UnsupportedCheckpointError(f"{path}: a tensor of the type {brief(options[2])} is not supported.")
+        return tensor(Storage(stored.content, dtype), offset, size, stride)
+
     def parameter(data: Any, *_: object) -> Any:
         return data
+
+    def dropped(*_: object) -> None:
+        """Dates and times, which no network needs."""
 
     def typed(function: Callable[..., Any], _: object, arguments: tuple[Any, ...], *__: object) -> Any:
         if function not in (tensor, parameter):
@@ -301,7 +315,7 @@ def _allow_list(budget: Budget) -> dict[tuple[str, str], Any]:
         return codecs.latin_1_encode(text)[0]
 
     def joined(*parts: object) -> str:
-        return "/".join(map(_text, parts[:_MOST_PARTS]))
+        return str(PurePosixPath(*map(_text, parts[:_MOST_PARTS])))
 
     def device(*parts: object) -> str:
         return ":".join(map(_text, parts[:_MOST_PARTS]))
@@ -330,6 +344,7 @@ def _allow_list(budget: Budget) -> dict[tuple[str, str], Any]:
         ("torch.storage", "_load_from_bytes"): storage,
         ("torch._utils", "_rebuild_tensor"): tensor,
         ("torch._utils", "_rebuild_tensor_v2"): tensor,
+        ("torch._utils", "_rebuild_tensor_v3"): retyped,
         ("torch._utils", "_rebuild_parameter"): parameter,
         ("torch._utils", "_rebuild_parameter_with_state"): parameter,
         ("torch._tensor", "_rebuild_from_type_v2"): typed,
@@ -340,6 +355,7 @@ def _allow_list(budget: Budget) -> dict[tuple[str, str], Any]:
         ("dnnlib", "EasyDict"): Settings,
         ("collections", "OrderedDict"): mapping,
         ("collections", "defaultdict"): mapping,
+        ("collections", "Counter"): parameter,
         ("builtins", "set"): set_of,
         ("__builtin__", "set"): set_of,
         ("torch", "Size"): tuple_of,
@@ -356,8 +372,11 @@ def _allow_list(budget: Budget) -> dict[tuple[str, str], Any]:
     for home in ("pathlib", "pathlib._local"):
         for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"):
             allowed[home, name] = joined
+    for name in ("datetime", "date", "time", "timedelta", "timezone"):
+        allowed["datetime", name] = dropped
     for name, dtype in _STORAGES.items():
         allowed["torch", name] = dtype
-    for name in ("float16", "float32", "float64", "bfloat16", "int8", "int16", "int32", "int64", "uint8", "bool"):
+    usual = ("float16", "float32", "float64", "bfloat16", "int8", "int16", "int32", "int64", "uint8", "bool")
+    for name in (*usual, *_NEW_DTYPES):
         allowed["torch", name] = name
     return allowed
