@@ -66,7 +66,7 @@ def _read_members(archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo],
                 )
             storages[key] = torch.UntypedStorage(size)
             with buffered(archive, info) as member:
-                target = torch.empty(0, dtype=torch.uint8).set_(storages[key]).numpy()
+                target = memoryview(torch.empty(0, dtype=torch.uint8).set_(storages[key]).numpy())  # type: ignore[arg-type]
                 if size and member.readinto(target) != size:  # the rest would keep what the memory held before
                     budget.refuse(f"storage {key} is cut short")
         return storages[key]

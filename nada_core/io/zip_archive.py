@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from .errors import DamagedCheckpointError
 
@@ -49,4 +50,5 @@ def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
 
 def buffered(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> io.BufferedReader:
     """Open a member for many small reads, and for reads into memory."""
-    return io.BufferedReader(archive.open(info))  # type: ignore[type-var]
+    member: Any = archive.open(info)  # a ZipExtFile, which typeshed declares as IO[bytes]
+    return io.BufferedReader(member)

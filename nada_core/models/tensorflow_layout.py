@@ -18,7 +18,7 @@ from torch import Tensor
 from ..io.checkpoint_file import RawCheckpoint
 from ..io.errors import UnsupportedCheckpointError
 from .layout import Layout, Reading, value_at
-from .layout_checks import check_filter
+from .layout_checks import check_filter, check_picture
 from .stylegan2_layouts import spec_of
 
 # A setting of the network -> the only supported value.
@@ -95,7 +95,6 @@ def _read_tensorflow(raw: RawCheckpoint, prefix: str) -> Reading:
         if any(part in name for name in tensors):
             raise UnsupportedCheckpointError(f"the network is {kind}.")
     settings = value_at(raw.hints, prefix.rstrip("."), "static_kwargs") or {}
-    _check_settings(settings)
     sizes = [int(match[1]) for name in tensors if (match := re.match(r"synthesis/(\d{1,4})x\1/ToRGB/weight", name))]
     depth = sum(bool(re.fullmatch(r"mapping/Dense\d+/weight", name)) for name in tensors)
     names = tensorflow_names(max(4, *sizes), depth, "mapping/LabelEmbed/weight" in tensors)
@@ -103,10 +102,12 @@ def _read_tensorflow(raw: RawCheckpoint, prefix: str) -> Reading:
     state = {ours.get(name, name): _convert(ours.get(name, name), value) for name, value in tensors.items()}
     for name in ("lod", "synthesis/lod"):  # an unused counter of progressive growing
         state.pop(name, None)
+    check_picture(state, names)  # before the settings: forks for other shapes add their own
+    _check_settings(settings)
     if settings.get("use_noise", True) is False:  # noise of strength 0 is equivalent
         for name in names:
             if name.endswith(".noise_strength"):
-                size = int(name.split(".")[1][1:])
+                size = min(int(name.split(".")[1][1:]), 1024)
                 state.setdefault(name, torch.zeros(()))
                 state.setdefault(name.replace("strength", "const"), torch.zeros(size, size))
     lr = settings.get("mapping_lrmul")
