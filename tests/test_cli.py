@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -37,7 +38,7 @@ from nada_core import (
     save_latents,
 )
 from nada_core.adaptation.recipes import RECIPES
-from nada_core.cli import arguments, file_commands, training_commands
+from nada_core.cli import arguments, file_commands, photo_commands, training_commands
 from nada_core.cli import main as cli
 from nada_core.io.checkpoint_file import BUILTIN, sha256
 from nada_core.io.images import to_pil
@@ -122,7 +123,7 @@ def quick(shelf: Path, *more: object) -> tuple[object, ...]:
         "--steps",
         4,
         "--batch",
-        1,
+        2,
         "--lr",
         0.01,
         "--autosave-every",
@@ -243,7 +244,8 @@ def test_help_is_grouped_and_shows_limits_and_choices(run: Run) -> None:
 
 
 def test_settings_read_from_flags() -> None:
-    words = ("--terms", "direction=2,angle=0.5", "--layers-names", "b4.conv1, b8.conv0", "--mirror", "--label", "3")
+    words = ("--terms", "direction=2,angle=0.5", "--layers-names", "b4.conv1, b8.conv0", "--label", "3")
+    words += ("--mirror", "--views", "1")
     config = parsed("adapt", "x.pt", "--out", "o", *words, "--beta1=0.5").config
     assert config.terms == {"direction": 2.0, "angle": 0.5} and config.layers.names == ("b4.conv1", "b8.conv0")
     assert config.mirror and config.label == 3 and config.beta1 == 0.5
@@ -290,7 +292,7 @@ def test_wrong_usage_is_a_usage_error_of_one_line(run: Run, words: tuple[str, ..
         (("info", "."), "no such file"),
         (("convert", "portraits", "x.pkl"), "x.pkl"),
         (("convert", "portraits", "x.pt", "--half"), "--half"),
-        (("sample", "portraits", "--out", "x.jpg"), "ends in .png"),
+        (("sample", "portraits", "--out", "x.jpg"), "ending in .png"),
         (("sample", "portraits", "--out", "x.png", "--label", "1"), "has no classes"),
         (("adapt", "b.safetensors", "--target", "elf", "--out", "o"), "--guide"),
         (("adapt", "portraits", "--target", "photo", "--out", "o"), "two phrases that differ"),
@@ -406,16 +408,17 @@ def test_compare_draws_and_measures(run: Run, shelf: Path, monkeypatch: pytest.M
     assert len(row_a) == 3 and row_a[-1] == "1.00" and len(row_b) == 4
     assert all(-1 <= float(figure) <= 1 for figure in row_b[1:3]) and float(row_b[3]) > 0
     five = load_image("ab.png").shape
-    assert run("compare", a, b, "--out", "ab.png", "--seeds", "0-2")[1] == "wrote ab.png\n"
+    assert run("compare", a, b, "--out", "ab.png", "--seeds", "0-2")[0] == 2  # it exists
+    assert run("compare", a, b, "--out", "ab.png", "--seeds", "0-2", "--force")[1] == "wrote ab.png\n"
     assert load_image("ab.png").shape == five  # the grid stops at MAX_ROWS
 
 
 def test_compare_refuses_other_latents_and_labels_equal_names_by_path(run: Run, shelf: Path, tmp_path: Path) -> None:
     a, other = shelf / "a.safetensors", shelf / "other.safetensors"
     code, _, err = run("compare", a, other, "--out", "x.png")
-    assert code == 2 and "another generator" in err and not files()
-    assert file_commands._labels(["p/a.pt", "q/a.pt"]) == ["p/a.pt", "q/a.pt"]
-    assert file_commands._labels(["p/a.pt", "q/b.pt"]) == ["a", "b"]
+    assert code == 2 and "other was not adapted" in err and not files()
+    assert file_commands.column_labels(["p/a.pt", "q/a.pt"]) == ["p/a.pt", "q/a.pt"]
+    assert file_commands.column_labels(["p/a.pt", "q/b.pt"]) == ["a", "b"]
 
 
 # ---- adapt --------------------------------------------------------------------------------------------------------
@@ -704,7 +707,7 @@ def test_latents_are_edited_by_text(run: Run, shelf: Path) -> None:
         (("invert", "portraits", "small.png", "--perceptual", "vgg16", "--out", "o"), "expected vgg, alex, squeeze"),
         (("invert", "portraits", "small.png", "--start", "a", "--encoder", "b", "--out", "o"), "expected one of them"),
         (("encode", "portraits", "small.png", "--out", "x.safetensors"), "no such file"),
-        (("align", "small.png", "--out", "x.jpg", "--points", "9,9 14,9 9,14 14,14", "--size", "16"), "ends in .png"),
+        (("align", "small.png", "--out", "x.jpg", "--points", "9,9 14,9 9,14 14,14", "--size", "16"), "ending in .png"),
         (("edit", "portraits", "missing.safetensors", "--text", "elf", "--out", "x.safetensors"), "no such file"),
     ],
 )
@@ -769,3 +772,94 @@ def test_info_describes_the_built_in_generator(run: Run, monkeypatch: pytest.Mon
     monkeypatch.setitem(BUILTINS, "portraits", BUILTIN / "generator.safetensors")
     code, out, _ = run("info", "portraits")
     assert code == 0 and "64 x 64 pixels" in out
+
+
+# ---- nothing is lost ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["sample", "compare", "adapt", "encode", "directions", "edit", "invert"])
+def test_existing_outputs_are_not_overwritten(run: Run, shelf: Path, photos: list[str], command: str) -> None:
+    a, out = shelf / "a.safetensors", Path("there.safetensors")
+    save_latents(sample(load_generator(a), [0]), "own.safetensors")
+    words: dict[str, tuple[object, ...]] = {
+        "sample": ("sample", a, "--seeds", "0-1", "--out", "grid.png", "--separate", "each"),
+        "compare": ("compare", a, shelf / "b.safetensors", "--out", "grid.png"),
+        "adapt": quick(shelf),
+        "encode": ("encode", "missing.pt", *photos, "--out", out),
+        "directions": ("directions", a, "--count", 2, "--out", out),
+        "edit": ("edit", a, "own.safetensors", "--direction", "missing.safetensors", "--out", out),
+        "invert": ("invert", a, *photos, *QUICK_INVERT, "--out", "o"),
+    }
+    kept = {
+        "sample": "each/seed0001.png",
+        "compare": "grid.png",
+        "adapt": "out/zombie-loss.png",
+        "invert": "o/inverted.png",
+    }.get(command, "there.png")
+    Path(kept).parent.mkdir(parents=True, exist_ok=True)
+    Path(kept).write_bytes(b"an earlier result")
+    code, _, err = run(*words[command])
+    assert code == 2 and Path(kept).name in err and Path(kept).read_bytes() == b"an earlier result"
+
+
+def test_inversion_refuses_unrelated_generators_before_the_work(
+    run: Run, shelf: Path, photos: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(photo_commands, "invert", lambda *_: pytest.fail("the inversion ran"))
+    words = ("invert", shelf / "a.safetensors", *photos, *QUICK_INVERT, "--out", "o")
+    code, _, err = run(*words, "--adapted", shelf / "other.safetensors")
+    assert code == 2 and "other was not adapted" in err
+    b = shelf / "b.safetensors"
+    code, _, err = run(*words, "--adapted", b, "--adapted", b)
+    assert code == 2 and "named twice" in err
+
+
+QUICK_TUNE = ("--tune", "--tune-steps", "2", "--tune-lpips", "0")
+
+
+def test_missing_network_of_the_tuning_is_refused_before_the_inversion(
+    run: Run, shelf: Path, photos: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(photo_commands, "invert", lambda *_: pytest.fail("the inversion ran"))
+    code, _, err = run("invert", shelf / "a.safetensors", *photos, *QUICK_INVERT, "--tune", "--out", "o")
+    assert code == 2 and "lpips term weighs 1" in err
+
+
+def test_latents_survive_a_failure_while_drawing(
+    run: Run, shelf: Path, photos: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(photo_commands, "compare_grid", full)
+    code, _, err = run("invert", shelf / "a.safetensors", *photos, *QUICK_INVERT, *QUICK_TUNE, "--out", "o")
+    assert code == 2 and "No space left" in err
+    assert {"o/latents.safetensors", "o/tuning.safetensors"} <= files()
+
+
+def test_generator_survives_a_failure_while_drawing(run: Run, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(training_commands, "save_image", full)
+    assert run(*quick(shelf))[0] == 2
+    assert load_generator("out/zombie.safetensors").num_ws == 6
+
+
+def test_out_of_memory_is_one_line(run: Run, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*_: object) -> None:
+        raise torch.OutOfMemoryError("Memory ran out with one latent at a time")
+
+    monkeypatch.setattr(training_commands, "adapt", exhausted)
+    code, _, err = run(*quick(shelf))
+    assert code == 2 and err.splitlines()[-1].startswith("error: Memory ran out")
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_printing_never_fails_a_finished_command(shelf: Path, encoding: str) -> None:
+    folder = Path("\u7d20\u63cf")
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0", "PYTHONPATH": str(ROOT)}
+    words = ["sample", str(shelf / "a.safetensors"), "--seeds", "0", "--out", str(folder / "grid.png")]
+    answer = subprocess.run([sys.executable, "-m", "nada_core", *words], capture_output=True, env=environment)
+    assert answer.returncode == 0 and (folder / "grid.png").exists()
+    assert b"wrote \\u7d20\\u63cf" in answer.stdout

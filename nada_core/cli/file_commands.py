@@ -17,14 +17,14 @@ from ..guidance.shifts import TextShift
 from ..io.checkpoint_file import RawCheckpoint, read_checkpoint
 from ..io.grid import compare_grid, grid
 from ..io.images import save_image
-from ..latents.sampling import Latents, load_latents, render, sample
+from ..latents.sampling import Latents, check_latents, load_latents, render, sample
 from ..models.checkpoints import BUILTINS, export_rosinality, load_generator, read_provenance, save_generator
 from ..models.clip_loading import built_in_guides, load_guide
 from ..models.generator import Generator
 from ..models.ops import winograd
 from . import report
 from .arguments import Command, File, Files, GeneratorName, Seeds, Text, Whole, flag, required
-from .progress import device_of, prepare, say
+from .progress import device_of, output_path, prepare, say
 
 MAX_ROWS, MAX_CELLS = 16, 64  # of a grid
 
@@ -77,7 +77,7 @@ class Convert(Command):
             raise ValueError(f"Got {path.name} to write, expected a name ending in .safetensors or .pt.")
         if path.suffix == ".pt" and self.half:
             raise ValueError("--half needs a .safetensors file; readers of rosinality's .pt expect float32.")
-        prepare(path, self.force)
+        prepare(path, force=self.force)
         generator = load_generator(self.file)
         if path.suffix == ".pt":
             export_rosinality(generator, path)
@@ -97,6 +97,7 @@ class LatentFlags(Command):
     label: Whole = flag(None, "class of a conditional generator")
     latents: File = flag(None, "latents from a file instead of seeds")
     out: str = required("the grid to write, .png")
+    force: FlagCreatePairsOff[bool] = flag(False, "overwrite earlier images")
 
     def batches(self, generator: Generator, size: int) -> Iterator[tuple[str, Sequence[int], Latents]]:
         """Latents `size` at a time, which limits memory, with their name: a word and a number each."""
@@ -122,16 +123,19 @@ class Sample(LatentFlags):
     separate: File = flag(None, "folder to which every image is also written, in full size")
 
     def run(self) -> None:
+        out = output_path(self.out, ".png")
+        prepare(out, force=self.force)
         generator = load_generator(self.generator).to(device_of(self.machine.device))
         written: list[Path] = []
         for word, numbers, latents in self.batches(generator, MAX_CELLS):
             images = render(generator, latents)
             if not written:
                 labels = [f"{word} {number}" for number in numbers]
-                written.append(save_image(grid(images, labels=labels), self.out))
+                written.append(save_image(grid(images, labels=labels), out))
             if not self.separate:
                 break
             paths = [Path(self.separate) / f"{word}{number:04d}.png" for number in numbers]
+            prepare(*paths, force=self.force)
             written += [save_image(image, path) for image, path in zip(images, paths, strict=True)]
         say(report.listing(written))
 
@@ -157,9 +161,13 @@ class Compare(LatentFlags):
     def run(self) -> None:
         if self.guide and self.target is None:
             raise ValueError("--guide needs --target, the text to compare the images with.")
+        out = output_path(self.out, ".png")
+        prepare(out, force=self.force)
         names, device = (self.gen_a, *self.gen_b), device_of(self.machine.device)
-        labels = _labels(names)
+        labels = column_labels(names)
         generators = {label: load_generator(name).to(device) for label, name in zip(labels, names, strict=True)}
+        for label in labels[1:]:
+            check_related(generators[labels[0]], generators[label], label)
         guides = [load_guide(name, device=device) for name in self.guide]
         embeddings: list[dict[str, list[Any]]] = [{label: [] for label in labels} for _ in guides]
         written: list[Path] = []
@@ -167,7 +175,7 @@ class Compare(LatentFlags):
             columns = {label: render(generator, latents) for label, generator in generators.items()}
             if not written:
                 picture = compare_grid(columns, [f"{word} {number}" for number in numbers])
-                written.append(save_image(picture, self.out))
+                written.append(save_image(picture, out))
             if not guides:
                 break
             for guide, rows in zip(guides, embeddings, strict=True):
@@ -201,9 +209,16 @@ def _provenance(path: Path, raw: RawCheckpoint) -> dict[str, Any]:
     return read_provenance(path) if raw.container == "safetensors" else {}
 
 
-def _labels(names: Sequence[str]) -> list[str]:
+def column_labels(names: Sequence[str]) -> list[str]:
     """Distinct column labels: file names where they differ, whole paths otherwise."""
     for labels in ([Path(name).stem for name in names], list(names)):
         if len(set(labels)) == len(labels):
             return labels
     raise ValueError(f"Got {', '.join(names)}, expected generators that differ; one is named twice.")
+
+
+def check_related(source: Generator, other: Generator, name: str) -> None:
+    """Raise ValueError when latents of `source` mean nothing to another generator."""
+    if not other.accepts(source.space()):
+        raise ValueError(f"{name} was not adapted from the first generator: it has another mapping network.")
+    check_latents(other, torch.empty(0, source.num_ws, source.w_dim), "", 0, f"Latents for {name}")

@@ -16,7 +16,7 @@ from . import file_commands as files
 from . import photo_commands as photos
 from . import training_commands as training
 from .arguments import Command, parse
-from .progress import say
+from .progress import printable_output, say
 
 COMMANDS: dict[str, type[Command]] = {
     "demo": training.Demo,
@@ -37,7 +37,11 @@ COMMANDS: dict[str, type[Command]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code. Help leaves through SystemExit(0)."""
-    words = sys.argv[1:] if argv is None else list(argv)
+    with printable_output():
+        return _run(sys.argv[1:] if argv is None else list(argv))
+
+
+def _run(words: list[str]) -> int:
     try:
         if words == ["--version"]:
             say(__version__)
@@ -52,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of the output has closed it, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, MemoryError, torch.OutOfMemoryError) as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         return 2
     return 0

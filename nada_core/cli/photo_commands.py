@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
+from ..guidance.reconstruction import check_networks
 from ..guidance.shifts import TextShift
 from ..io.grid import compare_grid
 from ..io.images import load_image, save_image, square
@@ -46,7 +47,8 @@ from .arguments import (
     required,
     with_defaults,
 )
-from .progress import device_of, prepare, progress, say
+from .file_commands import check_related, column_labels
+from .progress import device_of, output_path, prepare, progress, say
 from .training_commands import stored_settings
 
 _STRENGTHS = (-3.0, -1.5, 0.0, 1.5, 3.0)  # drawn for every direction
@@ -81,8 +83,8 @@ class Align(ResultFlags):
     middle: FlagCreatePairsOff[bool] = flag(False, "if no face is found, take the middle square")
 
     def run(self) -> None:
-        path = Path(self.out)
-        prepare(path, self.force)
+        path = output_path(self.out, ".png")
+        prepare(path, force=self.force)
         points = FacePoints.parse(self.points) if self.points else None
         face = cut_face(load_image(self.photo), self.size, points, self.face, self.middle)
         say(report.listing([save_image(face, path)]))
@@ -103,17 +105,19 @@ class Encode(ResultFlags):
     iterations: Positive = flag(5, "passes of a ReStyle encoder")
 
     def run(self) -> None:
-        path, device = Path(self.out), device_of(self.machine.device)
-        prepare(path, self.force)
+        path, device = output_path(self.out, ".safetensors"), device_of(self.machine.device)
+        picture = path.with_suffix(".png")
+        prepare(path, picture, force=self.force)
         encoder = load_encoder(self.encoder, device)
         generator = load_generator(self.generator).to(device) if self.generator else encoder.decoder
         photos = _load_photos(self.photos, generator.resolution, self.align)
         with progress(len(photos) * (self.iterations if encoder.iterative else 1)) as tick:
             latents = encoder.encode(photos, self.iterations, generator, on_pass=lambda done, _: tick(done, ""))
-        images, names = render(generator, latents), [Path(name).name for name in self.photos]
-        picture = save_image(compare_grid({"photo": photos, "encoded": images}, names), path.with_suffix(".png"))
+        names = [Path(name).name for name in self.photos]
         save_latents(latents, path, {"photos": names, "encoder": encoder.source})
-        say(report.closeness(images, square(photos, generator.resolution)), report.listing([picture, path]))
+        images = render(generator, latents)
+        save_image(compare_grid({"photo": photos, "encoded": images}, names), picture)
+        say(report.closeness(images, square(photos, generator.resolution)), report.listing([path, picture]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,12 +163,18 @@ class Invert(ResultFlags):
             raise ValueError("Got --start and --encoder, expected one of them.")
         folder, device = Path(self.out), device_of(self.machine.device)
         path, change = folder / "latents.safetensors", folder / "tuning.safetensors"
-        for place in (path, change) if self.tune else (path,):
-            prepare(place, self.force)
+        picture = folder / "inverted.png"
+        prepare(path, picture, *([change] if self.tune else []), force=self.force)
         generator = load_generator(self.generator).to(device)
-        adapted = {Path(name).stem: load_generator(name).to(device) for name in self.adapted}
+        labels = column_labels(self.adapted)
+        adapted = {label: load_generator(name).to(device) for label, name in zip(labels, self.adapted, strict=True)}
+        for label, one in adapted.items():
+            check_related(generator, one, label)
         perceptual = load_perceptual(self.perceptual, device) if self.perceptual else None
         identity = load_identity(self.identity, device) if self.identity else None
+        check_networks(self.config.weights, perceptual, identity)
+        if self.tune:
+            check_networks(self.tuning.weights, perceptual, identity)
         photos, names = _load_photos(self.photos, generator.resolution, self.align), [Path(p).name for p in self.photos]
         start = load_latents(self.start, generator) if self.start else None
         if self.encoder:
@@ -173,6 +183,8 @@ class Invert(ResultFlags):
         with progress(len(photos) * self.config.steps) as tick:
             on_step = _on_step(lambda step, words: tick(step.done, words))
             found = invert(generator, photos, self.config, perceptual, identity, start, on_step)
+        files, origin = [path], {"photos": names, "generator": generator.source}
+        save_latents(found.latents, path, {**origin, "psnr": found.psnr, "config": vars(self.config)})
         columns = {"photo": found.targets, "inverted": found.images}
         lines = [report.closeness(found.images, found.targets, perceptual, found.steps)]
         tuned = None
@@ -180,18 +192,15 @@ class Invert(ResultFlags):
             with progress(self.tuning.steps) as tick:
                 on_step = _on_step(lambda step, words: tick(step.index + 1, words))
                 tuned = tune(generator, found.targets, found.latents, self.tuning, perceptual, identity, on_step)
+            save_domain(tuned.domain, change, provenance=origin)
+            files.append(change)
             columns["tuned"] = tuned.images
             lines += ["after tuning", report.closeness(tuned.images, found.targets, perceptual)]
         for name, one in adapted.items():
             columns[name] = render(tuned.domain.apply(one) if tuned else one, found.latents)
 
-        files = [save_image(compare_grid(columns, names), folder / "inverted.png")]
-        origin = {"photos": names, "generator": generator.source}
-        if tuned:
-            save_domain(tuned.domain, change, provenance=origin)
-            files.append(change)
-        save_latents(found.latents, path, {**origin, "psnr": found.psnr, "config": vars(self.config)})
-        say(*lines, report.listing([*files, path]))
+        files.append(save_image(compare_grid(columns, names), picture))
+        say(*lines, report.listing(files))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,17 +219,17 @@ class FindDirections(ResultFlags):
     label: Whole = flag(None, "class of a conditional generator")
 
     def run(self) -> None:
-        path = Path(self.out)
-        prepare(path, self.force)
+        path = output_path(self.out, ".safetensors")
+        picture = path.with_suffix(".png")
+        prepare(path, picture, force=self.force)
         generator = load_generator(self.generator).to(device_of(self.machine.device))
         find = sefa if self.method == "sefa" else principal
         found = find(generator, self.count, layers=self.rows)
+        save_directions(found, path, {"method": self.method, "generator": generator.source})
         latent = sample(generator, [self.seed], label=self.label)
         each = [found[index] for index in range(len(found))]
         columns = {f"{x:+g}": torch.cat([render(generator, edit(latent, one, x)) for one in each]) for x in _STRENGTHS}
-        picture = save_image(compare_grid(columns, found.names), path.with_suffix(".png"))
-        save_directions(found, path, {"method": self.method, "generator": generator.source})
-        say(report.listing([picture, path]))
+        say(report.listing([path, save_image(compare_grid(columns, found.names), picture)]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,8 +256,9 @@ class Edit(ResultFlags):
     def run(self) -> None:
         if bool(self.direction) == bool(self.text):
             raise ValueError("Got --direction and --text, or neither; expected one of them.")
-        path, device = Path(self.out), device_of(self.machine.device)
-        prepare(path, self.force)
+        path, device = output_path(self.out, ".safetensors"), device_of(self.machine.device)
+        picture = path.with_suffix(".png")
+        prepare(path, picture, force=self.force)
         generator = load_generator(self.generator).to(device)
         latents = load_latents(self.latents, generator)
         if self.direction:
@@ -264,10 +274,9 @@ class Edit(ResultFlags):
                 on_step = _on_step(lambda step, words: tick(step.index + 1, words))
                 edited = edit_by_text(generator, latents, guides, shift, self.config, identity, on_step)
             origin = {"source": self.source, "text": self.text}
-        columns = {"before": render(generator, latents), "after": render(generator, edited)}
-        picture = save_image(compare_grid(columns), path.with_suffix(".png"))
         save_latents(edited, path, {"edited": origin, "generator": generator.source})
-        say(report.listing([picture, path]))
+        columns = {"before": render(generator, latents), "after": render(generator, edited)}
+        say(report.listing([path, save_image(compare_grid(columns), picture)]))
 
 
 def _load_photos(names: Sequence[str], size: int, aligned: bool) -> Tensor:

@@ -16,13 +16,40 @@ def say(*lines: str) -> None:
     sys.stdout.write("".join(f"{line}\n" for line in lines))
 
 
-def prepare(path: Path, force: bool) -> None:
-    """Check, before the work, that a result can be written to this path."""
-    if path.exists() and not force:
-        raise FileExistsError(f"{path} exists; name another file, or overwrite it with --force.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not os.access(path.parent, os.W_OK):
-        raise PermissionError(f"{path.parent} is not writable; name another folder.")
+def output_path(text: str, suffix: str) -> Path:
+    """The path of a result, whose name must end in `suffix`."""
+    path = Path(text)
+    if path.suffix.lower() != suffix:
+        raise ValueError(f"Got {path.name!r} as output, expected a name ending in {suffix}.")
+    return path
+
+
+def prepare(*paths: Path, force: bool) -> None:
+    """Check, before the work, that every result can be written."""
+    if len(set(paths)) < len(paths):
+        raise ValueError(f"Got {', '.join(map(str, paths))} as outputs, expected names that differ.")
+    for path in paths:
+        if path.is_dir():
+            raise IsADirectoryError(f"{path} is a folder; name a file.")
+        if path.exists() and not force:
+            raise FileExistsError(f"{path} exists; name another file, or overwrite it with --force.")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(path.parent, os.W_OK):
+            raise PermissionError(f"{path.parent} is not writable; name another folder.")
+
+
+@contextmanager
+def printable_output() -> Iterator[None]:
+    """Escape characters the console cannot print: printing must not fail a command whose work is done."""
+    streams: list[Any] = [stream for stream in (sys.stdout, sys.stderr) if hasattr(stream, "reconfigure")]
+    before = [stream.errors for stream in streams]
+    for stream in streams:
+        stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        for stream, errors in zip(streams, before, strict=True):
+            stream.reconfigure(errors=errors)
 
 
 def device_of(name: str) -> torch.device:

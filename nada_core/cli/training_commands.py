@@ -154,7 +154,7 @@ class Adapt(Command):
     def _run_on(self, device: torch.device) -> None:
         path = result_path(self.out, self.target or Path((self.image or ("adapted",))[0]).stem)
         autosave = Path(self.autosave) if self.autosave else path.with_suffix(".autosave.safetensors")
-        prepare(path, self.force)
+        prepare(path, *_plot_paths(path).values(), force=self.force)
         if not (names := self.guide or self.stored_guides):
             raise ValueError("--guide is missing: the generator's file names no CLIP models; try ViT-B-32:openai.")
         source = load_generator(self.generator).to(device)
@@ -249,20 +249,22 @@ def slug(text: str) -> str:
 def _save_result(
     result: Adaptation, path: Path, generator: str, picture: Tensor, layers: Tensor | None = None
 ) -> list[Path]:
-    """Write the images and plots, and the generator last: where it exists, everything does."""
-    history = result.history
+    """Write the generator first, so that no later failure loses it, then the images and plots."""
+    known, history = result.domain.provenance, result.history
+    origin = {"source": {"name": Path(generator).name, **known["source"]}, "version": __version__}
+    save_generator(result.generator, path, {**known, **origin})
     losses = {"loss": [step["loss"] for step in history]}
     if len(result.config.terms) > 1:
         losses |= {name: [step["terms"][name] for step in history] for name in result.config.terms}
     if layers is None and result.config.layers.mode == "adaptive":
         layers = _selection_plot(result)
     plots = {"before-after": picture, "loss": plot_lines(losses, "Loss", smooth=0.9), "layers": layers}
-    stem = path.with_suffix("")
-    files = [save_image(plot, f"{stem}-{name}.png") for name, plot in plots.items() if plot is not None]
-    known = result.domain.provenance
-    origin = {"source": {"name": Path(generator).name, **known["source"]}, "version": __version__}
-    save_generator(result.generator, path, {**known, **origin})
-    return [*files, path]
+    paths = _plot_paths(path)
+    return [path, *(save_image(plot, paths[name]) for name, plot in plots.items() if plot is not None)]
+
+
+def _plot_paths(path: Path) -> dict[str, Path]:
+    return {name: path.with_name(f"{path.stem}-{name}.png") for name in ("before-after", "loss", "layers")}
 
 
 def _selection_plot(result: Adaptation) -> Tensor:
