@@ -207,7 +207,7 @@ def test_built_in_guides_are_listed_from_files(
         ("ViT-B-32:/no/such/file.safetensors", "neither a file nor a published tag"),
         ("C:\\guides\\x.safetensors", "no guide"),
         ("", "no guide"),
-        ("none.json:x", "could not be read"),
+        ("none.json:x", "could not be used"),
     ],
 )
 def test_unknown_names_are_refused(name: str, message: str) -> None:
@@ -222,7 +222,7 @@ def test_path_without_architecture_is_refused(folder: Path, tmp_path: Path) -> N
     with pytest.raises(GuideError, match=r"no architecture 'ViT-B32'\. Did you mean ViT-B-32"):
         load_guide(weights, architecture="ViT-B32")
     (tmp_path / "half.json").write_text('{"embed_dim": 4}')
-    with pytest.raises(GuideError, match="lacks text_cfg, vision_cfg"):
+    with pytest.raises(GuideError, match="expected embed_dim, vision_cfg and text_cfg"):
         load_guide(weights, architecture=tmp_path / "half.json")
 
 

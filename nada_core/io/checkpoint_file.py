@@ -30,6 +30,7 @@ BUILTIN = Path(__file__).parents[1] / "portraits" / "weights"
 _ZIP = b"PK\x03\x04"
 _LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _MOST_UNPACKED = 64 << 20  # bytes by which the arrays of an .npz may exceed the file
+_LONGEST_HEADER = 10_000  # bytes of the header of an array, the limit of numpy
 _MOST_TEXTS = 1000  # elements of an array of text
 
 Content = tuple[dict[str, Tensor], dict[str, Any]]
@@ -151,10 +152,11 @@ def _is_finite(value: Tensor) -> bool:
 
 
 def _read_safetensors(path: Path) -> Content:
+    metadata = read_metadata(path)
     try:
         # load_file maps the file; the copies release it, so that it can be replaced on Windows.
         mapped = safetensors.torch.load_file(path)
-        return {name: value.clone() for name, value in mapped.items()}, read_metadata(path)
+        return {name: value.clone() for name, value in mapped.items()}, metadata
     except safetensors.SafetensorError as error:
         raise DamagedCheckpointError(f"{path}: not a sound safetensors file ({error}). Copy it again.") from error
 
@@ -188,8 +190,11 @@ def _read_array(path: Path, file: Any, size: int) -> Any:
     from numpy.lib import format as npy
 
     version = npy.read_magic(file)
-    read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-    shape, _, dtype = read_header(file)
+    length = int.from_bytes(file.read(2 if version == (1, 0) else 4), "little")
+    if version > (3, 0) or length > _LONGEST_HEADER:
+        raise DamagedCheckpointError(f"{path}: no array of numpy: version {version}, header of {length} bytes.")
+    file.seek(npy.MAGIC_LEN)
+    shape, _, dtype = (npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(file)
     if dtype.hasobject:
         raise UnsafeCheckpointError(
             f"{path}: holds pickled objects, which were not opened. Save plain arrays: one per file (.npy), or several "

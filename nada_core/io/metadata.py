@@ -21,6 +21,16 @@ from torch import Tensor
 
 from .errors import CheckpointError, DamagedCheckpointError, UnsupportedCheckpointError
 
+_LARGEST_HEADER = 8 << 20  # bytes; every tensor of 50 bytes in the header takes about 1 KiB of memory
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON. Raises ValueError for invalid JSON, lists nested too deeply included."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("JSON nested too deeply") from error
+
 
 def read_metadata(path: str | Path) -> dict[str, str]:
     """Read the metadata of a safetensors file without its tensors.
@@ -31,6 +41,10 @@ def read_metadata(path: str | Path) -> dict[str, str]:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file. Check the path.")
+    with path.open("rb") as content:
+        size = int.from_bytes(content.read(8), "little")
+    if size > _LARGEST_HEADER:
+        raise DamagedCheckpointError(f"{path}: a header of {size} bytes, expected at most {_LARGEST_HEADER}.")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             return dict(file.metadata() or {})
@@ -55,7 +69,7 @@ def read_description(path: str | Path, hints: Mapping[str, Any], newest: int, *j
         UnsupportedCheckpointError: for a newer version.
     """
     try:
-        values = {name: json.loads(hints[name]) for name in ("version", *json_fields)}
+        values = {name: parse_json(hints[name]) for name in ("version", *json_fields)}
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(path, "description", error) from error
     if not isinstance(values["version"], int) or values["version"] > newest:
@@ -72,7 +86,7 @@ def read_object(path: str | Path, hints: Mapping[str, Any], name: str) -> dict[s
         DamagedCheckpointError: for anything else than a JSON object.
     """
     try:
-        return dict(json.loads(hints.get(name, "{}")))
+        return dict(parse_json(hints.get(name, "{}")))
     except (TypeError, ValueError) as error:
         raise _damaged(path, name, error) from error
 

@@ -6,7 +6,6 @@ Nothing is downloaded unless the caller names published weights.
 from __future__ import annotations
 
 import difflib
-import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from ..io.checkpoint_file import BUILTIN, RawCheckpoint, read_checkpoint
 from ..io.errors import CheckpointError
 from .clip import ClipGuide
+from .clip_config import check_size, read_config
 from .file_kinds import describe
 
 #: Entries of OpenAI's state dicts that are sizes, not weights.
@@ -91,6 +91,9 @@ def _create(
     import open_clip
 
     with _quiet_logging(), torch.random.fork_rng(devices=[]):
+        state = {} if published else _read_file(Path(weights))
+        if not published and not _is_listed(model_name):
+            check_size(model_name, Path(weights))
         model = open_clip.create_model(
             model_name,
             pretrained=weights if published else None,
@@ -104,7 +107,7 @@ def _create(
             weights_only=True,
         )
         if not published:
-            _load_file(model, model_name, Path(weights))
+            _load_state(model, model_name, Path(weights), state)
         return model, _tokenizer(model_name, cache_dir)
 
 
@@ -126,11 +129,8 @@ def _quiet_logging() -> Iterator[None]:
         hub.setLevel(level)
 
 
-def _load_file(model: nn.Module, model_name: str, path: Path) -> None:
-    """Load a local file into the model of open_clip; it must hold exactly the tensors of this architecture."""
-    from open_clip.convert import convert_state_dict
-    from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed, resize_text_pos_embed
-
+def _read_file(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a local file, which must be a CLIP model."""
     try:
         raw = read_checkpoint(path)
     except CheckpointError as error:
@@ -138,6 +138,14 @@ def _load_file(model: nn.Module, model_name: str, path: Path) -> None:
     state = _clip_tensors(raw)
     if not any(name.startswith("visual.") for name in state):
         raise GuideError(f"{path} is no CLIP model; it looks like {describe(raw, 'load_guide')}.")
+    return state
+
+
+def _load_state(model: nn.Module, model_name: str, path: Path, state: dict[str, Tensor]) -> None:
+    """Load the tensors of a local file into the model of open_clip; they must be exactly those of this architecture."""
+    from open_clip.convert import convert_state_dict
+    from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed, resize_text_pos_embed
+
     try:
         state = convert_state_dict(model, state)
         if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
@@ -208,17 +216,21 @@ def _register(path: Path) -> str:
     import open_clip
 
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise GuideError(f"The model config {path} could not be read ({error}). Check the path.") from error
-    missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(config)
-    if missing:
-        raise GuideError(f"{path} lacks {', '.join(sorted(missing))}; expected an open_clip model config.")
+        config = read_config(path)
+    except (OSError, TypeError, ValueError) as error:
+        raise GuideError(f"The model config {path} could not be used: {error}. Check the path.") from error
     if open_clip.get_model_config(path.stem) != config:  # the registry is global: add once
-        if Path(open_clip.__file__).with_name("model_configs").joinpath(path.name).is_file():
+        if _is_listed(path.stem):
             raise GuideError(f"open_clip has a {path.stem} of its own; rename {path} and its weights.")
         open_clip.add_model_config(path)
     return path.stem
+
+
+def _is_listed(model_name: str) -> bool:
+    """Whether open_clip has this architecture itself."""
+    import open_clip
+
+    return Path(open_clip.__file__).with_name("model_configs").joinpath(f"{model_name}.json").is_file()
 
 
 def _normalization(architecture: str) -> dict[str, Any] | None:
