@@ -99,7 +99,7 @@ def load_run(path: str | Path, fingerprint: str) -> SavedRun:
         torch.Generator().set_state(rng)
         index, layers, history = int(progress["index"]), tuple(progress["chosen"]), list(progress["history"])
         scaler = dict(progress.get("scaler", {}))
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path} is a damaged autosave ({type(error).__name__}: {error}). Remove it and start again."
         ) from error

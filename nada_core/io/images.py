@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 SMALLEST = 16  # pixels per side of an image from outside; nothing is recognizable in fewer
 _CHANNELS = {1: "gray", 3: "RGB", 4: "RGBA"}
+_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM")  # others may run other programs
+_MOST_PIXELS = 100_000_000  # a float image takes 12 bytes for each
 _LARGEST_VALUE = 4.0  # generators exceed -1..1 slightly; bytes passed as -1..1 exceed it by far
 
 
@@ -115,16 +117,19 @@ def load_image(path: str | os.PathLike[str]) -> Tensor:
     Raises:
         ValueError: for a missing file, one that Pillow cannot read, and a gray image of unknown range.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
+    if not os.path.isfile(path):
+        raise ValueError(f"{path}: there is no image file. Check the path.")
+    Image.init()
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=[name for name in _FORMATS if name in Image.OPEN]) as image:
+            if image.width * image.height > _MOST_PIXELS:
+                raise ValueError(f"got {image.width} x {image.height} pixels, expected at most {_MOST_PIXELS}")
             return from_pil(image)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    except FileNotFoundError:
-        raise ValueError(f"{path}: there is no image file. Check the path.") from None
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+    except Exception as error:  # decoders raise any exception on invalid bytes
         raise ValueError(f"{path} could not be read as an image ({error}). Expected PNG, JPEG or WebP.") from error
 
 

@@ -31,6 +31,9 @@ from ..models.stylegan2_layouts import LAYOUTS
 from ..runtime.batching import MicroBatcher
 from .sampling import Latents
 
+_MOST_ROWS = 18  # of W+ at 1024 pixels
+_MOST_CONVS = 10  # of a head, which halve 1024 pixels to one
+
 
 class Design(NamedTuple):
     """What the type of an encoder fixes and its shapes do not."""
@@ -263,7 +266,7 @@ def _mean(tensors: Mapping[str, Tensor], decoder: Generator) -> Tensor:
 
 def _build_net(state: Mapping[str, Tensor], design: Design) -> StyleNet:
     depths: list[int] = []
-    while f"styles.{len(depths)}.linear.weight" in state:
+    while f"styles.{len(depths)}.linear.weight" in state and len(depths) <= _MOST_ROWS:
         head = f"styles.{len(depths)}.convs."
         depths.append(sum(name.startswith(head) and name.endswith("weight") for name in state))
     width = shape(state, "styles.0.linear.weight", 2)[0]
@@ -273,7 +276,8 @@ def _build_net(state: Mapping[str, Tensor], design: Design) -> StyleNet:
             got = f"{trunk.channels} channels: sketches or label maps"
             raise UnsupportedCheckpointError(f"the encoder reads {got}. Use one for photographs, with 3 or 6.")
         levels = {0, 1, 2} if design.pyramid else {0}
-        if not depths[0] or not {depth - depths[0] for depth in depths} <= levels or len(trunk.widths) < len(levels):
+        fits = {depth - depths[0] for depth in depths} <= levels and len(trunk.widths) >= len(levels)
+        if not fits or not 1 <= depths[0] <= _MOST_CONVS:
             raise CheckpointError(
                 f"heads of {depths} convolutions on {len(trunk.widths)} stages do not fit the encoder's type. "
                 "The file is damaged, or an unsupported variant."

@@ -174,5 +174,5 @@ def build(spec: Mapping[str, Any]) -> Generator:
         raise ValueError(f"Got the generator family {family!r}, known are {sorted(FAMILIES)}. Update this package.")
     try:
         return FAMILIES[family](**settings)
-    except (TypeError, RuntimeError) as error:  # a value of a wrong type, or a size beyond any memory
+    except (OverflowError, RuntimeError, TypeError) as error:  # a value of a wrong type, or a size beyond any memory
         raise ValueError(f"The spec does not fit the family {family!r}: {error}. Got {sorted(settings)}.") from error

@@ -33,6 +33,7 @@ KIND = "nada_domain"
 VERSION = 3
 
 _GAIN = ".gain"
+_MOST_NUMBERS = 1 << 26  # of all low-rank changes of a file; StyleGAN2 has half as many
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth value to compare by
@@ -173,7 +174,12 @@ def _factorize(changes: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[s
 def _multiply(stored: Mapping[str, Tensor], shapes: Mapping[str, list[int]]) -> dict[str, Tensor]:
     factors = {f"{name}.{side}" for name in shapes for side in ("left", "right")}
     changes = {name: value for name, value in stored.items() if name not in factors}
+    count = sum(math.prod(shape) for shape in shapes.values())
+    if not 0 <= count <= _MOST_NUMBERS:
+        raise ValueError(f"products of {count} numbers, expected at most {_MOST_NUMBERS}")
     for name, shape in shapes.items():
+        if math.prod(shape) != stored[f"{name}.left"].shape[0] * stored[f"{name}.right"].shape[-1]:
+            raise ValueError(f"factors of {name} that do not give {shape}")
         changes[name] = (stored[f"{name}.left"] @ stored[f"{name}.right"]).view(shape)
     return changes
 
@@ -197,7 +203,7 @@ def read_domain(path: str | Path) -> Domain:
     try:
         space = description["space"]
         changes = _multiply({name: _copy(value) for name, value in raw.tensors.items()}, shapes)
-    except (KeyError, RuntimeError, TypeError) as error:
+    except (IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise DamagedCheckpointError(
             f"{path}: the domain is not complete ({type(error).__name__}: {error}); copy the file again."
         ) from error

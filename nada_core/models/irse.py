@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from ..io.errors import CheckpointError
 from .state_dict import shape
 
+_MOST_UNITS = 100  # IR-152 has 50
+
 
 class Sizes(NamedTuple):
     """Channels of one residual unit."""
@@ -125,8 +127,11 @@ def trunk_of(state: Mapping[str, Tensor]) -> Trunk:
         CheckpointError: if there are no units, or a tensor that gives a size is missing.
     """
     count = len({name.split(".")[1] for name in state if re.fullmatch(r"body\.\d+\..+", name)})
-    if not count:
-        raise CheckpointError("there are no units body.0, body.1, ...; the file is incomplete, or another network.")
+    if not 1 <= count <= _MOST_UNITS:
+        raise CheckpointError(
+            f"there are {count} units body.0, body.1, ..., expected 1 to {_MOST_UNITS}; the file is incomplete, or "
+            "another network."
+        )
     resnet = "input_layer.0.weight" not in state
     channels = shape(state, "conv1.weight" if resnet else "input_layer.0.weight", 4)[1]
     return Trunk(channels, [_unit_sizes(state, index, resnet) for index in range(count)], resnet)

@@ -21,6 +21,8 @@ from .ops.fir import TAPS
 from .state_dict import shape
 from .stylegan2 import StyleGAN2
 
+_MOST_UPS = 9  # beyond 1024 pixels, so that StyleGAN2 refuses the file
+
 
 def rosinality_names(resolution: int, mapping_layers: int) -> dict[str, str]:
     """Map our names to rosinality's, for every tensor except mapping.w_avg, which is stored outside the network."""
@@ -102,7 +104,7 @@ def _read_rosinality(raw: RawCheckpoint, prefix: str) -> Reading:
     mean = tensors.pop("latent_avg", None)
     for parent in _parents(prefix):
         mean = raw.tensors.get(f"{parent}latent_avg") if mean is None else mean
-    ups = sum(bool(re.fullmatch(r"to_rgbs\.\d+\.conv\.weight", name)) for name in tensors)
+    ups = min(sum(bool(re.fullmatch(r"to_rgbs\.\d+\.conv\.weight", name)) for name in tensors), _MOST_UPS)
     depth = sum(bool(re.fullmatch(r"style\.\d+\.weight", name)) for name in tensors)
     names = rosinality_names(4 * 2**ups, depth)
     ours = {theirs: our for our, theirs in names.items()}
@@ -169,9 +171,9 @@ def _add_silent_noise(state: dict[str, Tensor], settings: Mapping[str, Any]) -> 
     for name, value in settings.items():
         layer = name.removesuffix(".use_noise")
         if re.fullmatch(r"synthesis\.b\d+\.conv[01]\.use_noise", name) and value is False:
-            size = int(layer.split(".")[1][1:])
+            size = min(int(layer.split(".")[1][1:]), 1024)
             state.setdefault(f"{layer}.noise_strength", torch.zeros(()))
-            state.setdefault(f"{layer}.noise_const", torch.zeros(min(size, 1024), min(size, 1024)))
+            state.setdefault(f"{layer}.noise_const", torch.zeros(()).expand(size, size))
 
 
 def _network_tensors(raw: RawCheckpoint, prefix: str, derived: str) -> dict[str, Tensor]:

@@ -109,7 +109,7 @@ def _read_tensorflow(raw: RawCheckpoint, prefix: str) -> Reading:
             if name.endswith(".noise_strength"):
                 size = min(int(name.split(".")[1][1:]), 1024)
                 state.setdefault(name, torch.zeros(()))
-                state.setdefault(name.replace("strength", "const"), torch.zeros(size, size))
+                state.setdefault(name.replace("strength", "const"), torch.zeros(()).expand(size, size))
     lr = settings.get("mapping_lrmul")
     spec = spec_of(state, names) | {"clamp": settings.get("conv_clamp"), "mapping_lr": 0.01 if lr is None else lr}
     return Reading(spec, state, {our: prefix + theirs for our, theirs in names.items()})
