@@ -214,7 +214,7 @@ def fuzz(server: Server, reader: str, seeds: Path, seconds: float, seed: int, ou
             for index in range(_BATCH):
                 original = rng.choice(originals)
                 content = original.read_bytes()
-                for _ in range(rng.choice((1, 1, 2, 3))):
+                for _ in range(rng.choice((1, 1, 1, 2))):
                     content = mutate(content, rng)
                 paths.append(Path(folder) / f"fuzzed-{index}{original.suffix}")
                 paths[-1].write_bytes(content)

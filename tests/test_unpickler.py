@@ -276,7 +276,7 @@ def test_one_storage_under_many_names_is_refused(tmp_path: Path) -> None:
     """Each view is within bounds; checking and copying all of them would take hours."""
     content = torch.zeros(10_000)
     torch.save({str(index): content[:] for index in range(1000)}, tmp_path / "x.pt")
-    with pytest.raises(DamagedCheckpointError, match="more than twice the whole file"):
+    with pytest.raises(DamagedCheckpointError, match="times the whole file"):
         read_checkpoint(tmp_path / "x.pt")
 
 

@@ -30,6 +30,7 @@ BUILTIN = Path(__file__).parents[1] / "portraits" / "weights"
 _ZIP = b"PK\x03\x04"
 _LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _MOST_UNPACKED = 64 << 20  # bytes by which the arrays of an .npz may exceed the file
+_MOST_SHARED = 4  # the size of all tensors, in sizes of the file
 _LONGEST_HEADER = 10_000  # bytes of the header of an array, the limit of numpy
 _MOST_TEXTS = 1000  # elements of an array of text
 
@@ -135,10 +136,10 @@ def _check_tensors(path: Path, tensors: Mapping[str, Tensor], compressed: bool) 
                 "dense weights in float32 or float16."
             )
         total += value.numel() * value.itemsize
-        if not compressed and total > 2 * size:  # a storage may have several views, and a stride of 0 repeats a number
+        if not compressed and total > _MOST_SHARED * size:  # a file may hold a network under several names
             raise DamagedCheckpointError(
-                f"{path}: the tensors up to {name} take {total} bytes, more than twice the whole file; they repeat the "
-                "same numbers. Take the file from another place."
+                f"{path}: the tensors up to {name} take {total} bytes, more than {_MOST_SHARED} times the whole file; "
+                "they repeat the same numbers. Take the file from another place."
             )
     return [name for name, value in tensors.items() if not _is_finite(value)]
 

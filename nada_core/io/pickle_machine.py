@@ -208,8 +208,8 @@ class PickleMachine(_PurePython):
 
     def load_reduce(self) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
-        if not isinstance(arguments, tuple):
-            self._refuse_on("REDUCE", arguments)
+        if not isinstance(arguments, tuple) or not callable(function):
+            self._refuse_on("REDUCE", function)
         self.append(function(*arguments))
 
     def load_newobj(self) -> None:

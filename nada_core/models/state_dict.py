@@ -12,6 +12,8 @@ from ..io.errors import CheckpointError
 
 _SAME_NAMES: Mapping[str, str] = MappingProxyType({})
 
+_MOST_REPEATED = 16 << 20  # bytes of the noise maps of a network without noise, which are one zero
+
 
 def shape(state: Mapping[str, Tensor], name: str, axes: int, names: Mapping[str, str] = _SAME_NAMES) -> tuple[int, ...]:
     """Return the shape of a required tensor.
@@ -81,6 +83,10 @@ def load_weights(
             f"the tensors do not fit the network: {'; '.join(listed)}. "
             "The file is incomplete, or an unsupported variant."
         )
+    storages = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in state.values()}
+    size = sum(value.numel() * value.itemsize for value in state.values())
+    if size > sum(storages.values()) + _MOST_REPEATED:
+        raise CheckpointError(f"the tensors take {size} bytes, of which {sum(storages.values())} differ.")
     # Copies: the tensors of a file may be half precision, share storage, or be memory-mapped.
     copies = {
         name: value.detach().to(expected[name].dtype, memory_format=torch.contiguous_format, copy=True)
