@@ -119,10 +119,12 @@ def test_arrays_of_every_protocol(tmp_path: Path, protocol: int) -> None:
         "flags": np.array([True, False]),
         "text": np.array(["a"]),
         "number": np.float64(0.5),
+        "names": [{"a"}, frozenset(["b"])],
     }
     (tmp_path / "x.pkl").write_bytes(pickle.dumps(content, protocol))
     raw = read_checkpoint(tmp_path / "x.pkl")
     assert raw.tensors.keys() == {"c", "fortran", "flags"} and raw.hints["number"] == 0.5
+    assert raw.hints["names"] == [{"a"}, {"b"}]
     assert all(np.array_equal(raw.tensors[name].numpy(), content[name]) for name in raw.tensors)
 
 

@@ -189,7 +189,8 @@ class PickleMachine(_PurePython):
         target.extend(items)
 
     def load_frozenset(self) -> None:
-        self.append(frozenset(check_key(self.budget.path, item) for item in self.pop_mark()))
+        items = self.pop_mark()  # replaces self.append
+        self.append(frozenset(check_key(self.budget.path, item) for item in items))
 
     def load_additems(self) -> None:
         items, target = self.pop_mark(), self.stack[-1]

@@ -23,9 +23,22 @@ def text(value: str) -> bytes:
     return b"X" + struct.pack("<I", len(content)) + content
 
 
+def fragment(content: object) -> bytes:
+    """The instructions that push plain content."""
+    return pickle.dumps(content, 2)[2:-1]
+
+
+def doubled(make: type[list[Any]] | type[tuple[Any, ...]], levels: int = 60) -> bytes:
+    """Instructions that push a container of two containers of two containers ...: few bytes, 2 ** levels elements."""
+    value: Any = "x"
+    for _ in range(levels):
+        value = make((value, value))
+    return fragment(value)
+
+
 def integer(value: int) -> bytes:
     """The instruction that pushes an integer."""
-    return pickle.dumps(value, 2)[2:-1]
+    return fragment(value)
 
 
 def named(module: str, name: str) -> bytes:
