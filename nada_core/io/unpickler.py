@@ -128,7 +128,7 @@ class _Dtype(Record):
     code = ""
 
     def __init__(self, code: str, *_: object) -> None:
-        self.code = code.removeprefix("<")
+        self.code = code[:8].removeprefix("<")
 
     def check_order(self) -> None:
         if self.code.startswith(">") or (isinstance(self.state, tuple) and self.state[1] == ">"):
@@ -242,9 +242,14 @@ def _allow_list(budget: Budget) -> dict[tuple[str, str], Any]:
     """All that a file can call. The functions are new for each file, so that no file can change them for the next."""
     path = budget.path
 
+    def text(value: object) -> str:
+        result = _text(value)
+        budget.copy(len(result))
+        return result
+
     def persistent(meta: Mapping[str, Any]) -> Record:  # the original compiles and runs meta["module_src"] here
         record = Record()
-        record.class_name, record.state = _text(meta["class_name"]), meta["state"]
+        record.class_name, record.state = text(meta["class_name"]), meta["state"]
         return record
 
     def old_style(cls: type, *_: object) -> Any:  # how protocols 0 and 1 create an object
@@ -310,15 +315,15 @@ def _allow_list(budget: Budget) -> dict[tuple[str, str], Any]:
     def scalar(dtype: _Dtype, content: bytes) -> Any:  # numpy's own would take pickled objects as well
         return struct.unpack(f"<{_SCALARS[dtype.code]}", content)[0]
 
-    def encode(text: str, _: str = "latin1") -> bytes:  # how pickles of protocol 2 spell bytes
-        budget.copy(len(text))
-        return codecs.latin_1_encode(text)[0]
+    def encode(content: str, _: str = "latin1") -> bytes:  # how pickles of protocol 2 spell bytes
+        budget.copy(len(content))
+        return codecs.latin_1_encode(content)[0]
 
     def joined(*parts: object) -> str:
-        return str(PurePosixPath(*map(_text, parts[:_MOST_PARTS])))
+        return str(PurePosixPath(*map(text, parts[:_MOST_PARTS])))
 
     def device(*parts: object) -> str:
-        return ":".join(map(_text, parts[:_MOST_PARTS]))
+        return ":".join(map(text, parts[:_MOST_PARTS]))
 
     def mapping(*arguments: object) -> OrderedDict[Any, Any]:  # Python 2 passes [[key, value], ...], others set items
         result: OrderedDict[Any, Any] = OrderedDict()
@@ -358,6 +363,8 @@ def _allow_list(budget: Budget) -> dict[tuple[str, str], Any]:
         ("collections", "Counter"): parameter,
         ("builtins", "set"): set_of,
         ("__builtin__", "set"): set_of,
+        ("builtins", "frozenset"): set_of,
+        ("__builtin__", "frozenset"): set_of,
         ("torch", "Size"): tuple_of,
         ("torch", "device"): device,
         ("numpy", "dtype"): _Dtype,

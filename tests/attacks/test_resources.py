@@ -111,6 +111,8 @@ LONG = text("x" * 1_000_000) + b"q\x00"
 COPIES = {
     "encode": LONG + b"0" + call(named("_codecs", "encode"), b"h\x00") * 3000,
     "paths": text("x" * 900) + (b"q\x00" + call(named("pathlib", "PosixPath"), b"h\x00", b"h\x00")) * 3000,
+    "long paths": text("x" * 900) + b"q\x00" + call(named("pathlib", "PosixPath"), *[b"h\x00"] * 64) * 10_000,
+    "codes": text("<" + "x" * 1_000_000) + b"q\x00" + call(named("numpy", "dtype"), b"h\x00") * 3000,
     "devices": text("x") + (b"q\x00" + call(named("torch", "device"), b"h\x00", b"h\x00")) * 60 + b"Q",
     "tuples": b"(" + b"N" * 100_000 + b"lq\x00" + call(named("torch", "Size"), b"h\x00") * 3000,
     "sets": b"(" + b"".join(integer(i) for i in range(50_000)) + b"lq\x00" + call(SET, b"h\x00") * 3000,
