@@ -155,7 +155,7 @@ def mutate(content: bytes, rng: random.Random) -> bytes:
         (content.startswith((b"{", b"\x93NUMPY")), mutate_text),
     ]
     for fits, mutator in kinds:
-        if fits and rng.random() < 0.75:
+        if fits and rng.random() < 0.85:
             return mutator(content, rng)
     return mutate_bytes(content, rng)
 
@@ -223,11 +223,11 @@ def fuzz(server: Server, reader: str, seeds: Path, seconds: float, seed: int, ou
                 types[result["type"]] += 1
                 memory = max(memory, result["memory"])
                 if result["kind"] not in ("read", "refused"):
-                    _keep(path, result, out / reader)
+                    keep(path, result, out / reader)
     return {"reader": reader, "kinds": kinds, "types": {name: types[name] for name in types if name}, "memory": memory}
 
 
-def _keep(path: Path, result: dict[str, Any], folder: Path) -> None:
+def keep(path: Path, result: dict[str, Any], folder: Path) -> None:
     """Keep one input for each different failure, and at most 50."""
     folder.mkdir(parents=True, exist_ok=True)
     detail = re.sub(r"\d+|/tmp\S+|0x[0-9a-f]+", "#", result["detail"])

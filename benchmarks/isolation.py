@@ -77,7 +77,7 @@ def readers(folder: Path) -> dict[str, Reader]:
         "image": load_image,
         # Planted faults, for the test of this module.
         "crash": lambda path: os.kill(os.getpid(), signal.SIGSEGV),
-        "hang": lambda path: [None for _ in iter(int, 1)],
+        "hang": lambda path: max(iter(int, 1)),
         "bug": lambda path: {}["absent"],
         "memory": lambda path: bytearray(MOST_EXTRA + (64 << 20)),
         "execution": lambda path: os.system("true"),
@@ -118,12 +118,11 @@ def _identity(value: object) -> int:
     return len(value) if isinstance(value, dict | list | set) and not isinstance(value, ModuleType) else id(value)
 
 
-def outcome(reader: Reader, path: str, audit: _Audit) -> dict[str, Any]:
-    """Open one file in this process."""
+def outcome(reader: Reader, path: str, audit: _Audit, state: dict[str, int]) -> dict[str, Any]:
+    """Open one file in this process. state: `global_state` before."""
     size = os.stat(path).st_size if os.path.isfile(path) else 0
-    gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
-    before, state = _status(), global_state()
+    before = _status()
     allowed = 2 * size + MOST_EXTRA
     limit = before["VmSize"] + allowed + _RESERVE
     resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
@@ -194,9 +193,10 @@ def _child(reader: Reader, paths: Sequence[str], audit: _Audit) -> Iterator[dict
             os.dup2(null.fileno(), 2)
             faulthandler.enable(trace)
             faulthandler.register(signal.SIGPROF, trace, chain=True)  # then the default action ends the process
+            state = global_state()
             for path in paths:
                 faulthandler.dump_traceback_later(MOST_WAIT, exit=True, file=trace)
-                pipe.write(json.dumps(outcome(reader, path, audit)) + "\n")
+                pipe.write(json.dumps(outcome(reader, path, audit, state)) + "\n")
                 pipe.flush()
         os._exit(0)
     os.close(target)
