@@ -233,6 +233,13 @@ def test_weights_of_another_architecture_are_refused(folder: Path, tmp_path: Pat
         load_guide(folder / "tiny.safetensors", architecture=tmp_path / "nada-test-other.json")
 
 
+def test_published_weights_need_torch_2_6(monkeypatch: pytest.MonkeyPatch) -> None:
+    """open_clip reads them with torch.load, which could run code before."""
+    monkeypatch.setattr(torch, "__version__", "2.5.1")
+    with pytest.raises(GuideError, match="got torch 2.5.1"):
+        load_guide("ViT-B-32:openai")
+
+
 def test_config_does_not_replace_one_of_open_clip(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "ViT-B-32.json").write_text(json.dumps(CONFIG))
     own = open_clip.get_model_config("ViT-B-32")

@@ -4,6 +4,7 @@ import argparse
 import datetime
 import io
 import pickle
+import re
 import sys
 import tracemalloc
 import zipfile
@@ -18,7 +19,12 @@ from nvidia_pickle import Call, Global, dump, foreign_class, network
 from torch import nn
 
 from nada_core.io.checkpoint_file import read_checkpoint
-from nada_core.io.errors import CheckpointError, DamagedCheckpointError, UnsafeCheckpointError
+from nada_core.io.errors import (
+    CheckpointError,
+    DamagedCheckpointError,
+    UnsafeCheckpointError,
+    UnsupportedCheckpointError,
+)
 from nada_core.io.metadata import write_safetensors
 from nada_core.models.stylegan2 import StyleGAN2
 
@@ -126,6 +132,32 @@ def test_arrays_of_every_protocol(tmp_path: Path, protocol: int) -> None:
     assert raw.tensors.keys() == {"c", "fortran", "flags"} and raw.hints["number"] == 0.5
     assert raw.hints["names"] == [{"a"}, {"b"}]
     assert all(np.array_equal(raw.tensors[name].numpy(), content[name]) for name in raw.tensors)
+
+
+def test_long_arrays_of_protocol_2_are_read(tmp_path: Path) -> None:
+    """They are stored as text, which is converted part by part."""
+    content = np.random.default_rng(0).standard_normal((700, 600))
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps({"c": content, "fortran": np.asfortranarray(content)}, 2))
+    tensors = read_checkpoint(tmp_path / "x.pkl").tensors
+    assert all(np.array_equal(tensors[name].numpy(), content) for name in ("c", "fortran"))
+
+
+@pytest.mark.parametrize(("version", "reads"), [("2.5.1+cu124", False), ("2.6.0", True), ("2.10.0a0+git1", True)])
+def test_torch_of_files_with_a_pickle_is_2_6_or_newer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, reads: bool
+) -> None:
+    for new_format in (True, False):
+        torch.save({"a": torch.zeros(1)}, tmp_path / f"{new_format}.pt", _use_new_zipfile_serialization=new_format)
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps({"a": torch.zeros(1)}))
+    write_safetensors(tmp_path / "x.safetensors", {"a": torch.zeros(1)}, {})
+    monkeypatch.setattr(torch, "__version__", version)
+    assert read_checkpoint(tmp_path / "x.safetensors").tensors["a"] == 0
+    for name in ("True.pt", "False.pt", "x.pkl"):
+        if reads:
+            assert read_checkpoint(tmp_path / name).tensors["a"] == 0
+        else:
+            with pytest.raises(UnsupportedCheckpointError, match=f"got torch {re.escape(version)}, expected 2.6"):
+                read_checkpoint(tmp_path / name)
 
 
 class Wrapped(nn.Module):

@@ -17,13 +17,22 @@ import torch
 
 from .errors import DamagedCheckpointError, UnsafeCheckpointError, UnsupportedCheckpointError, brief
 
-OLDEST_TORCH = (2, 6)
+_OLDEST_TORCH = (2, 6)
 
 _MOST_READS = 1_000_000  # an instruction is one to three reads, and takes 225 bytes of memory at most
 _LONGEST_INTEGER = 1024  # bytes
 _LONGEST_TEXT = 1 << 20  # bytes; longer strings are numbers that protocol 2 stores as Latin-1
 
 _PurePython: Any = pickle._Unpickler  # the one in C has no methods to override
+
+
+def check_torch(subject: object) -> None:
+    """Raise UnsupportedCheckpointError if this torch is too old for pickles from outside."""
+    if tuple(map(int, torch.__version__.split(".")[:2])) < _OLDEST_TORCH:
+        raise UnsupportedCheckpointError(
+            f"{subject}: got torch {torch.__version__}, expected 2.6 or newer for files that contain a pickle: older "
+            "versions may run code in them (CVE-2025-32434). Update torch, or use a safetensors file."
+        )
 
 
 class Inert:
@@ -51,11 +60,7 @@ class Budget:
     """
 
     def __init__(self, path: Path, size: int) -> None:
-        if tuple(map(int, torch.__version__.split(".")[:2])) < OLDEST_TORCH:
-            raise UnsupportedCheckpointError(
-                f"{path}: got torch {torch.__version__}, expected 2.6 or newer for files that contain a pickle: older "
-                "versions have known vulnerabilities (CVE-2025-32434). Update torch, or use a safetensors file."
-            )
+        check_torch(path)
         self.path, self.size = path, size
         self.tensors, self.copies, self.reads = size, 2 * size + (1 << 20), _MOST_READS
 

@@ -59,6 +59,7 @@ _MOST_CLASSES = 1000  # unknown classes of one file
 _MOST_AXES = 16
 _MOST_PARTS = 64  # of a path
 _LONGEST_TEXT = 1000
+_LONGEST_BYTES = 1 << 20  # longer ones are the content of an array, which uses their memory
 
 
 class Record(Inert):
@@ -111,14 +112,14 @@ class Array(Record):
         _, size, dtype, fortran, content = state
         self.fill(content, dtype, size, "F" if fortran else "C")
 
-    def fill(self, content: bytes, dtype: _Dtype, size: tuple[int, ...], order: Any) -> Array:
+    def fill(self, content: bytes | bytearray, dtype: _Dtype, size: tuple[int, ...], order: Any) -> Array:
         if dtype.code.startswith("O"):
             raise UnsafeCheckpointError(f"an array of Python objects ({dtype.code}) was not read. Save plain numbers.")
         if dtype.code in _NUMBERS:
             dtype.check_order()
             self.charge(len(content))
             numbers = np.frombuffer(content, _NUMBERS[dtype.code]).reshape(size, order=order)
-            self.tensor = torch.from_numpy(numbers.copy())
+            self.tensor = torch.from_numpy(numbers if numbers.flags.writeable else numbers.copy())
         return self
 
 
@@ -315,9 +316,15 @@ def _allow_list(budget: Budget) -> dict[tuple[str, str], Any]:
     def scalar(dtype: _Dtype, content: bytes) -> Any:  # numpy's own would take pickled objects as well
         return struct.unpack(f"<{_SCALARS[dtype.code]}", content)[0]
 
-    def encode(content: str, _: str = "latin1") -> bytes:  # how pickles of protocol 2 spell bytes
+    def encode(content: str, _: str = "latin1") -> bytes | bytearray:  # how pickles of protocol 2 spell bytes
         budget.copy(len(content))
-        return codecs.latin_1_encode(content)[0]
+        if len(content) <= _LONGEST_BYTES:
+            return codecs.latin_1_encode(content)[0]
+        result = bytearray(len(content))
+        for start in range(0, len(content), _LONGEST_BYTES):
+            part = slice(start, start + _LONGEST_BYTES)
+            result[part] = codecs.latin_1_encode(content[part])[0]
+        return result
 
     def joined(*parts: object) -> str:
         return str(PurePosixPath(*map(text, parts[:_MOST_PARTS])))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..io.checkpoint_file import BUILTIN, RawCheckpoint, read_checkpoint
 from ..io.errors import CheckpointError
+from ..io.pickle_machine import check_torch
 from .clip import ClipGuide
 from .clip_config import check_size, read_config
 from .file_kinds import describe
@@ -71,9 +72,13 @@ def load_guide(
     model_name, weights = _resolve(requested, None if architecture is None else os.fspath(architecture))
     published = open_clip.get_pretrained_cfg(model_name, weights)  # empty for a local file
     try:
+        if published:  # open_clip reads them with torch.load
+            check_torch(requested)
         model, tokenizer = _create(model_name, weights, published, cache_dir)
     except GuideError:
         raise
+    except CheckpointError as error:
+        raise GuideError(str(error)) from error
     except ImportError as error:
         raise GuideError(f"{model_name} needs the Python package {error.name}, which is not installed.") from error
     except Exception as error:  # open_clip and the network raise many types
