@@ -32,7 +32,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 READERS = ("generator", "checkpoint", "guide", "guide-config", "encoder", "identity", "domain", "latents", "directions")
-READERS += ("autosave", "provenance", "image")
+READERS += ("autosave", "provenance", "image", "info")
 _BATCH = 40  # files of one child process
 
 _NUMBERS = [0, 1, 2, 127, 128, 255, 256, 1 << 15, 1 << 16, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 40, 1 << 62]

@@ -57,6 +57,8 @@ def write_seeds(root: Path) -> None:
     _write_images(root / "image")
     for reader in ("generator", "latents", "directions", "encoder"):
         shutil.copytree(root / reader, root / "checkpoint", dirs_exist_ok=True)
+    for reader in ("generator", "guide", "domain", "autosave"):
+        shutil.copytree(root / reader, root / "info", dirs_exist_ok=True)
 
 
 def _write_generators(folder: Path, generator: StyleGAN2) -> None:

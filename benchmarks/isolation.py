@@ -59,6 +59,7 @@ def readers(folder: Path) -> dict[str, Reader]:
         read_provenance,
     )
     from nada_core.adaptation.resume import load_run
+    from nada_core.cli.file_commands import Info
     from nada_core.io.checkpoint_file import read_checkpoint
 
     generator = load_generator(folder / "generator.safetensors")
@@ -75,6 +76,7 @@ def readers(folder: Path) -> dict[str, Reader]:
         "autosave": lambda path: load_run(path, "fingerprint"),
         "provenance": read_provenance,
         "image": load_image,
+        "info": lambda path: Info(file=path).run(),
         # Planted faults, for the test of this module.
         "crash": lambda path: os.kill(os.getpid(), signal.SIGSEGV),
         "hang": lambda path: max(iter(int, 1)),

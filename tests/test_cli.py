@@ -38,7 +38,7 @@ from nada_core import (
     save_latents,
 )
 from nada_core.adaptation.recipes import RECIPES
-from nada_core.cli import arguments, file_commands, photo_commands, training_commands
+from nada_core.cli import arguments, file_commands, photo_commands, progress, training_commands
 from nada_core.cli import main as cli
 from nada_core.io.checkpoint_file import BUILTIN, sha256
 from nada_core.io.images import to_pil
@@ -863,3 +863,13 @@ def test_printing_never_fails_a_finished_command(shelf: Path, encoding: str) -> 
     answer = subprocess.run([sys.executable, "-m", "nada_core", *words], capture_output=True, env=environment)
     assert answer.returncode == 0 and (folder / "grid.png").exists()
     assert b"wrote \\u7d20\\u63cf" in answer.stdout
+
+
+def test_control_characters_of_files_do_not_reach_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_file({"\x1b[2J\x9b31m": torch.zeros(1)}, tmp_path / "x.safetensors")
+    assert cli.main(["info", str(tmp_path / "x.safetensors")]) == 2
+    progress.say("\x1b]0;title\x07 and\ttab")
+    output = capsys.readouterr()
+    assert output.out == "?]0;title? and\ttab\n" and not re.search(r"[\x1b\x9b]", output.err) and "[2J" in output.err

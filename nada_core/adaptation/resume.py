@@ -6,6 +6,7 @@ Nothing is pickled. Optimizer moments are stored as `optimizer.<moment>.<paramet
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,13 +95,30 @@ def load_run(path: str | Path, fingerprint: str) -> SavedRun:
             moments.setdefault(parameter, {})[moment] = tensor
         elif role in groups:
             groups[role][name] = tensor
+    index, history, progress = read_progress(path, raw.hints)
     try:
-        progress, rng = read_object(path, raw.hints, "run"), raw.tensors["rng"]
+        rng, layers, scaler = raw.tensors["rng"], tuple(progress["chosen"]), dict(progress.get("scaler", {}))
         torch.Generator().set_state(rng)
-        index, layers, history = int(progress["index"]), tuple(progress["chosen"]), list(progress["history"])
-        scaler = dict(progress.get("scaler", {}))
-    except (KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} is a damaged autosave ({type(error).__name__}: {error}). Remove it and start again."
-        ) from error
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise _damaged(path, error) from error
     return SavedRun(index, groups["weights"], groups["average"], moments, rng, layers, history, groups["best"], scaler)
+
+
+def read_progress(path: str | Path, hints: Mapping[str, Any]) -> tuple[int, list[dict[str, Any]], dict[str, Any]]:
+    """Return the steps done, the history and everything else that the metadata of an autosave says of the run.
+
+    Raises:
+        CheckpointError: for damaged metadata.
+    """
+    try:
+        progress = read_object(path, hints, "run")
+        history = [dict(step) for step in progress["history"]]
+        return int(progress["index"]), history, progress
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: str | Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is a damaged autosave ({type(error).__name__}: {error}). Remove it and start again."
+    )

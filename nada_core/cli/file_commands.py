@@ -47,7 +47,7 @@ class Info(Command):
         kind = raw.kind
         if kind == "nada_run":
             return say(report.about_run(path, raw))
-        if kind != "nada_domain" and any(name.startswith("visual.") for name in raw.tensors):
+        if kind != "nada_domain" and any(".visual." in f".{name}" for name in raw.tensors):
             return say(report.about_clip(path, raw))
         say(
             report.about_domain(path, raw)

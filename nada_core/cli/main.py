@@ -16,7 +16,7 @@ from . import file_commands as files
 from . import photo_commands as photos
 from . import training_commands as training
 from .arguments import Command, parse
-from .progress import printable_output, say
+from .progress import printable, printable_output, say
 
 COMMANDS: dict[str, type[Command]] = {
     "demo": training.Demo,
@@ -57,7 +57,7 @@ def _run(words: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, OSError, FloatingPointError, MemoryError, torch.OutOfMemoryError) as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"error: {printable(' '.join(str(error).split()))}\n")
         return 2
     return 0
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..adaptation.config import AdaptConfig
+from ..adaptation.resume import read_progress
 from ..guidance.metrics import direction, diversity, quality
 from ..guidance.prompts import fill
 from ..guidance.reconstruction import psnr
@@ -113,10 +113,11 @@ def about_clip(path: Path, raw: RawCheckpoint) -> str:
 
 
 def about_run(path: Path, raw: RawCheckpoint) -> str:
-    run = json.loads(raw.hints["run"])
-    loss = f", loss {run['history'][-1]['loss']:.4f}" if run["history"] else ""
+    steps, history, _ = read_progress(path, raw.hints)
+    last = history[-1].get("loss") if history else None
+    loss = f", loss {last:.4f}" if isinstance(last, float) else ""
     return (
-        f"autosave of an adaptation after {run['index']} steps{loss}\n"
+        f"autosave of an adaptation after {steps} steps{loss}\n"
         f"continue with the command that started it and --autosave {path} --resume"
     )
 
@@ -124,7 +125,7 @@ def about_run(path: Path, raw: RawCheckpoint) -> str:
 def about_domain(path: Path, raw: RawCheckpoint) -> str:
     return (
         f"a domain (the weight changes of an adaptation): {_numbers(raw):,} numbers in {len(raw.tensors)} parameters\n"
-        f"fits generators with the mapping network {raw.hints['space'][:12]}; apply it with "
+        f"fits generators with the mapping network {raw.hints.get('space', '')[:12]}; apply it with "
         f"load_domain(generator, '{path}', strength=1.0)"
     )
 
@@ -134,7 +135,7 @@ def how_to_resume(autosave: Path) -> str:
     hints = read_metadata(autosave) if autosave.is_file() else {}
     if "run" not in hints:
         return "Stopped before the first autosave; nothing was written."
-    steps = json.loads(hints["run"])["index"]
+    steps, *_ = read_progress(autosave, hints)
     return f"Stopped. {steps} steps are saved in {autosave}; continue with the same command and --resume."
 
 

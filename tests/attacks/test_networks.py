@@ -80,6 +80,15 @@ def test_nested_descriptions_are_refused(refused: Refused) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "run", ["[" * 100_000, "1", "{}", '{"index": 1, "history": 3}', '{"index": 1, "history": [1]}']
+)
+def test_damaged_autosaves_are_not_described(refused: Refused, run: str) -> None:
+    for reader in ("autosave", "info"):
+        refused(described({"rng": EMPTY}, kind="nada_run", identity="fingerprint", run=run), reader=reader)
+    refused(save({"rng": EMPTY}, {"kind": "nada_run", "identity": "fingerprint"}), reader="info")
+
+
 def test_names_that_claim_many_layers_build_none(refused: Refused) -> None:
     layers = {f"to_rgbs.{index}.conv.weight": EMPTY.clone() for index in range(20_000)}
     refused(save({"conv1.conv.modulation.weight": EMPTY, **layers}))
