@@ -49,7 +49,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         with safetensors.safe_open(path, framework="pt") as file:
             return dict(file.metadata() or {})
     except safetensors.SafetensorError as error:
-        raise DamagedCheckpointError(f"{path}: not a sound safetensors file ({error}).") from error
+        raise DamagedCheckpointError(f"{path}: not a sound safetensors file ({error}). Copy it again.") from error
 
 
 def read_description(path: str | Path, hints: Mapping[str, Any], newest: int, *json_fields: str) -> dict[str, Any]:
