@@ -543,10 +543,10 @@ def test_interrupted_run_says_how_to_resume_and_resumes(run: Run, shelf: Path, m
     autosave = "out/zombie.autosave.safetensors"
     assert (
         err.splitlines()[-1]
-        == f"Stopped. 2 steps are saved in {autosave}; continue with the same command and --resume."
+        == f"Stopped. 3 steps are saved in {autosave}; continue with the same command and --resume."
     )
     assert {name for name in files() if name.startswith("out/")} == {autosave}  # nothing half-written
-    assert "autosave of an adaptation after 2 steps, loss" in run("info", autosave)[1]
+    assert "autosave of an adaptation after 3 steps, loss" in run("info", autosave)[1]
 
     code, _, err = run(*quick(shelf))
     assert code == 2 and autosave in err
@@ -571,12 +571,13 @@ def test_interrupt_while_the_result_is_written_loses_nothing(
     assert run(*quick(shelf, "--resume"))[0] == 0 and load_generator("out/zombie.safetensors")
 
 
-def test_interrupt_before_the_first_autosave_writes_nothing(
-    run: Run, shelf: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stop_at(monkeypatch, 0)
+def test_interrupt_within_the_first_step_writes_nothing(run: Run, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def pressed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nada_core.adaptation.adapt.draw_batch", pressed)
     code, _, err = run(*quick(shelf, "--autosave", "mine.safetensors"))
-    assert code == 130 and "before the first autosave" in err.splitlines()[-1] and not files()
+    assert code == 130 and "before the end of the first step" in err.splitlines()[-1] and not files()
 
 
 def test_resume_without_an_autosave_starts_and_says_so(run: Run, shelf: Path) -> None:

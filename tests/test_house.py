@@ -71,6 +71,7 @@ PROCESS_WIDE_ALLOWED = {
     "nada_core/models/lpips.py": {"simplefilter"},
     "nada_core/portraits/fitting/training.py": {"torch.manual_seed"},
     "nada_core/runtime/allocator.py": {"mallopt", "global _active"},
+    "nada_core/runtime/threads.py": {"set_num_threads"},
     "nodes/_host.py": {"register_module_forward_pre_hook"},
 }
 

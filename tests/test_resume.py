@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import changed, generator, guide, rng
+from tiny import Encoder, changed, generator, guide, rng
 from torch import Tensor
 
 from nada_core.adaptation.adapt import Step, adapt
 from nada_core.adaptation.config import AdaptConfig, LayerChoice
+from nada_core.adaptation.parameters import TrainedParameters
+from nada_core.adaptation.resume import SavedRun, load_run, save_run, saved_progress
 from nada_core.guidance.shifts import ImageShift, TextShift
 from nada_core.io.errors import CheckpointError
 from nada_core.io.metadata import read_metadata
@@ -77,11 +79,125 @@ def test_resume_is_bit_exact(tmp_path: Path, change: dict[str, Any]) -> None:
         adapt(generator(), guide(), SHIFT, config, kill_at(5), autosave=path)
     seen: list[int] = []
     resumed = adapt(generator(), guide(), SHIFT, config, lambda s: seen.append(s.index), autosave=path, resume=True)
-    assert seen == [4, 5, 6, 7, 8, 9]  # four steps were saved, the fifth and sixth are done again
+    assert seen == [6, 7, 8, 9]  # the sixth step was finished, so it was saved
     assert not changed(whole.generator.state_dict(), resumed.generator.state_dict())
     assert resumed.history == whole.history
     finished = adapt(generator(), guide(), SHIFT, config, kill_at(0), autosave=path, resume=True)
     assert not changed(whole.generator.state_dict(), finished.generator.state_dict())
+
+
+class Interrupt(BaseException):
+    """Like the exception of a Cancel button."""
+
+
+class InterruptingEncoder(Encoder):
+    """A CLIP model that interrupts the run at one of its calls."""
+
+    def __init__(self, seed: int, call: int) -> None:
+        super().__init__(seed)
+        self.calls_left = call
+
+    def encode_image(self, x: Tensor) -> Tensor:
+        self.calls_left -= 1
+        if self.calls_left == 0:
+            raise Interrupt
+        return super().encode_image(x)
+
+
+INTERRUPTED = settings(
+    steps=7, lr=0.1, noise="random", ema=0.5, keep_every=2, layers=replace(ADAPTIVE, train="low-rank", every=2)
+)
+
+
+@pytest.mark.parametrize("role", ["guide", "judge"])
+def test_interruption_within_a_step_keeps_the_last_finished_step(tmp_path: Path, role: str) -> None:
+    """Interrupt at every call of a CLIP model in turn: in the selection of layers, in a step and in a validation."""
+    whole = adapt(generator(), guide(), SHIFT, INTERRUPTED, judge=guide(7))
+    steps_saved = set()
+    for call in range(1, 1000):
+        path, seeds = tmp_path / f"{call}.safetensors", {"guide": 0, "judge": 7}
+        guides = {name: guide(seed) for name, seed in seeds.items()}
+        guides[role] = guide(seeds[role], InterruptingEncoder(seeds[role], call))
+        try:
+            adapt(generator(), guides["guide"], SHIFT, INTERRUPTED, autosave=path, judge=guides["judge"])
+            break
+        except Interrupt:
+            saved = path.exists()
+        if saved:
+            steps_saved.add(load_run(path, read_metadata(path)["identity"]).index)
+        resumed = adapt(generator(), guide(), SHIFT, INTERRUPTED, autosave=path, resume=True, judge=guide(7))
+        assert not changed(whole.generator.state_dict(), resumed.generator.state_dict()), call
+        assert resumed.history == whole.history, call
+    assert steps_saved == ({1, 2, 3, 4, 5, 6} if role == "guide" else {2, 4, 6, 7})
+
+
+def test_error_while_weights_are_updated_keeps_the_earlier_autosave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, path = settings(steps=6, autosave_every=2), tmp_path / "run.safetensors"
+    merge, calls = TrainedParameters.merge, []
+
+    def interrupted(parameters: TrainedParameters) -> None:
+        merge(parameters)
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(TrainedParameters, "merge", interrupted)
+        adapt(generator(), guide(), SHIFT, config, autosave=path)
+    assert load_run(path, read_metadata(path)["identity"]).index == 2
+    resumed = adapt(generator(), guide(), SHIFT, config, autosave=path, resume=True)
+    assert not changed(
+        adapt(generator(), guide(), SHIFT, config).generator.state_dict(), resumed.generator.state_dict()
+    )
+
+
+def test_failed_autosave_does_not_hide_the_interruption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(KeyboardInterrupt):
+        adapt(generator(), guide(), SHIFT, settings(), kill_at(1), tmp_path / "run.safetensors")
+    assert "No space left" in caplog.text and not list(tmp_path.iterdir())
+
+
+def test_interruption_before_the_first_step_writes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "run.safetensors"
+    with pytest.raises(Interrupt):
+        adapt(generator(), guide(0, InterruptingEncoder(0, 1)), SHIFT, settings(), autosave=path)
+    assert not path.exists()
+
+
+def test_stop_returns_the_steps_so_far_and_can_be_continued(tmp_path: Path) -> None:
+    config, path, answers = settings(steps=6, autosave_every=2), tmp_path / "run.safetensors", iter([False, True])
+    stopped = adapt(generator(), guide(), SHIFT, config, autosave=path, stop=lambda: next(answers))
+    assert len(stopped.history) == 2 and stopped.domain.provenance["stopped_after"] == 2
+    assert changed(generator().state_dict(), stopped.generator.state_dict())
+    whole = adapt(generator(), guide(), SHIFT, config)
+    continued = adapt(generator(), guide(), SHIFT, config, autosave=path, resume=True)
+    assert whole.history[:2] == stopped.history and "stopped_after" not in whole.domain.provenance
+    assert not changed(whole.generator.state_dict(), continued.generator.state_dict())
+
+
+def test_history_of_a_long_run_fits_into_the_autosave(tmp_path: Path) -> None:
+    path, record = tmp_path / "run.safetensors", {"index": 0, "loss": 0.1, "note": "x" * 1000}
+    saved = SavedRun(10_000, {}, {}, {}, torch.Generator().get_state(), (), [record] * 10_000)
+    save_run(path, saved, "0" * 16)  # 10 MB, more than the header may have
+    assert load_run(path, "0" * 16).history == saved.history
+
+
+def test_progress_is_read_for_the_own_run_only(tmp_path: Path) -> None:
+    path = tmp_path / "run.safetensors"
+    adapt(generator(), guide(), SHIFT, settings(), autosave=path)
+    fingerprint = read_metadata(path)["identity"]
+    assert saved_progress(path, fingerprint)["index"] == 4
+    assert saved_progress(path, "0" * 16) == saved_progress(tmp_path / "none.safetensors", fingerprint) == {}
+    path.write_bytes(path.read_bytes()[:-10])
+    assert saved_progress(path, fingerprint) == {}
 
 
 def test_resume_without_a_file_starts_at_step_zero(tmp_path: Path) -> None:
@@ -144,7 +260,7 @@ def test_interrupted_write_leaves_the_old_autosave(tmp_path: Path, monkeypatch: 
 
     def interrupted(source: Any, target: Any) -> None:
         calls.append(Path(source).stat().st_size)  # all of the new file is written, its name not yet given
-        if len(calls) == 2:
+        if len(calls) > 1:
             raise KeyboardInterrupt
         replaced(source, target)
 

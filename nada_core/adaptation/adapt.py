@@ -7,7 +7,8 @@ text direction in CLIP space, and so keeps what distinguishes it from other imag
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,16 @@ from ..models.clip import ClipGuide
 from ..models.domain import Domain
 from ..models.generator import Generator
 from ..runtime.allocator import keep_freed_memory
-from ..runtime.distributed import check_batch_size, rank, world_size
+from ..runtime.distributed import broadcast, check_batch_size, world_size
 from ..runtime.precision import check_precision, tf32
+from ..runtime.threads import cpu_threads
 from .batch import Batch, draw_batch
 from .config import AdaptConfig
 from .layer_selection import trained_names
 from .objective import Objective, StepResult
 from .provenance import RunInputs
-from .resume import check_autosave, load_run, save_run
+from .resume import Autosave, check_autosave
+from .threads import choose_threads
 from .train_state import TrainState
 from .validation import Validator, check_judge
 from .weight_regularizer import WeightRegularizer
@@ -82,6 +85,8 @@ def adapt(
     judge: ClipGuide | None = None,
     perceptual: Features | None = None,
     identity: FaceRecognizer | None = None,
+    stop: Callable[[], bool] | None = None,
+    threads: int | None = None,
 ) -> Adaptation:
     """Train a copy of `generator` along `shift`; the one given stays bit-identical.
 
@@ -92,10 +97,14 @@ def adapt(
         guides: one CLIP model, several, or (model, weight) pairs, on the generator's device.
         config: None takes the settings recommended by the generator's file, or the paper's.
         on_step: called after every step; an exception it raises ends the run.
-        autosave: a file rewritten every `config.autosave_every` steps and at the end, by rank 0.
+        autosave: a file rewritten by rank 0 every `config.autosave_every` steps, at the end, and after the last
+            finished step when an exception ends the run; a step that was interrupted is done again.
         resume: continue from `autosave` if it exists, to the weights of an uninterrupted run.
         judge: a held-out CLIP model, evaluated every `config.keep_every` steps; the best step's weights are returned.
         perceptual, identity: the networks of the `config.lpips` and `config.id` terms.
+        stop: asked after every step; True ends the run, which returns its result so far.
+        threads: CPU threads of the run, restored afterwards. 0 measures which number is quickest, before the first
+            step. A resumed run takes the number of its autosave, because rounding depends on it. None: the caller's.
 
     Raises:
         ValueError: for inputs that do not fit each other, and for broken weights; before the first step.
@@ -108,46 +117,63 @@ def adapt(
     config = config or generator.recommended_settings("adapt", AdaptConfig)
     inputs = RunInputs(generator, weighted_guides(guides), shift, config, judge, perceptual, identity)
     _check(inputs, autosave, resume)
-    with keep_freed_memory(generator.w_avg.device), tf32(config.precision == "tf32"):
-        student, state = _train(inputs, on_step, autosave, resume)
+    saver = None if autosave is None else Autosave(autosave, inputs.fingerprint(), config.autosave_every)
+    number = choose_threads(inputs, threads, saver)
+    with keep_freed_memory(generator.w_avg.device), tf32(config.precision == "tf32"), cpu_threads(number):
+        student, state = _train(inputs, on_step, saver, stop)
     reason = state.validation.explain(judge.name, config.patience) if judge else ""
-    provenance = {**inputs.describe(), **({"chosen_because": reason} if reason else {})}
+    stopped = 0 if state.is_finished else state.index
+    notes = {"chosen_because": reason, "threads": number, "stopped_after": stopped}
+    provenance = inputs.describe() | {name: value for name, value in notes.items() if value}
     return Adaptation(student, state.history, config, Domain.between(generator, student, provenance), reason)
 
 
 def _train(
-    inputs: RunInputs, on_step: Callable[[Step], None] | None, autosave: str | Path | None, resume: bool
+    inputs: RunInputs, on_step: Callable[[Step], None] | None, saver: Autosave | None, stop: Callable[[], bool] | None
 ) -> tuple[Generator, TrainState]:
     # Setup
     source, config = inputs.source, inputs.config
-    fingerprint = inputs.fingerprint() if autosave is not None else ""
     student = _trainable_copy(source, config)
     state = TrainState(config, source, student)
     objective, validator = _build_objective(inputs, student, state)
-    if autosave is not None and resume and Path(autosave).exists():
-        state.restore(load_run(autosave, fingerprint), student)
+    if saver is not None and (saved := saver.load()):
+        state.restore(saved, student)
 
-    while not state.is_finished:
-        # Select the layers to train
-        if config.layers.mode != "adaptive" or state.index % config.layers.every == 0:
-            state.select_layers(student, objective.targets)
-        # Forward both generators, backward, update
-        batch = draw_batch(source, config, state.rng, state.index)
-        result = _backward(objective, batch, state)
-        state.optimizer_step(result.loss)
-        state.record(result.loss, result.terms)
-        # Validate, save, report
-        if validator is not None and (state.index % config.keep_every == 0 or state.index == config.steps):
-            state.validate(validator, student)
-        if autosave is not None and rank() == 0 and (state.index % config.autosave_every == 0 or state.is_finished):
-            save_run(autosave, state.save(), fingerprint)
-        if on_step is not None:
-            on_step(_report(state, result, student))
+    with _saved_on_exception(saver, state):
+        state.validate_if_due(validator, student)
+        while not state.is_finished:
+            # Select the layers to train
+            if config.layers.mode != "adaptive" or state.index % config.layers.every == 0:
+                state.select_layers(student, objective.targets)
+            # Forward both generators, backward, update
+            batch = draw_batch(source, config, state.rng, state.index)
+            result = _backward(objective, batch, state)
+            state.optimizer_step(result.loss)
+            state.record(result.loss, result.terms)
+            # Validate, save, report
+            state.validate_if_due(validator, student)
+            if saver is not None and (state.index % saver.every == 0 or state.is_finished):
+                saver.save(state.save())
+            if on_step is not None:
+                on_step(_report(state, result, student))
+            if stop is not None and broadcast(stop()):
+                break
 
     # Result: the best validated weights, the average, or the latest
     state.finalize()
     student.recompute = 0
     return student, state
+
+
+@contextmanager
+def _saved_on_exception(saver: Autosave | None, state: TrainState) -> Iterator[None]:
+    """Save the state after the last finished step if an exception, such as KeyboardInterrupt, ends the run."""
+    try:
+        yield
+    except BaseException:
+        if saver is not None:
+            saver.save_interrupted(state.save())
+        raise
 
 
 def _check(inputs: RunInputs, autosave: str | Path | None, resume: bool) -> None:

@@ -6,6 +6,8 @@ Nothing is pickled. Optimizer moments are stored as `optimizer.<moment>.<paramet
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +18,10 @@ from torch import Tensor
 
 from ..io.checkpoint_file import read_checkpoint
 from ..io.errors import CheckpointError
-from ..io.metadata import read_object, write_safetensors
+from ..io.metadata import parse_json, read_metadata, read_object, write_safetensors
+from ..runtime.distributed import rank
+
+_log = logging.getLogger(__name__)
 
 
 def check_autosave(autosave: str | Path | None, resume: bool) -> None:
@@ -47,6 +52,7 @@ class SavedRun:
         rng: state of the random generator.
         layers: names of the selected layers.
         scaler: state of the gradient scaler, empty without fp16.
+        threads: CPU threads the steps ran with, 0 where it is not known.
     """
 
     index: int
@@ -58,6 +64,7 @@ class SavedRun:
     history: list[dict[str, Any]]
     best: dict[str, Tensor] = field(default_factory=dict)
     scaler: dict[str, float] = field(default_factory=dict)
+    threads: int = 0
 
 
 def save_run(path: str | Path, state: SavedRun, fingerprint: str) -> None:
@@ -68,7 +75,9 @@ def save_run(path: str | Path, state: SavedRun, fingerprint: str) -> None:
     tensors |= {f"best.{name}": tensor for name, tensor in state.best.items()}
     for name, moments in state.moments.items():
         tensors |= {f"optimizer.{moment}.{name}": tensor for moment, tensor in moments.items()}
-    progress = {"index": state.index, "chosen": state.layers, "history": state.history, "scaler": state.scaler}
+    # A header is limited to a few MiB, which the history of a long run would exceed.
+    tensors["history"] = torch.frombuffer(bytearray(json.dumps(state.history).encode()), dtype=torch.uint8)
+    progress = {"index": state.index, "chosen": state.layers, "scaler": state.scaler, "threads": state.threads}
     write_safetensors(path, tensors, {"kind": "nada_run", "identity": fingerprint, "run": progress})
 
 
@@ -95,25 +104,30 @@ def load_run(path: str | Path, fingerprint: str) -> SavedRun:
             moments.setdefault(parameter, {})[moment] = tensor
         elif role in groups:
             groups[role][name] = tensor
-    index, history, progress = read_progress(path, raw.hints)
+    index, history, progress = read_progress(path, raw.hints, raw.tensors)
     try:
         rng, layers, scaler = raw.tensors["rng"], tuple(progress["chosen"]), dict(progress.get("scaler", {}))
         torch.Generator().set_state(rng)
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        threads = int(progress.get("threads", 0))
+    except (KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise _damaged(path, error) from error
-    return SavedRun(index, groups["weights"], groups["average"], moments, rng, layers, history, groups["best"], scaler)
+    weights, average, best = groups["weights"], groups["average"], groups["best"]
+    return SavedRun(index, weights, average, moments, rng, layers, history, best, scaler, threads)
 
 
-def read_progress(path: str | Path, hints: Mapping[str, Any]) -> tuple[int, list[dict[str, Any]], dict[str, Any]]:
+def read_progress(
+    path: str | Path, hints: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> tuple[int, list[dict[str, Any]], dict[str, Any]]:
     """Return the steps done, the history and everything else that the metadata of an autosave says of the run.
 
     Raises:
-        CheckpointError: for damaged metadata.
+        CheckpointError: for damaged metadata or a damaged history.
     """
     try:
         progress = read_object(path, hints, "run")
-        history = [dict(step) for step in progress["history"]]
-        return int(progress["index"]), history, progress
+        # Version 0.1 stored the history in the metadata.
+        records = parse_json(bytes(tensors["history"].tolist())) if "history" in tensors else progress["history"]
+        return int(progress["index"]), [dict(step) for step in records], progress
     except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise _damaged(path, error) from error
 
@@ -122,3 +136,50 @@ def _damaged(path: str | Path, error: Exception) -> CheckpointError:
     return CheckpointError(
         f"{path} is a damaged autosave ({type(error).__name__}: {error}). Remove it and start again."
     )
+
+
+def saved_progress(path: str | Path, fingerprint: str) -> dict[str, Any]:
+    """Read how far an autosave is without its tensors: `index` (steps done) and `threads`.
+
+    Empty unless the file exists, is readable and belongs to the run with this fingerprint.
+    """
+    try:
+        hints = read_metadata(path)
+        progress = read_object(path, hints, "run")
+    except CheckpointError:
+        return {}
+    return progress if hints.get("kind") == "nada_run" and hints.get("identity") == fingerprint else {}
+
+
+class Autosave:
+    """The file of one run, rewritten by rank 0 of the processes."""
+
+    def __init__(self, path: str | Path, fingerprint: str, every: int) -> None:
+        self.path, self.fingerprint, self.every = Path(path), fingerprint, every
+        self.index = 0  # steps in the file; a file without steps would be of no use
+
+    def load(self) -> SavedRun | None:
+        """The state to continue from; None without a file. Raises CheckpointError as `load_run` does."""
+        if not self.path.exists():
+            return None
+        saved = load_run(self.path, self.fingerprint)
+        self.index = saved.index
+        return saved
+
+    def save(self, state: SavedRun | None) -> None:
+        """Write the state unless the file holds it already.
+
+        Args:
+            state: None when the weights were just being updated; the file then keeps its earlier state.
+        """
+        if state is None or state.index == self.index or rank() != 0:
+            return
+        save_run(self.path, state, self.fingerprint)
+        self.index = state.index
+
+    def save_interrupted(self, state: SavedRun | None) -> None:
+        """Write the state after the last finished step of a run that ends with an exception, which must not be lost."""
+        try:
+            self.save(state)
+        except OSError as error:
+            _log.warning("The last steps of the interrupted run were not saved to %s: %s", self.path, error)

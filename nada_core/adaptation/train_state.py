@@ -44,6 +44,8 @@ class TrainState:
         self.history: list[dict[str, Any]] = []
         self.validation = ValidationHistory()
         self.index = 0
+        self._boundary = self.rng.get_state(), self.layers  # as they were after the last finished step
+        self._is_updating = False
 
     def select_layers(self, student: Generator, targets: Sequence[ClipTarget]) -> None:
         """Select the layers the next steps train."""
@@ -70,6 +72,7 @@ class TrainState:
                 f"Step {self.index} has loss {loss} and a gradient of norm {norm}; lower the learning rate or the "
                 "weights of the loss terms."
             )
+        self._is_updating = True
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.parameters.merge()
@@ -82,14 +85,25 @@ class TrainState:
         layers, movement = self.layers.names, self.layers.movement
         self.history.append({"index": self.index, "loss": loss, "terms": terms, "layers": layers, "movement": movement})
         self.index += 1
+        self._boundary, self._is_updating = (self.rng.get_state(), self.layers), False
+
+    def validate_if_due(self, validator: Validator | None, student: Generator) -> None:
+        """Validate the last step if it is one that is validated and was not yet, as after an interruption."""
+        due = self.index % max(self.config.keep_every, 1) == 0 or self.index == self.config.steps
+        if validator is not None and self.history and due and "candidate" not in self.history[-1]:
+            self.validate(validator, student)
 
     def validate(self, validator: Validator, student: Generator) -> None:
         """Measure the weights that would be returned now, and keep them when they are the best so far."""
         latest = self.parameters.copy() if self.average else {}
-        self.parameters.load(self.average)
-        candidate = broadcast(validator.measure(student, self.index, self.batcher.size))
-        self.validation.add(candidate, self.parameters.copy("cpu"))
-        self.parameters.load(latest)
+        self._is_updating = True
+        try:
+            self.parameters.load(self.average)
+            candidate = broadcast(validator.measure(student, self.index, self.batcher.size))
+            self.validation.add(candidate, self.parameters.copy("cpu"))
+        finally:
+            self.parameters.load(latest)
+            self._is_updating = False
         self.history[-1]["candidate"] = asdict(candidate)
 
     @property
@@ -102,17 +116,21 @@ class TrainState:
         self.parameters.load(self.validation.best_values or self.average)
         self.parameters.zero_grad()
 
-    def save(self) -> SavedRun:
-        """The state as tensors and JSON-ready values."""
+    def save(self) -> SavedRun | None:
+        """The state after the last finished step, with live tensors; None while the weights are being updated."""
+        if self._is_updating:
+            return None
         values = self.parameters.values
         moments = {
             name: {key: value for key, value in self.optimizer.state.get(p, {}).items() if isinstance(value, Tensor)}
             for name, p in values.items()
         }
         weights = {name: value.detach() for name, value in values.items()}
-        rng, layers, best = self.rng.get_state(), self.layers.names, self.validation.best_values
-        scaler = self.scaler.state_dict()
-        return SavedRun(self.index, weights, self.average, moments, rng, layers, self.history, best, scaler)
+        rng, layers = self._boundary
+        best, scaler, threads = self.validation.best_values, self.scaler.state_dict(), torch.get_num_threads()
+        return SavedRun(
+            self.index, weights, self.average, moments, rng, layers.names, self.history, best, scaler, threads
+        )
 
     def restore(self, saved: SavedRun, student: Generator) -> None:
         """Continue from a saved state of the same run."""
@@ -131,6 +149,7 @@ class TrainState:
         self.validation = ValidationHistory.from_records(self.history, saved.best)
         known = {layer.name: layer for layer in student.layers()}
         self.layers = SelectedLayers(tuple(known[name] for name in saved.layers), self.history[-1]["movement"])
+        self._boundary = saved.rng, self.layers
 
 
 def _lr_factor(config: AdaptConfig, index: int) -> float:

@@ -16,7 +16,7 @@ from ..guidance.prompts import fill
 from ..guidance.reconstruction import psnr
 from ..guidance.shifts import TextShift
 from ..io.checkpoint_file import RawCheckpoint
-from ..io.metadata import read_metadata
+from ..io.metadata import read_metadata, read_object
 from ..models.clip import ClipGuide
 from ..models.generator import Generator
 from ..models.lpips import Perceptual
@@ -113,7 +113,7 @@ def about_clip(path: Path, raw: RawCheckpoint) -> str:
 
 
 def about_run(path: Path, raw: RawCheckpoint) -> str:
-    steps, history, _ = read_progress(path, raw.hints)
+    steps, history, _ = read_progress(path, raw.hints, raw.tensors)
     last = history[-1].get("loss") if history else None
     loss = f", loss {last:.4f}" if isinstance(last, float) else ""
     return (
@@ -134,8 +134,8 @@ def how_to_resume(autosave: Path) -> str:
     """What an interrupted run has saved, and how to continue it."""
     hints = read_metadata(autosave) if autosave.is_file() else {}
     if "run" not in hints:
-        return "Stopped before the first autosave; nothing was written."
-    steps, *_ = read_progress(autosave, hints)
+        return "Stopped before the end of the first step; nothing was written."
+    steps = read_object(autosave, hints, "run").get("index", 0)
     return f"Stopped. {steps} steps are saved in {autosave}; continue with the same command and --resume."
 
 

@@ -24,7 +24,7 @@ from .errors import CheckpointError, DamagedCheckpointError, UnsupportedCheckpoi
 _LARGEST_HEADER = 8 << 20  # bytes; every tensor of 50 bytes in the header takes about 1 KiB of memory
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str | bytes) -> Any:
     """Parse JSON. Raises ValueError for invalid JSON, lists nested too deeply included."""
     try:
         return json.loads(text)
