@@ -232,11 +232,13 @@ def serve(folder: Path, requests: TextIO, answers: TextIO) -> None:
 
 
 def load_all_plugins() -> None:
-    """Import what Pillow and numpy import on first use."""
+    """Import what Pillow, numpy and PyTorch import on first use."""
     import numpy.lib.format  # noqa: F401
+    import torch
     from PIL import Image, ImageCms, ImageOps  # noqa: F401
 
     Image.init()
+    repr(torch.zeros(1))
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def save_run(path: str | Path, state: SavedRun, fingerprint: str) -> None:
     tensors |= {f"best.{name}": tensor for name, tensor in state.best.items()}
     for name, moments in state.moments.items():
         tensors |= {f"optimizer.{moment}.{name}": tensor for moment, tensor in moments.items()}
-    # A header is limited to a few MiB, which the history of a long run would exceed.
+    # A header is limited to 4 MiB, which the history of a long run would exceed.
     tensors["history"] = torch.frombuffer(bytearray(json.dumps(state.history).encode()), dtype=torch.uint8)
     progress = {"index": state.index, "chosen": state.layers, "scaler": state.scaler, "threads": state.threads}
     write_safetensors(path, tensors, {"kind": "nada_run", "identity": fingerprint, "run": progress})
@@ -126,7 +126,8 @@ def read_progress(
     try:
         progress = read_object(path, hints, "run")
         # Version 0.1 stored the history in the metadata.
-        records = parse_json(bytes(tensors["history"].tolist())) if "history" in tensors else progress["history"]
+        history = tensors["history"].numpy().tobytes().decode() if "history" in tensors else None
+        records = progress["history"] if history is None else parse_json(history)
         return int(progress["index"]), [dict(step) for step in records], progress
     except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise _damaged(path, error) from error

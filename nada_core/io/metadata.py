@@ -19,13 +19,18 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from .errors import CheckpointError, DamagedCheckpointError, UnsupportedCheckpointError
+from .errors import CheckpointError, DamagedCheckpointError, UnsupportedCheckpointError, brief
 
-_LARGEST_HEADER = 8 << 20  # bytes; every tensor of 50 bytes in the header takes about 1 KiB of memory
+_LARGEST_HEADER = 4 << 20  # bytes; every tensor of 50 bytes in the header takes about 1 KiB of memory
+_MOST_CONTAINERS, _MOST_VALUES = 1_000_000, 4_000_000  # in a JSON text; an empty dict takes 72 bytes, from 3
 
 
-def parse_json(text: str | bytes) -> Any:
-    """Parse JSON. Raises ValueError for invalid JSON, lists nested too deeply included."""
+def parse_json(text: str) -> Any:
+    """Parse JSON. Raises ValueError for invalid JSON, deep nesting, and more values than any description has."""
+    if not isinstance(text, str):
+        raise ValueError(f"got {brief(text)}, expected JSON")
+    if text.count("[") + text.count("{") > _MOST_CONTAINERS or text.count(",") > _MOST_VALUES:
+        raise ValueError("JSON of too many values")
     try:
         return json.loads(text)
     except RecursionError as error:

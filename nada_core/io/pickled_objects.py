@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .errors import UnsupportedCheckpointError
+from .errors import UnsupportedCheckpointError, brief
 from .pickle_machine import Budget
 from .tensorflow_pickle import collect_network, is_network
 from .unpickler import Array, Record, Settings, Unpickler
@@ -69,8 +69,8 @@ class _Collector:
         elif isinstance(value, Mapping):
             for key, child in value.items():
                 # Optimizer states weigh more than the rest of a file and are not used.
-                if name or "optim" not in str(key):
-                    self.add(_join(name, str(key)), child)
+                if name or "optim" not in _join("", key):
+                    self.add(_join(name, key), child)
         else:
             self.hints[name] = self._tree(value)
 
@@ -125,5 +125,7 @@ class _Collector:
             raise ValueError("too many values in one file")
 
 
-def _join(name: str, key: str) -> str:
+def _join(name: str, part: object) -> str:
+    """A name with one more part; keys of a dict may be any objects, such as the tensors of old optimizer states."""
+    key = str(part) if isinstance(part, str | int | tuple) else brief(part)
     return f"{name}.{key}" if name and key else name or key

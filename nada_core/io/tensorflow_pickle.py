@@ -51,5 +51,5 @@ def _networks(path: str, record: Record, count: Callable[[str], None], depth: in
     if not isinstance(components, Mapping):
         raise ValueError(f"the components of a network are {brief(components)}, expected a dict")
     for key, component in components.items():
-        if isinstance(component, Record) and is_network(component):
+        if isinstance(key, str) and isinstance(component, Record) and is_network(component):
             yield from _networks(f"{path}{key}/", component, count, depth + 1)

@@ -244,6 +244,7 @@ def _allow_list(budget: Budget) -> dict[tuple[str, str], Any]:
     path = budget.path
 
     def text(value: object) -> str:
+        budget.read()
         result = _text(value)
         budget.copy(len(result))
         return result

@@ -172,8 +172,8 @@ SAFETENSORS = {
     "deep": safetensors(b'{"a":' + b"[" * 100_000),
     "metadata": safetensors({"__metadata__": {"a": {"b": "c"}}, "a": entry()}, bytes(16)),
     "no utf-8": safetensors(b'{"\xff\xfe":{}}'),
-    "header": safetensors({"__metadata__": {"a": "x" * (9 << 20)}, "a": entry()}, bytes(16)),
-    "tensors": safetensors({str(index): entry(shape=[0], data_offsets=[0, 0]) for index in range(200_000)}),
+    "header": safetensors({"__metadata__": {"a": "x" * (5 << 20)}, "a": entry()}, bytes(16)),
+    "tensors": safetensors({str(index): entry(shape=[0], data_offsets=[0, 0]) for index in range(70_000)}),
 }
 
 

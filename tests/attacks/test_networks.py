@@ -63,7 +63,21 @@ def test_spec_of_our_file_is_not_trusted(refused: Refused, changes: dict[str, An
     refused(described({"a": EMPTY}, spec=SPEC | changes, version=1))
 
 
-@pytest.mark.parametrize("spec", ["[" * 100_000, "1", "null", "[]", '{"family": 1e999}', "{", "NaN"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "[" * 100_000,
+        "1",
+        "null",
+        "[]",
+        '{"family": 1e999}',
+        "{",
+        "NaN",
+        json.dumps([{}] * 1_100_000),
+        "[9" + ",9" * 5_000_000,
+    ],
+    ids=len,
+)
 def test_spec_that_is_no_object_is_refused(refused: Refused, spec: str) -> None:
     refused(described({"a": EMPTY}, spec=spec, version=1))
 
@@ -87,6 +101,9 @@ def test_damaged_autosaves_are_not_described(refused: Refused, run: str) -> None
     for reader in ("autosave", "info"):
         refused(described({"rng": EMPTY}, kind="nada_run", identity="fingerprint", run=run), reader=reader)
     refused(save({"rng": EMPTY}, {"kind": "nada_run", "identity": "fingerprint"}), reader="info")
+    for history in (torch.zeros(50 << 20, dtype=torch.uint8), torch.full((9_000_000,), 44, dtype=torch.uint8), EMPTY):
+        tensors = {"rng": EMPTY, "history": history}
+        refused(described(tensors, kind="nada_run", identity="fingerprint", run='{"index": 1}'), reader="autosave")
 
 
 def test_names_that_claim_many_layers_build_none(refused: Refused) -> None:
