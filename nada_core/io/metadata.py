@@ -28,7 +28,7 @@ _MOST_CONTAINERS, _MOST_VALUES = 1_000_000, 4_000_000  # in a JSON text; an empt
 def parse_json(text: str) -> Any:
     """Parse JSON. Raises ValueError for invalid JSON, deep nesting, and more values than any description has."""
     if not isinstance(text, str):
-        raise ValueError(f"got {brief(text)}, expected JSON")
+        raise TypeError(f"got {brief(text)}, expected JSON")
     if text.count("[") + text.count("{") > _MOST_CONTAINERS or text.count(",") > _MOST_VALUES:
         raise ValueError("JSON of too many values")
     try:

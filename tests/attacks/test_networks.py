@@ -102,7 +102,7 @@ def test_damaged_autosaves_are_not_described(refused: Refused, run: str) -> None
         refused(described({"rng": EMPTY}, kind="nada_run", identity="fingerprint", run=run), reader=reader)
     refused(save({"rng": EMPTY}, {"kind": "nada_run", "identity": "fingerprint"}), reader="info")
     for history in (torch.zeros(50 << 20, dtype=torch.uint8), torch.full((9_000_000,), 44, dtype=torch.uint8), EMPTY):
-        tensors = {"rng": EMPTY, "history": history}
+        tensors = {"rng": EMPTY.clone(), "history": history.clone()}
         refused(described(tensors, kind="nada_run", identity="fingerprint", run='{"index": 1}'), reader="autosave")
 
 
