@@ -117,16 +117,19 @@ def load_image(path: str | os.PathLike[str]) -> Tensor:
     Raises:
         ValueError: for a missing file, one that Pillow cannot read, and a gray image of unknown range.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     if not os.path.isfile(path):
         raise ValueError(f"{path}: there is no image file. Check the path.")
     Image.init()
     try:
-        with Image.open(path, formats=[name for name in _FORMATS if name in Image.OPEN]) as image:
+        content = io.BytesIO(Path(path).read_bytes())  # its reads take no memory for what lies beyond the end
+        with Image.open(content, formats=[name for name in _FORMATS if name in Image.OPEN]) as image:
             if image.width * image.height > _MOST_PIXELS:
                 raise ValueError(f"got {image.width} x {image.height} pixels, expected at most {_MOST_PIXELS}")
             return from_pil(image)
+    except UnidentifiedImageError:
+        raise ValueError(f"{path} could not be read as an image. Expected PNG, JPEG or WebP.") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     except Exception as error:  # decoders raise any exception on invalid bytes
