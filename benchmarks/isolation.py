@@ -19,6 +19,7 @@ import os
 import resource
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -186,7 +187,7 @@ def open_all(reader: Reader, paths: Sequence[str], audit: _Audit) -> Iterator[di
 def _child(reader: Reader, paths: Sequence[str], audit: _Audit) -> Iterator[dict[str, Any]]:
     """Yield the results of a child process; the last is that of the file that ended it, if any."""
     source, target = os.pipe()
-    trace_path = Path(f"/tmp/nada-fuzz-{os.getpid()}.trace")
+    trace_path = Path(tempfile.gettempdir(), f"nada-fuzz-{os.getpid()}.trace")
     pid = os.fork()
     if pid == 0:
         os.close(source)

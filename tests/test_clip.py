@@ -233,6 +233,20 @@ def test_weights_of_another_architecture_are_refused(folder: Path, tmp_path: Pat
         load_guide(folder / "tiny.safetensors", architecture=tmp_path / "nada-test-other.json")
 
 
+def test_config_that_changes_after_loading_is_named(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """open_clip reads all configs again whenever one is added."""
+    monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIG_PATHS", list(open_clip.factory._MODEL_CONFIG_PATHS))
+    monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", dict(open_clip.factory._MODEL_CONFIGS))
+    for name in ("nada-test-first", "nada-test-second"):
+        (tmp_path / f"{name}.json").write_text(json.dumps(CONFIG))
+    load_guide(folder / "tiny.safetensors", architecture=tmp_path / "nada-test-first.json")
+    (tmp_path / "nada-test-first.json").write_text("{")
+    with pytest.raises(GuideError, match="loaded before has changed"):
+        load_guide(folder / "tiny.safetensors", architecture=tmp_path / "nada-test-second.json")
+
+
 def test_published_weights_need_torch_2_6(monkeypatch: pytest.MonkeyPatch) -> None:
     """open_clip reads them with torch.load, which could run code before."""
     monkeypatch.setattr(torch, "__version__", "2.5.1")

@@ -227,7 +227,10 @@ def _register(path: Path) -> str:
     if open_clip.get_model_config(path.stem) != config:  # the registry is global: add once
         if _is_listed(path.stem):
             raise GuideError(f"open_clip has a {path.stem} of its own; rename {path} and its weights.")
-        open_clip.add_model_config(path)
+        try:
+            open_clip.add_model_config(path)  # reads the configs that were added before, too
+        except (OSError, ValueError) as error:
+            raise GuideError(f"A model config that was loaded before has changed ({error}). Restart.") from error
     return path.stem
 
 
