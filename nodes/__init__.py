@@ -1,7 +1,7 @@
 """The list of nodes and the ComfyUI extension entry point."""
 
 from ._host import ComfyExtension, io
-from .adapt import AdaptGenerator, ChooseRecipe, PlotTraining
+from .adapt import AdaptGenerator, PlotTraining
 from .editing import EditByText, EditLatents, FindDirections
 from .encode import EncodeImage, LoadEncoder
 from .latents import Compare, InterpolateLatents, MixLatents, Render, SampleLatents
@@ -11,6 +11,7 @@ from .load import CombineGuides, LoadGenerator, LoadGuide, LoadLikeness
 from .photos import AlignFace, DrawPortrait, InvertImage, PivotalTuning
 from .save import ApplyDomain, LoadDomain, SaveDomain, SaveGenerator
 from .shift import CheckPrompts, MixShifts, ShiftFromImages, ShiftFromText
+from .training_options import TrainingOptions
 
 NODES: list[type[io.ComfyNode]] = [
     LoadGenerator,
@@ -45,7 +46,7 @@ NODES: list[type[io.ComfyNode]] = [
     LoadLatents,
     SaveDirections,
     LoadDirections,
-    ChooseRecipe,
+    TrainingOptions,
     MixShifts,
     CheckPrompts,
 ]

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from ..nada_core.io.images import to_pil
 from ._cancel import cancellable
+from ._words import in_node_words
 
 __all__ = [
     "DIRECTIONS",
@@ -193,9 +194,16 @@ def from_image(image: Tensor, channels: int = 3) -> Tensor:
 
 @contextmanager
 def normal_mode() -> Iterator[None]:
-    """Disable ComfyUI's inference mode: tensors created inside it can never require gradients."""
+    """Disable ComfyUI's inference mode: tensors created inside it can never require gradients.
+
+    Errors of the core become plain ValueErrors in the words of the nodes, because the page shows type and message.
+    """
     with torch.inference_mode(False), torch.enable_grad():
-        yield
+        try:
+            yield
+        except ValueError as error:
+            notes = getattr(error, "__notes__", [])  # the page shows none
+            raise ValueError(in_node_words(" ".join([str(error), *notes]))) from error
 
 
 @contextmanager

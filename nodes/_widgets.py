@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from ..nada_core.guidance.clip_losses import TERMS
@@ -15,6 +16,8 @@ from ..nada_core.runtime.config import Setting, describe
 from ._host import io
 
 T = TypeVar("T")
+
+AUTOMATIC, ON, OFF = "automatic", "on", "off"  # options of switches and choices that may keep their value
 
 
 def widgets(cls: type, names: Sequence[str], defaults: Any = None, advanced: Sequence[str] = ()) -> list[Any]:
@@ -46,11 +49,53 @@ def settings(cls: type[T], names: Sequence[str], values: Mapping[str, Any], **mo
     return cls(**fields, **more)
 
 
+def changes_inputs(cls: type, names: Sequence[str], prefix: str = "") -> list[Any]:
+    """Return one input for each name, as `widgets` does, whose default keeps the value it would replace.
+
+    The default is -1 for numbers, and "automatic" for choices and switches. prefix: for the ids of the inputs.
+    """
+    items = {item.name: item for item in describe(cls)}
+    return [_change_input(items[name.partition(".")[0]], name.partition(".")[2], prefix) for name in names]
+
+
+def changes(cls: type, names: Sequence[str], values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the fields that the widgets of `changes_inputs` change; weights of terms as a dict.
+
+    Raises:
+        ValueError: If a number lies between -1 and the lowest value.
+    """
+    items = {item.name: item for item in describe(cls)}
+    result: dict[str, Any] = {}
+    for name in names:
+        first, _, key = name.partition(".")
+        item, widget = items[first], prefix + (_term(key) if key else first)
+        value = values[widget]
+        if value in (-1, AUTOMATIC):
+            continue
+        if item.low is not None and value < item.low:
+            raise ValueError(f"Got {widget} {value}, expected{item.limits.removeprefix(' of')}, or -1 for automatic.")
+        if key:
+            result.setdefault(first, {})[key] = value
+        else:
+            result[first] = value == ON if item.kind is bool else value
+    return result
+
+
+def _change_input(item: Setting, key: str, prefix: str) -> Any:
+    name = prefix + (_term(key) if key else item.name)
+    if item.kind is bool or (item.choices and item.kind is str):
+        options = [AUTOMATIC, *((ON, OFF) if item.kind is bool else item.choices or ())]
+        return io.Combo.Input(name, options=options, default=AUTOMATIC, tooltip=f"{_sentence(item)}.")
+    shared = {"tooltip": f"{_meaning(key) if key else _sentence(item)}. -1: automatic."}
+    if item.kind is int:
+        return io.Int.Input(name, default=-1, min=-1, max=_whole(item.high, 2**31 - 1), step=1, **shared)
+    return _float(name, replace(item, low=-1.0), -1.0, shared)
+
+
 def _input(item: Setting, key: str, default: Any, advanced: bool | None) -> Any:
     shared = {"tooltip": _tooltip(item), "advanced": advanced}
     if key:
-        meaning = " ".join((inspect.getdoc(TERMS[key]) or "").partition(";")[0].split())
-        shared["tooltip"] = f"Weight of the {key} loss: {meaning}."
+        shared["tooltip"] = f"{_meaning(key)}."
         return _float(_term(key), item, default.get(key, 0.0), shared)
     if item.kind is int:
         low = -1 if item.optional else item.low  # a number widget has no None
@@ -78,7 +123,9 @@ def _float(name: str, item: Setting, default: float, shared: dict[str, Any]) -> 
     step = item.step
     assert step, f"{item.name} needs a step, or the frontend would round it to halves"
     # The frontend rounds typed values: a hundredth of a step keeps the precision that matters, and stays readable.
-    return io.Float.Input(name, default=default, min=item.low, max=item.high, step=step, round=step / 100, **shared)
+    return io.Float.Input(
+        name, default=default, min=item.low, max=item.high, step=step, round=min(step / 100, 1.0), **shared
+    )
 
 
 def _whole(limit: float | None, otherwise: int) -> int:
@@ -96,9 +143,18 @@ def _value(item: Setting, value: Any) -> Any:
 
 
 def _tooltip(item: Setting) -> str:
-    """The help as a sentence, with the limits, which the frontend does not show."""
+    return f"{_sentence(item)}.{' -1: none.' if item.optional else ''}"
+
+
+def _sentence(item: Setting) -> str:
+    """The help with the limits, which the frontend does not show."""
     limits = f" ({item.limits.strip()})" if item.limits else ""
-    return f"{item.help[0].upper()}{item.help[1:]}{limits}.{' -1: none.' if item.optional else ''}"
+    return f"{item.help[0].upper()}{item.help[1:]}{limits}"
+
+
+def _meaning(term: str) -> str:
+    meaning = " ".join((inspect.getdoc(TERMS[term]) or "").partition(";")[0].split())
+    return f"Weight of the {term} loss: {meaning}"
 
 
 def seed_input(tooltip: str, redraw: bool = False) -> Any:

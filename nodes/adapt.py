@@ -1,4 +1,4 @@
-"""Training nodes: StyleGAN-NADA (arXiv:2108.00946), recipes and the training plot."""
+"""Training nodes: StyleGAN-NADA (arXiv:2108.00946) and the training plot."""
 
 from __future__ import annotations
 
@@ -8,60 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..nada_core import (
-    Adaptation,
-    AdaptConfig,
-    Generator,
-    LayerChoice,
-    Step,
-    adapt,
-    grid,
-    plot_heat,
-    plot_lines,
-    render,
-    sample,
-)
-from ..nada_core.adaptation.recipes import RECIPES, Recipe
+from ..nada_core import Adaptation, Generator, Step, adapt, grid, plot_heat, plot_lines, render, sample
 from ._host import for_training, io, normal_mode, to_image, watch
-from ._types import ROOT, DomainType, GeneratorType, GuideType, LayersType, LikenessType, RecipeType, ShiftType
-from ._widgets import settings, widgets
+from ._types import ROOT, DomainType, GeneratorType, GuideType, LayersType, LikenessType, OptionsType, ShiftType
+from ._widgets import seed_input
+from .training_options import settings_input, training_config
 
-#: Widgets of Adapt Generator. Workflows store values by position: append only.
-CONFIG = (
-    "steps",
-    "batch",
-    "lr",
-    "seed",
-    "terms.direction",
-    "terms.global",
-    "terms.angle",
-    "views",
-    "psi",
-    "noise",
-    "schedule",
-    "label",
-    "warmup",
-    "beta1",
-    "beta2",
-    "grad_clip",
-    "ema",
-    "chunk",
-    "terms.relation",
-    "terms.mean_offset",
-    "terms.covariance",
-    "mirror",
-    "patches",
-    "weight_reg",
-    "fisher_samples",
-    "lpips",
-    "id",
-    "keep_every",
-    "patience",
-    "precision",
-    "checkpointing",
-    "pool",
-)
-RARE = CONFIG[11:]
 SHOWN = 4  # latents in the live preview
 
 
@@ -74,8 +26,8 @@ class AdaptGenerator(io.ComfyNode):
             category=f"{ROOT}/train",
             description="Fine-tunes a copy of the generator with StyleGAN-NADA: the CLIP guide supplies the "
             "loss, and no images of the target domain are needed. The preview shows the same "
-            "latents before (top) and after (bottom) training so far. The default settings suit "
-            "published generators; the workflow templates use the settings for the built-in one.",
+            "latents before (top) and after (bottom) training so far. By default, the settings are those "
+            "that the generator's file recommends.",
             search_aliases=["stylegan-nada", "train", "fine-tune", "text to domain", "domain adaptation", "nada"],
             inputs=[
                 GeneratorType.Input("generator", tooltip="The generator to start from. It is not modified."),
@@ -84,23 +36,22 @@ class AdaptGenerator(io.ComfyNode):
                 LayersType.Input(
                     "layers",
                     optional=True,
-                    tooltip="The layers to train, from Choose Layers. Not connected: all layers.",
+                    tooltip="The layers to train, from Choose Layers. Not connected: automatic.",
                 ),
-                *widgets(AdaptConfig, CONFIG, advanced=RARE),
+                settings_input(),
+                seed_input("Random seed of the training. It stays fixed after a run."),
                 GuideType.Input(
                     "judge",
                     optional=True,
                     tooltip="A held-out CLIP guide that is not one of the training guides. It scores the "
-                    "generator every keep_every steps; the node returns the state with the best score.",
-                ),
-                RecipeType.Input(
-                    "recipe",
-                    optional=True,
-                    tooltip="From Choose Recipe. It multiplies steps and lr, replaces the loss weights, and may "
-                    "set other settings and layers.",
+                    "generator about 12 times, or as Training Options say; the node returns the state with the best "
+                    "score.",
                 ),
                 LikenessType.Input(
                     "likeness", optional=True, tooltip="From Load Likeness: the networks for the lpips and id losses."
+                ),
+                OptionsType.Input(
+                    "options", optional=True, tooltip="From Training Options: less frequently used settings."
                 ),
             ],
             outputs=[
@@ -134,14 +85,14 @@ class AdaptGenerator(io.ComfyNode):
         generator: Any,
         guide: tuple,
         shift: Any,
-        layers: Any = None,
+        settings: dict[str, Any],
+        seed: int,
+        layers: dict[str, Any] | None = None,
         judge: tuple = ((None, 1.0),),
-        recipe: Recipe | None = None,
         likeness: tuple = (None, None),
-        **values: Any,
+        options: dict[str, Any] | None = None,
     ) -> Any:
-        config = settings(AdaptConfig, CONFIG, values, layers=layers or LayerChoice())
-        config = recipe.config(config) if recipe else config
+        config = training_config(generator, settings, seed, layers, options, judged=_single(judge) is not None)
         with for_training(generator, guide, _single(judge), *likeness) as (
             source,
             guides,
@@ -185,34 +136,6 @@ def _training(result: Adaptation) -> dict[str, Any]:
         curves |= {term: [step["terms"][term] for step in history] for term in result.config.terms}
     names = [layer.name for layer in result.generator.layers()]
     return {**curves, "layers": {name: [float(name in step["layers"]) for step in history] for name in names}}
-
-
-class ChooseRecipe(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> Any:
-        options = "; ".join(f"{name}: {recipe.about}" for name, recipe in RECIPES.items())
-        return io.Schema(
-            node_id="StyleGANNADA_ChooseRecipe",
-            display_name="Choose Recipe",
-            category=f"{ROOT}/train",
-            description="Preset training settings by kind of target. They combine published advice and have "
-            "not been measured on published generators. A recipe multiplies the steps and the "
-            "learning rate of Adapt Generator.",
-            search_aliases=["preset", "settings", "style", "creature", "character"],
-            inputs=[
-                io.Combo.Input("recipe", options=list(RECIPES), default=next(iter(RECIPES)), tooltip=f"{options}.")
-            ],
-            outputs=[
-                RecipeType.Output("recipe", display_name="recipe", tooltip="For Adapt Generator."),
-                io.String.Output("advice", display_name="advice", tooltip="Example phrases and what to watch for."),
-            ],
-        )
-
-    @classmethod
-    def execute(cls, recipe: str) -> Any:
-        chosen = RECIPES[recipe]
-        words = f"{chosen.source} to {', '.join(chosen.targets) or 'style images'}"
-        return io.NodeOutput(chosen, f"{words}\n{chosen.advice}\nGuides: {', '.join(chosen.guides)}")
 
 
 class PlotTraining(io.ComfyNode):

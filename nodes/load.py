@@ -22,6 +22,8 @@ PUBLISHED = (
     "ViT-B-16:laion2b_s34b_b88k",
     "ViT-L-14:datacomp_xl_s13b_b90k",
 )
+OWN_FILE = "own file"
+_NONE = "(no CLIP model found)"
 ARCHITECTURES = (
     "ViT-B-32-quickgelu",
     "ViT-B-16-quickgelu",
@@ -96,20 +98,14 @@ class LoadGuide(io.ComfyNode):
             "generator.",
             search_aliases=["clip", "open_clip", "load clip", "guide", "vit-b-32", "nada"],
             inputs=[
-                io.Combo.Input(
+                io.DynamicCombo.Input(
                     "guide",
-                    options=[*built_in, *PUBLISHED, *files(GUIDES)],
-                    default=built_in[0],
+                    options=[
+                        *(io.DynamicCombo.Option(name, []) for name in (*built_in, *PUBLISHED)),
+                        io.DynamicCombo.Option(OWN_FILE, _own_file_inputs()),
+                    ],
                     tooltip="A built-in guide; published weights as ARCHITECTURE:TAG, which open_clip downloads "
-                    "on first use; or a file in models/stylegan_nada/guides.",
-                ),
-                io.Combo.Input(
-                    "architecture",
-                    options=list(ARCHITECTURES),
-                    default=ARCHITECTURES[0],
-                    tooltip="Architecture of a file in models/stylegan_nada/guides. OpenAI weights need a "
-                    "-quickgelu architecture. An open_clip config (.json) with the same file name takes "
-                    "precedence.",
+                    "on first use; or own file: a file in models/stylegan_nada/guides.",
                 ),
                 io.Boolean.Input(
                     "antialias",
@@ -123,24 +119,39 @@ class LoadGuide(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, guide: str | None) -> bool | str:
-        return missing(GUIDES, guide, (*built_in_guides(), *PUBLISHED)) or True
-
-    @classmethod
-    def fingerprint_inputs(cls, guide: str, **_: Any) -> Any:
-        return file_stamp(GUIDES, guide)
+    def fingerprint_inputs(cls, guide: dict[str, Any] | None = None, **_: Any) -> Any:
+        return file_stamp(GUIDES, guide["file"]) if guide and "file" in guide else guide
 
     @classmethod
     @normal_mode()
-    def execute(cls, guide: str, architecture: str, antialias: bool = True) -> Any:
-        if guide in built_in_guides() or guide in PUBLISHED:
-            loaded = load_guide(guide, antialias=antialias)
-        else:
-            path = find(GUIDES, guide)
+    def execute(cls, antialias: bool = True, guide: dict[str, Any] | None = None) -> Any:
+        if guide is None:  # ComfyUI drops a value that is no option
+            raise ValueError("The guide of this workflow is not known here; choose another one.")
+        if guide["guide"] == OWN_FILE:
+            path = find(GUIDES, guide["file"])
             config = path.with_suffix(".json")
-            loaded = load_guide(path, config if config.is_file() else architecture, antialias=antialias)
+            loaded = load_guide(path, config if config.is_file() else guide["architecture"], antialias=antialias)
+        else:
+            loaded = load_guide(guide["guide"], antialias=antialias)
         loaded.fingerprint  # noqa: B018  computed once here and cached, because it hashes all weights
         return io.NodeOutput(((loaded, 1.0),))
+
+
+def _own_file_inputs() -> list[Any]:
+    return [
+        io.Combo.Input(
+            "file",
+            options=files(GUIDES) or [_NONE],
+            tooltip="A file in models/stylegan_nada/guides. Press R to refresh the list.",
+        ),
+        io.Combo.Input(
+            "architecture",
+            options=list(ARCHITECTURES),
+            default=ARCHITECTURES[0],
+            tooltip="Architecture of the file. OpenAI weights need a -quickgelu architecture. An open_clip config "
+            "(.json) with the same file name takes precedence.",
+        ),
+    ]
 
 
 class CombineGuides(io.ComfyNode):

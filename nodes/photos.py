@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,14 +15,15 @@ from ..nada_core.cli import report as texts
 from ..nada_core.io.images import square
 from ._host import for_training, from_image, io, normal_mode, to_image, watch
 from ._types import ROOT, DomainType, GeneratorType, LatentsType, LikenessType
-from ._widgets import seed_input, settings, widgets
+from ._widgets import AUTOMATIC, changes, changes_inputs, seed_input
+
+T = TypeVar("T")
 
 #: Widgets of Invert Photo and Pivotal Tuning. Workflows store values by position: append only.
 INVERT = (
     "space",
     "steps",
     "lr",
-    "seed",
     "mse",
     "lpips",
     "id",
@@ -41,7 +43,6 @@ INVERT = (
 TUNE = (
     "steps",
     "lr",
-    "seed",
     "mse",
     "lpips",
     "id",
@@ -61,7 +62,7 @@ CUTS: dict[str, Callable[..., Tensor]] = {
     "the middle": lambda photo, size, *_: square(photo, size),
 }
 _CHANNELS = 4  # transparent images are composited on white
-_LIKENESS = "From Load Likeness: the networks for the lpips and id losses. Not connected: set both weights to 0."
+_LIKENESS = "From Load Likeness: the networks for the lpips and id losses. Not connected: these losses are not used."
 
 
 class AlignFace(io.ComfyNode):
@@ -164,7 +165,8 @@ class InvertImage(io.ComfyNode):
                     tooltip="Initial latents, one per image, for example from Encode Image. w+ starts from all "
                     "rows; other spaces start from the mean of the rows. Not connected: the mean of w.",
                 ),
-                *widgets(InvertConfig, INVERT, advanced=INVERT[10:]),
+                _settings_input(InvertConfig, INVERT),
+                seed_input("Random seed. It stays fixed after a run."),
             ],
             outputs=[
                 LatentsType.Output("latents", display_name="latents", tooltip="The best latents found, one per image."),
@@ -176,9 +178,16 @@ class InvertImage(io.ComfyNode):
     @classmethod
     @normal_mode()
     def execute(
-        cls, generator: Any, image: Tensor, likeness: tuple = (None, None), start: Latents | None = None, **values: Any
+        cls,
+        generator: Any,
+        image: Tensor,
+        settings: dict[str, Any],
+        seed: int,
+        likeness: tuple = (None, None),
+        start: Latents | None = None,
     ) -> Any:
-        config, targets = settings(InvertConfig, INVERT, values), from_image(image, _CHANNELS)
+        config = _config(generator, "invert", InvertConfig, INVERT, settings, seed, likeness)
+        targets = from_image(image, _CHANNELS)
         tick = watch(len(targets) * config.steps)
         with for_training(generator, (), *likeness) as (source, _, *networks):
             result = invert(source, targets, config, *networks, start=start, on_step=_watched(tick, "done"))
@@ -204,7 +213,8 @@ class PivotalTuning(io.ComfyNode):
                 io.Image.Input("image", tooltip="The images that were inverted."),
                 LatentsType.Input("latents", tooltip="Their latents, from Invert Photo or Encode Image."),
                 LikenessType.Input("likeness", optional=True, tooltip=_LIKENESS),
-                *widgets(TuneConfig, TUNE, advanced=TUNE[10:]),
+                _settings_input(TuneConfig, TUNE),
+                seed_input("Random seed. It stays fixed after a run."),
             ],
             outputs=[
                 GeneratorType.Output("generator", display_name="tuned", tooltip="The tuned generator."),
@@ -221,9 +231,15 @@ class PivotalTuning(io.ComfyNode):
     @classmethod
     @normal_mode()
     def execute(
-        cls, generator: Any, image: Tensor, latents: Latents, likeness: tuple = (None, None), **values: Any
+        cls,
+        generator: Any,
+        image: Tensor,
+        latents: Latents,
+        settings: dict[str, Any],
+        seed: int,
+        likeness: tuple = (None, None),
     ) -> Any:
-        config = settings(TuneConfig, TUNE, values)
+        config = _config(generator, "tune", TuneConfig, TUNE, settings, seed, likeness)
         tick = watch(config.steps)
         with for_training(generator, (), *likeness) as (source, _, *networks):
             result = tune(
@@ -232,6 +248,33 @@ class PivotalTuning(io.ComfyNode):
             report = texts.closeness(result.images, result.targets, networks[0])
             tuned = result.generator.cpu()
         return io.NodeOutput(tuned, result.domain, to_image(result.images), report)
+
+
+def _settings_input(cls: type, names: Sequence[str]) -> Any:
+    return io.DynamicCombo.Input(
+        "settings",
+        options=[
+            io.DynamicCombo.Option(AUTOMATIC, changes_inputs(cls, ("steps",))),
+            io.DynamicCombo.Option("by hand", changes_inputs(cls, names)),
+        ],
+        tooltip="automatic: the settings recommended by the generator's file, or those for published generators. "
+        "by hand: change any of them.",
+    )
+
+
+def _config(
+    generator: Any,
+    section: str,
+    cls: type[T],
+    names: Sequence[str],
+    values: Mapping[str, Any],
+    seed: int,
+    likeness: tuple,
+) -> T:
+    """Return the generator's own settings with the user's changes; without a network its loss is not used."""
+    unused = {name: 0.0 for name, network in zip(("lpips", "id"), likeness, strict=True) if network is None}
+    own = changes(cls, names if values["settings"] != AUTOMATIC else ("steps",), values)
+    return replace(generator.recommended_settings(section, cls), **{**unused, **own}, seed=seed)
 
 
 def _watched(tick: Callable[..., None], count: str) -> Callable[[Any], None]:

@@ -56,6 +56,16 @@ class ShiftFromText(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, source: str | None, target: str | None) -> bool | str:
+        for name, text in (("source", source), ("target", target)):
+            if text is not None and not text.strip():  # None: from another node
+                return f"Got {text!r} as {name}, expected one or more words, such as photo or zombie."
+        if source and target and source.lower().split() == target.lower().split():
+            return f"Got {source!r} and {target!r}, expected a target that differs from the source."
+        return True
+
+    @classmethod
+    @normal_mode()
     def execute(cls, source: str, target: str, wording: str = "templates") -> Any:
         return io.NodeOutput(TextShift(source, target, TEMPLATE_SETS[wording]))
 

@@ -15,18 +15,27 @@ from tiny import rng
 
 NEWEST, OLDEST = "0.33.0", "0.20.1"
 PREFIX = "StyleGANNADA_"
-WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+DYNAMIC = "COMFY_DYNAMICCOMBO_V3"
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", DYNAMIC)
 
-#: Node -> category, inputs in their order, outputs.
+#: Node -> category, inputs in their order, outputs. "a=b: c d": with the option b, the dynamic combo a has inputs c, d.
 CONTRACT = {
     "LoadGenerator": ("load", ["file"], [("generator", "NADA_GENERATOR"), ("layers", "STRING")]),
-    "LoadGuide": ("load", ["guide", "architecture", "antialias"], [("guide", "NADA_GUIDE")]),
+    "LoadGuide": ("load", ["guide", "guide=own file: file architecture", "antialias"], [("guide", "NADA_GUIDE")]),
     "CombineGuides": ("load", ["first", "second", "first_weight", "second_weight"], [("guide", "NADA_GUIDE")]),
     "ShiftFromText": ("direction", ["source", "target", "wording"], [("shift", "NADA_SHIFT")]),
     "ShiftFromImages": ("direction", ["images"], [("shift", "NADA_SHIFT")]),
     "ChooseLayers": (
         "train",
-        ["mode", "count", "names", "steps", "batch", "chunk", "every", "rate", "rgb", "noise", "train", "rank"],
+        [
+            "mode",
+            "mode=adaptive: count",
+            "mode=adaptive in detail: count every measure_steps measure_batch measure_chunk measure_rate",
+            "mode=named: names",
+            "train",
+            "train=low-rank: rank",
+            "extra",
+        ],
         [("layers", "NADA_LAYERS")],
     ),
     "InspectLayers": (
@@ -41,41 +50,14 @@ CONTRACT = {
             "guide",
             "shift",
             "layers",
-            "steps",
-            "batch",
-            "lr",
+            "settings",
+            "settings=automatic: steps",
+            "settings=kind of target: kind steps",
+            "settings=by hand: steps batch lr direction_loss global_loss angle_loss",
             "seed",
-            "direction_loss",
-            "global_loss",
-            "angle_loss",
-            "views",
-            "psi",
-            "noise",
-            "schedule",
-            "label",
-            "warmup",
-            "beta1",
-            "beta2",
-            "grad_clip",
-            "ema",
-            "chunk",
-            "relation_loss",
-            "mean_offset_loss",
-            "covariance_loss",
-            "mirror",
-            "patches",
-            "weight_reg",
-            "fisher_samples",
-            "lpips",
-            "id",
-            "keep_every",
-            "patience",
-            "precision",
-            "checkpointing",
-            "pool",
             "judge",
-            "recipe",
             "likeness",
+            "options",
         ],
         [
             ("generator", "NADA_GENERATOR"),
@@ -112,25 +94,11 @@ CONTRACT = {
             "image",
             "likeness",
             "start",
-            "space",
-            "steps",
-            "lr",
+            "settings",
+            "settings=automatic: steps",
+            "settings=by hand: space steps lr mse lpips id optimize_noise stop_psnr batch coarse delta w_steps_share "
+            "lr_rampup lr_rampdown initial_noise_factor noise_ramp_length noise_reg patience",
             "seed",
-            "mse",
-            "lpips",
-            "id",
-            "optimize_noise",
-            "stop_psnr",
-            "batch",
-            "coarse",
-            "delta",
-            "w_steps_share",
-            "lr_rampup",
-            "lr_rampdown",
-            "initial_noise_factor",
-            "noise_ramp_length",
-            "noise_reg",
-            "patience",
         ],
         [("latents", "NADA_LATENTS"), ("inverted", "IMAGE"), ("report", "STRING")],
     ),
@@ -141,20 +109,11 @@ CONTRACT = {
             "image",
             "latents",
             "likeness",
-            "steps",
-            "lr",
-            "seed",
-            "mse",
-            "lpips",
-            "id",
-            "locality",
-            "stop_psnr",
-            "stop_lpips",
-            "batch",
-            "lr_rampdown",
-            "distance",
-            "psi",
+            "settings",
+            "settings=automatic: steps",
+            "settings=by hand: steps lr mse lpips id locality stop_psnr stop_lpips batch lr_rampdown distance psi "
             "num_neighbours",
+            "seed",
         ],
         [("generator", "NADA_GENERATOR"), ("domain", "NADA_DOMAIN"), ("drawn", "IMAGE"), ("report", "STRING")],
     ),
@@ -198,14 +157,26 @@ CONTRACT = {
     "SaveLatents": ("save", ["latents", "filename_prefix"], [("path", "STRING")]),
     "LoadLatents": ("load", ["generator", "file"], [("latents", "NADA_LATENTS")]),
     "SaveDirections": ("save", ["directions", "filename_prefix"], [("path", "STRING")]),
-    "ChooseRecipe": ("train", ["recipe"], [("recipe", "NADA_RECIPE"), ("advice", "STRING")]),
+    "TrainingOptions": (
+        "train",
+        [
+            "subject",
+            "subject=images: views patches mirror psi noise label",
+            "subject=similarity: relation_loss mean_offset_loss covariance_loss lpips id weight_reg fisher_samples",
+            "subject=optimizer: schedule warmup beta1 beta2 grad_clip ema",
+            "subject=judge: keep_every patience",
+            "subject=memory: chunk precision checkpointing pool",
+            "options",
+        ],
+        [("changed", "NADA_OPTIONS")],
+    ),
     "MixShifts": ("direction", ["first", "second", "share"], [("shift", "NADA_SHIFT")]),
     "CheckPrompts": ("direction", ["guide", "shift"], [("doubts", "STRING")]),
     "LoadDirections": ("load", ["generator", "file"], [("directions", "NADA_DIRECTIONS"), ("names", "STRING")]),
 }
 
 #: A training that takes a fraction of a second.
-QUICK = {"steps": 2, "batch": 1, "warmup": 0}
+QUICK = {"steps": 2, "batch": 1, "angle_loss": 0.0}
 
 
 class World:
@@ -231,31 +202,64 @@ class World:
         return self.executor.classes[PREFIX + name]
 
     def widgets(self, name: str) -> dict[str, tuple[str, dict[str, Any]]]:
-        """The widgets of a node in their order, as (type, options)."""
-        sections = self.executor.object_info([PREFIX + name])[PREFIX + name]["input"]
-        inputs = {**sections.get("required", {}), **sections.get("optional", {})}
-        return {key: tuple(inputs[key]) for key in CONTRACT[name][1] if inputs[key][0] in WIDGETS}
+        """The widgets of a node in their order, as (type, options), with those of all options: `settings.steps`."""
+        result: dict[str, tuple[str, dict[str, Any]]] = {}
+        for key, (kind, options) in self._inputs(name).items():
+            if kind in WIDGETS:
+                result[key] = (kind, options)
+            for option in options["options"] if kind == DYNAMIC else ():
+                result |= {f"{key}.{one}": tuple(spec) for one, spec in _inputs_of(option["inputs"]).items()}
+        return result
+
+    def _inputs(self, name: str) -> dict[str, tuple[str, dict[str, Any]]]:
+        inputs = _inputs_of(self.executor.object_info([PREFIX + name])[PREFIX + name]["input"])
+        order = [one for one in CONTRACT[name][1] if "=" not in one]
+        return {key: tuple(inputs[key]) for key in order}
+
+    def arranged(self, name: str, **values: Any) -> dict[str, Any]:
+        """The values of all widgets: the given ones, and defaults.
+
+        A value without a prefix belongs to the dynamic combo that has it. If that combo has no value, its first option
+        with all of these inputs is chosen.
+        """
+        result = dict(values)
+        for key, (kind, options) in self._inputs(name).items():
+            if kind == DYNAMIC:
+                own = {one["key"]: _inputs_of(one["inputs"]) for one in options["options"]}
+                asked = {one for inputs in own.values() for one in inputs if one in values}
+                key_of = (one for one, inputs in own.items() if asked <= inputs.keys())
+                result.setdefault(key, next(key_of, None))
+                for one, (_, about) in own.get(result[key], {}).items():
+                    result.setdefault(f"{key}.{one}", result.pop(one, _default(about)))
+            elif kind in WIDGETS:
+                result.setdefault(key, _default(options))
+        return result
 
     def defaults(self, name: str) -> dict[str, Any]:
         """The widget values of a new node on the page."""
-        return {
-            key: options.get("default", (options.get("options") or [None])[0])
-            for key, (_, options) in self.widgets(name).items()
-        }
+        return self.arranged(name)
 
     def call(self, name: str, **values: Any) -> tuple[Any, ...]:
         """Run one node and return its outputs; other widgets have their defaults."""
-        return self.executor.call(self.node(name), **{**self.defaults(name), **values}).values
+        return self.executor.call(self.node(name), **self.arranged(name, **values)).values
+
+    def options(self, **values: Any) -> Any:
+        """The output of Training Options nodes, one for each subject of these values; None without values."""
+        options: dict[str, Any] = {}
+        for one in self._inputs("TrainingOptions")["subject"][1]["options"]:
+            if own := {key: value for key, value in values.items() if key in _inputs_of(one["inputs"])}:
+                (options["options"],) = self.call("TrainingOptions", subject=one["key"], **own, **options)
+        return options
 
     def prompt(self, **nodes: tuple[str, dict[str, Any]]) -> dict[str, Any]:
         """Build a prompt in API format from name=(node, inputs); the link "other.1" is output 1 of `other`."""
         prompt: dict[str, Any] = {}
         for key, (name, inputs) in nodes.items():
             ours = name in CONTRACT
-            values = {**(self.defaults(name) if ours else {}), **inputs}
+            values = self.arranged(name, **inputs) if ours else inputs
             linked = {
                 one: [value.partition(".")[0], int(value.partition(".")[2] or 0)]
-                for one, value in inputs.items()
+                for one, value in values.items()
                 if not ours or one not in self.widgets(name)
             }
             prompt[key] = {"class_type": PREFIX + name if ours else name, "inputs": {**values, **linked}}
@@ -279,9 +283,16 @@ class World:
         return self.adapt()
 
     def adapt(self, **values: Any) -> tuple[Any, Any, Any]:
-        inputs = {"generator": self.generator, "guide": self.guide, "shift": self.shift, **QUICK, **values}
+        inputs = self.training(**values)
         generator, domain, training, _ = self.call("AdaptGenerator", **inputs)
         return generator, domain, training
+
+    def training(self, **values: Any) -> dict[str, Any]:
+        """The inputs of a short training; settings of Training Options become its input `options`."""
+        given = {"generator": self.generator, "guide": self.guide, "shift": self.shift, **QUICK, **values}
+        subjects = {key.partition(".")[2] for key in self.widgets("TrainingOptions")}
+        rare = {key: given.pop(key) for key in subjects & given.keys()}
+        return {**given, **self.options(**rare)}
 
     def latents(self, count: int = 2, seed: int = 0, generator: Any = None) -> Any:
         return self.call("SampleLatents", generator=generator or self.generator, count=count, seed=seed)[0]
@@ -314,3 +325,11 @@ class World:
         self.host.emptied = self.host.unloaded = self.host.checks = 0
         self.host.device, self.host.interrupted, self.host._countdown = torch.device("cpu"), False, None
         self.executor = Executor(self.host, self.pack.nodes)
+
+
+def _inputs_of(sections: Any) -> dict[str, Any]:
+    return {**sections.get("required", {}), **sections.get("optional", {})}
+
+
+def _default(options: Any) -> Any:
+    return options.get("default", (options.get("options") or [None])[0])

@@ -1,10 +1,12 @@
-"""Nodes for mixed directions, prompt checks, recipes and the judge."""
+"""Nodes for mixed directions, prompt checks, kinds of target and the judge."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from pack_world import QUICK, World
+from pack_world import World
 
 
 def test_mix_shifts_weights(either: World) -> None:
@@ -27,41 +29,50 @@ def test_check_prompts_warns_about_similar_texts(world: World) -> None:
     assert "portraits" in world.call("CheckPrompts", guide=world.guide, shift=odd)[0]
 
 
-def test_recipe_changes_the_config(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kind_of_target_changes_the_config(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     class ConfigCaptured(Exception):  # noqa: N818
         pass
 
     def capture(source: object, guides: object, shift: object, config: object, **_: object) -> None:
         raise ConfigCaptured(config)
 
-    recipe, advice = world.call("ChooseRecipe", recipe="character")
-    assert "The Joker" in advice and "Guides: ViT-B-32:openai" in advice
     monkeypatch.setattr(world.module("nodes.adapt"), "adapt", capture)
     monkeypatch.setattr(world.module("nodes.adapt"), "_preview", lambda *_: None)
-    with pytest.raises(ConfigCaptured) as captured:
-        world.adapt(recipe=recipe, steps=60, lr=0.002)
-    config = captured.value.args[0]
-    assert (config.steps, config.layers.train, config.layers.mode) == (50, "offsets", "all")
-    assert config.lr == pytest.approx(0.05) and config.terms["angle"] == 0.25
+
+    def config(**values: object) -> Any:
+        given = {"generator": world.stranger, "guide": world.guide, "shift": world.shift}
+        with pytest.raises(ConfigCaptured) as captured:
+            world.call("AdaptGenerator", **given, settings="kind of target", **values)
+        return captured.value.args[0]
+
+    character = config(kind="character")
+    assert (character.steps, character.layers.train, character.layers.mode) == (250, "offsets", "all")
+    assert character.lr == pytest.approx(0.05) and character.terms["angle"] == 0.25
+    assert config(kind="character", steps=7).steps == 7
+    assert config(kind="few images").terms == {"direction": 1.0, "angle": 0.5}
+    (layers,) = world.call("ChooseLayers", count=2, train="affines")
+    assert config(kind="character", layers=layers).layers.train == "affines"
 
 
 def test_judge_selects_the_best_step(world: World) -> None:
     (other,) = world.call("LoadGuide", guide="portraits-64")
-    given = {"generator": world.generator, "guide": world.guide, "shift": world.shift, **QUICK}
-    *_, because = world.call("AdaptGenerator", **given, judge=other, keep_every=1)
-    assert "the best of 2 checkpoints by portraits-64" in because
+    given = world.training()
+    *_, because = world.call("AdaptGenerator", **given, judge=other)
+    assert "the best of 2 checkpoints by portraits-64" in because, "without Training Options, often enough"
+    every = world.options(keep_every=2)
+    assert "the best of 1 checkpoints" in world.call("AdaptGenerator", **given, **every, judge=other)[-1]
     assert world.call("AdaptGenerator", **given)[-1] == ""
     (both,) = world.call("CombineGuides", first=world.guide, second=other)
     with pytest.raises(ValueError, match="Got 2 guides as judge"):
-        world.call("AdaptGenerator", **given, judge=both, keep_every=1)
-    with pytest.raises(ValueError, match="keep_every"):
-        world.call("AdaptGenerator", **given, keep_every=1)
+        world.call("AdaptGenerator", **given, judge=both)
+    with pytest.raises(ValueError, match="keep_every 2 without a judge; connect"):
+        world.call("AdaptGenerator", **given, **every)
 
 
 def test_likeness_terms_reduce_the_change(world: World) -> None:
     (likeness,) = world.call("LoadLikeness", identity="portraits")
-    given = {"generator": world.generator, "guide": world.guide, "shift": world.shift, **QUICK}
-    training = world.call("AdaptGenerator", **given, likeness=likeness, id=1.0)[2]
+    given = world.training(id=1.0)
+    training = world.call("AdaptGenerator", **given, likeness=likeness)[2]
     assert len(training["loss"]) == 2
-    with pytest.raises(ValueError, match="id"):
-        world.call("AdaptGenerator", **given, id=1.0)
+    with pytest.raises(ValueError, match="id.*Load Likeness"):
+        world.call("AdaptGenerator", **given)

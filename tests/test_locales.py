@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from host.double import install, load_pack
-from host.make_locales import ENGLISH, texts, written
+from host.make_locales import ENGLISH, inputs, texts, written
 
 ROOT = Path(__file__).parents[1]
 LOCALES, DOCS = ROOT / "locales", ROOT / "web" / "docs"
@@ -57,7 +57,23 @@ UNTRANSLATED = (
 PART, NO_WORD = re.compile(r"[A-Za-z0-9_./%:+-]+"), re.compile(r"[\d_/%]|^[.-]\w")
 
 #: Options that are also ordinary words; they count as options before a colon or a comma.
-PROSE = {"all", "constant", "cosine", "none", "random", "the face", "the middle", "true"}
+PROSE = {
+    *(
+        "all",
+        "animal",
+        "automatic",
+        "both",
+        "character",
+        "constant",
+        "cosine",
+        "creature",
+        "images",
+        "judge",
+        "memory",
+        "none",
+    ),
+    *("nothing", "off", "on", "optimizer", "random", "similarity", "style", "the face", "the middle", "true"),
+}
 
 #: Required translation of each term.
 TERMS = {
@@ -200,7 +216,8 @@ class TestTranslation:
     def test_options_are_unchanged(self, schemas: list[Any], language: str) -> None:
         # The frontend shows options untranslated.
         for schema in schemas:
-            options = {name for one in schema.inputs for name in getattr(one, "options", None) or ()}
+            declared = [option for _, one in inputs(schema.inputs) for option in getattr(one, "options", None) or ()]
+            options = {getattr(option, "key", option) for option in declared}
             for key, text, other in translations(flat(texts([schema])), language):
                 for name in options:
                     end = r"(?=[:,])" if name in PROSE else r"\b"
@@ -236,7 +253,8 @@ def test_help_lists_all_inputs_and_outputs(schemas: list[Any]) -> None:
     for schema in schemas:
         page = (DOCS / schema.node_id / "en.md").read_text(encoding="utf-8")
         assert page.startswith(f"# {schema.display_name}\n"), schema.node_id
-        assert sorted(rows(page, "Inputs")) == sorted(one.id for one in schema.inputs), schema.node_id
+        ids = {one.id for _, one in inputs(schema.inputs)}
+        assert sorted(rows(page, "Inputs")) == sorted(ids), schema.node_id
         assert rows(page, "Outputs") == [one.display_name for one in schema.outputs], schema.node_id
 
 
@@ -293,7 +311,7 @@ class TestHelpTranslation:
         assert len(list(side_by_side(schemas, language))) > 300  # side_by_side compares the structure
 
     def test_numbers_paths_and_code_match(self, schemas: list[Any], language: str) -> None:
-        ids = {one.id for schema in schemas for one in schema.inputs}  # translated in the page
+        ids = {one.id for schema in schemas for _, one in inputs(schema.inputs)}  # translated in the page
         for schema, english, other in side_by_side(schemas, language):
             expected, found = (literals(text) for text in (english, other))
             wrong = [word for word in expected | found if word not in ids and expected[word] != found[word]]
@@ -307,9 +325,9 @@ class TestHelpTranslation:
         for schema in schemas:
             page, called = (DOCS / schema.node_id / f"{language}.md").read_text(encoding="utf-8"), names[schema.node_id]
             assert page.startswith(f"# {called['display_name']}\n"), schema.node_id
-            inputs = {key: one["name"] for key, one in called["inputs"].items()}
+            own = {one.id: called["inputs"][key]["name"] for key, one in inputs(schema.inputs)}
             left, right = "（）" if language == "zh" else (" (", ")")
-            shown = [name if name == key else f"{name}{left}{key}{right}" for key, name in inputs.items()]
+            shown = [name if name == key else f"{name}{left}{key}{right}" for key, name in own.items()]
             assert sorted(rows(page, headings["## Inputs"][3:])) == sorted(shown), schema.node_id
             outputs = [one["name"] for one in called["outputs"].values()]
             assert rows(page, headings["## Outputs"][3:]) == outputs, schema.node_id
@@ -317,9 +335,9 @@ class TestHelpTranslation:
     def test_row_order_matches_english(self, schemas: list[Any], language: str) -> None:
         names = read(language)
         for schema, english, other in side_by_side(schemas, language):
-            inputs = names[schema.node_id]["inputs"]
-            if english.startswith("|") and cell(english) in inputs and cell(english) not in SAME:
-                own = inputs[cell(english)]["name"]
+            called = {one.id: names[schema.node_id]["inputs"][key]["name"] for key, one in inputs(schema.inputs)}
+            if english.startswith("|") and cell(english) in called and cell(english) not in SAME:
+                own = called[cell(english)]
                 # The name of an output may equal an input id.
                 results = {one["name"] for one in names[schema.node_id]["outputs"].values()}
                 assert cell(other).startswith(own) or cell(other) in results, f"{schema.node_id}: {other}"
@@ -331,9 +349,10 @@ class TestHelpTranslation:
     def test_literal_words_are_unchanged(self, schemas: list[Any], language: str) -> None:
         # Options, messages and the curves of Plot Training are English in every language.
         names: dict[str, set[str]] = {}
-        for node in read(language).values():
-            for key, one in node["inputs"].items():
-                names.setdefault(key, set()).add(one["name"])
+        translated = read(language)
+        for schema in schemas:
+            for key, one in inputs(schema.inputs):
+                names.setdefault(one.id, set()).add(translated[schema.node_id]["inputs"][key]["name"])
         for schema, english, other in side_by_side(schemas, language):
             for word in emphasised(english):
                 if word in names:  # Russian words are inflected

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import torch
 from host.double import install, load_pack
 from host.executor import Executor, Refused, Result
 from host.guards import differences, snapshot
-from pack_world import CONTRACT, PREFIX, QUICK, World
+from pack_world import CONTRACT, DYNAMIC, PREFIX, QUICK, World
 from PIL import Image
 from tiny import DIM, Encoder, rng, tokenize
 from torch import Tensor, nn
@@ -59,6 +60,12 @@ def ran(result: Result) -> set[str]:
 # ---- the contract -------------------------------------------------------------------------------------------------
 
 
+def contract_of(one: Any) -> list[str]:
+    """The lines of CONTRACT for an input."""
+    options = one.options if one.io_type == DYNAMIC else ()
+    return [one.id, *(f"{one.id}={o.key}: {' '.join(i.id for i in o.inputs)}" for o in options if o.inputs)]
+
+
 def test_node_contract_is_frozen(either: World) -> None:
     contract = {}
     for cls in either.pack.nodes:
@@ -66,7 +73,7 @@ def test_node_contract_is_frozen(either: World) -> None:
         assert schema.node_id.startswith(PREFIX) and schema.category.startswith("StyleGAN-NADA/")
         contract[schema.node_id.removeprefix(PREFIX)] = (
             schema.category.removeprefix("StyleGAN-NADA/"),
-            [one.id for one in schema.inputs],
+            [line for one in schema.inputs for line in contract_of(one)],
             [(one.id, one.io_type) for one in schema.outputs],
         )
     for name, released in CONTRACT.items():
@@ -78,7 +85,8 @@ def test_nodes_have_description_tooltips_and_help(either: World) -> None:
     for name, entry in either.executor.object_info([PREFIX + name for name in CONTRACT]).items():
         schema = either.executor.classes[name].GET_SCHEMA()
         assert len(entry["description"]) > 40 and entry["search_aliases"], name
-        for one in (*schema.inputs, *schema.outputs):
+        hidden = [i for one in schema.inputs if one.io_type == DYNAMIC for o in one.options for i in o.inputs]
+        for one in (*schema.inputs, *hidden, *schema.outputs):
             assert one.tooltip and one.tooltip.endswith("."), f"{name}: {one.id} has no tooltip"
         assert (ROOT / "web" / "docs" / name / "en.md").stat().st_size > 200, f"{name} has no help page"
     names = [cls.GET_SCHEMA().display_name for cls in either.pack.nodes]
@@ -127,65 +135,109 @@ def config_of(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[..., An
     return config
 
 
-def test_default_widgets_give_default_config(world: World, config_of: Callable[..., Any]) -> None:
-    assert config_of() == world.core.AdaptConfig()
-    assert world.call("ChooseLayers") == (world.core.LayerChoice(mode="adaptive"),)
+def test_default_widgets_give_the_recommended_settings(world: World, config_of: Callable[..., Any]) -> None:
+    from nada_core.portraits import RECIPE
+
+    assert config_of() == world.core.AdaptConfig(layers=replace(world.core.LayerChoice(), count=12))
+    assert repr(config_of(generator=world.generator)) == repr(RECIPE)
+    by_hand, (layers,) = {"settings": "by hand"}, world.call("ChooseLayers")
+    assert config_of(generator=world.generator, **by_hand, **world.options(views=-1)) == config_of(
+        generator=world.generator
+    )
+    assert layers == {"mode": "adaptive"}
+    adaptive = config_of(generator=world.generator, layers=layers).layers
+    assert repr(adaptive) == repr(replace(RECIPE.layers, mode="adaptive"))
+    assert config_of(layers=layers).layers.count == 5, "an automatic count is at most the layers of this generator"
 
 
 def test_settings_have_widgets_with_the_same_limits(world: World) -> None:
     describe = world.module("nada_core.runtime.config").describe
     nodes = {"AdaptGenerator": world.core.AdaptConfig, "ChooseLayers": world.core.LayerChoice}
     for name, cls in nodes.items():
-        widgets = world.widgets(name)
+        widgets = world.widgets(name) | (world.widgets("TrainingOptions") if name == "AdaptGenerator" else {})
+        widgets = {(key.partition(".")[2] or key).removeprefix("measure_"): spec for key, spec in widgets.items()}
         for item in describe(cls):
-            if item.name == "autosave_every":  # the node writes no files
+            # The node writes no files; Choose Layers has one widget for both, and some with options of their own.
+            if item.name in ("autosave_every", "rgb", "noise", "mode", "train", "names") and "noise" != item.name:
+                continue
+            if (name, item.name) == ("ChooseLayers", "noise"):
                 continue
             keys = [f"{term}_loss" for term in world.core.TERMS] if item.kind is dict else [item.name]
             for key in keys:
                 assert key in widgets, f"{name} has no widget for {cls.__name__}.{item.name}: put it to the end"
                 kind, options = widgets[key]
                 if kind in ("INT", "FLOAT"):
-                    assert options["min"] == (-1 if item.optional else item.low), key
+                    assert options["min"] == (0 if key == "seed" else -1), key
+                    assert options["default"] == options["min"], key
                     assert options["max"] == (2**31 - 1 if item.high is None else item.high), key
                     assert item.step is None or options["step"] == item.step, key
                 if kind == "COMBO":
-                    assert options["options"] == list(item.choices), key
-                if item.kind is not dict:
+                    choices = item.choices or ("on", "off")
+                    assert options["options"] == ["automatic", *choices] and options["default"] == "automatic", key
+                if item.kind is not dict and key != "seed":
                     assert item.help[1:] in options["tooltip"], key
 
 
 def test_widget_values_map_to_settings(world: World, config_of: Callable[..., Any]) -> None:
-    assert config_of(label=-1).label is None and config_of(label=3).label == 3
-    assert config_of(steps=7, lr=0.5, schedule="cosine", noise="const", psi=0.25) == world.core.AdaptConfig(
-        steps=7, lr=0.5, schedule="cosine", noise="const", psi=0.25
-    )
+    assert config_of(**world.options(label=-1)).label is None and config_of(**world.options(label=3)).label == 3
+    rare = world.options(schedule="cosine", noise="const", psi=0.25, mirror="on", views=2)
+    config = config_of(steps=7, lr=0.5, **rare)
+    assert (config.steps, config.lr, config.schedule, config.noise) == (7, 0.5, "cosine", "const")
+    assert (config.psi, config.mirror, config.views, config.batch) == (0.25, True, 2, 2)
     assert config_of(angle_loss=0.5).terms == {"direction": 1.0, "angle": 0.5}
     assert config_of(direction_loss=0.0, global_loss=2.0).terms == {"global": 2.0}, "a term of weight 0 is left out"
-    (layers,) = world.call("ChooseLayers", mode="named", names="b4.conv1, b8.conv0\nb8.conv1")
-    assert layers == world.core.LayerChoice(mode="named", names=("b4.conv1", "b8.conv0", "b8.conv1"))
-    assert config_of(layers=layers).layers == layers
+    terms = config_of(generator=world.generator, **world.options(covariance_loss=20.0)).terms
+    assert terms == {"direction": 1.0, "angle": 0.25, "covariance": 20.0}
+    (layers,) = world.call("ChooseLayers", mode="named", names="b4.conv1, b8.conv0\nb8.conv1", extra="both")
+    assert layers == {"mode": "named", "names": ("b4.conv1", "b8.conv0", "b8.conv1"), "rgb": True, "noise": True}
+    assert config_of(layers=layers).layers == world.core.LayerChoice(**layers)
+    (layers,) = world.call("ChooseLayers", every=4, measure_chunk=2, train="low-rank", rank=2)
+    assert layers == {"mode": "adaptive", "every": 4, "chunk": 2, "train": "low-rank", "rank": 2}
 
 
 def test_invalid_settings_are_rejected(world: World) -> None:
-    with pytest.raises(ValueError, match="terms"):
+    with pytest.raises(ValueError, match="direction_loss"):
         world.adapt(direction_loss=0.0)
     with pytest.raises(ValueError, match="names"):
         world.call("ChooseLayers", mode="named")
     with pytest.raises(ValueError, match=r"b4\.cnov1"):
         world.adapt(layers=world.call("ChooseLayers", mode="named", names="b4.cnov1")[0])
-    with pytest.raises(Refused, match="steps: 0 smaller than 1"):
+    with pytest.raises(ValueError, match="Got steps 0, expected"):
         world.adapt(steps=0)
+    with pytest.raises(Refused, match=r"settings\.steps: -2 smaller than -1"):
+        world.adapt(steps=-2)
+    with pytest.raises(ValueError, match="Got count 11 in Choose Layers.* 9 layers"):
+        world.adapt(layers=world.call("ChooseLayers", count=11)[0])
+
+
+def test_angle_loss_with_one_latent_is_rejected(world: World) -> None:
+    with pytest.raises(ValueError, match=r"^batch is 1, but the losses angle") as caught:
+        world.adapt(batch=1, angle_loss=0.5)
+    assert type(caught.value) is ValueError and "set batch to 2 or more" in str(caught.value)
+
+
+def test_node_errors_name_no_python(world: World) -> None:
+    words = world.module("nodes._words").in_node_words
+    for name in (
+        "AdaptConfig.lr is 5",
+        "an encoder; load it with load_encoder",
+        "latents; load them with load_latents",
+    ):
+        assert not re.search(r"Config|load_\w+", words(name)), name
 
 
 def test_builtin_recipe_fits_the_widgets(world: World) -> None:
     """The frontend rounds to `round`, so recommended values must be multiples of it."""
     from nada_core.portraits import RECIPE
 
-    for name, settings in (("AdaptGenerator", RECIPE), ("ChooseLayers", RECIPE.layers)):
+    nodes = (("AdaptGenerator", RECIPE), ("TrainingOptions", RECIPE), ("ChooseLayers", RECIPE.layers))
+    for name, settings in nodes:
         for key, (kind, options) in world.widgets(name).items():
-            term = key.removesuffix("_loss")
-            value = RECIPE.terms.get(term, 0.0) if key.endswith("_loss") else getattr(settings, key, None)
+            field = key.partition(".")[2]
+            term = field.removesuffix("_loss")
+            value = RECIPE.terms.get(term, 0.0) if field.endswith("_loss") else getattr(settings, field, None)
             if kind == "FLOAT":
+                value = getattr(settings, field.removeprefix("measure_")) if value is None else value
                 ticks = value / options["round"]
                 assert abs(ticks - round(ticks)) < 1e-6 and options["min"] <= value <= options["max"], key
 
@@ -268,17 +320,13 @@ def test_load_generator_lists_four_folders(either: World) -> None:
     assert either.widgets("LoadGenerator")["file"][1]["options"] == ["portraits", *sorted(made)]
     for name, generator in made.items():
         assert same(either.call("LoadGenerator", file=name)[0], generator)
-    assert either.widgets("LoadGuide")["guide"][1]["options"][-1] == "g.safetensors"
+    assert either.widgets("LoadGuide")["guide.file"][1]["options"] == ["g.safetensors"]
     assert either.widgets("LoadDomain")["file"][1]["options"] == ["h.safetensors", "i.safetensors"]
 
 
 @pytest.mark.parametrize(
     ("name", "widget", "folder"),
-    [
-        ("LoadGenerator", "file", "stylegan_nada"),
-        ("LoadGuide", "guide", "stylegan_nada/guides"),
-        ("LoadDomain", "file", "stylegan_nada/domains"),
-    ],
+    [("LoadGenerator", "file", "stylegan_nada"), ("LoadDomain", "file", "stylegan_nada/domains")],
 )
 def test_missing_file_is_rejected_at_its_widget(either: World, name: str, widget: str, folder: str) -> None:
     linked = {"generator": "load.0"} if name == "LoadDomain" else {}
@@ -293,6 +341,18 @@ def test_missing_file_is_rejected_at_its_widget(either: World, name: str, widget
     assert (error.node_id, error.input_name, error.type) == ("it", widget, "custom_validation_failed")
     for part in ("'gone.pt' was not found", str(either.host.models_dir / folder), "press R"):
         assert part in error.details
+
+
+def test_missing_guide_file_is_rejected_at_its_widget(either: World) -> None:
+    own = {"guide": "own file", "file": "gone.pt"}
+    prompt = either.prompt(it=("LoadGuide", own), show=("PreviewAny", {"source": "it.0"}))
+    with pytest.raises(Refused) as refused:
+        either.executor.run(prompt)
+    (error,) = refused.value.errors
+    assert (error.input_name, error.type) == ("guide.file", "value_not_in_list") and "gone.pt" in error.details
+    result = either.executor.run({**prompt, "it": {**prompt["it"], "inputs": {"guide": "gone.pt", "antialias": True}}})
+    with pytest.raises(ValueError, match="guide of this workflow"):
+        result.check()
 
 
 def test_file_names_accept_both_separators(world: World) -> None:
@@ -347,6 +407,8 @@ def test_fingerprint_follows_time_and_size(world: World, name: str, folder: str)
 
     def stamp() -> Any:
         values = {**world.defaults(name), next(iter(world.widgets(name))): path.name}
+        if name == "LoadGuide":
+            values = {"guide": {"guide": "own file", "file": path.name}, "antialias": True}
         stamp = world.node(name).fingerprint_inputs(**values)
         os.utime(path, ns=(0, 10**9))
         return stamp
@@ -368,11 +430,12 @@ def test_load_guide_from_file(either: World) -> None:
     folder.mkdir(parents=True)
     name = f"own-guide-{either.host.version}"
     shutil.copy(BUILTIN / "guide.safetensors", folder / f"{name}.safetensors")
-    assert either.widgets("LoadGuide")["guide"][1]["options"][-1] == f"{name}.safetensors"
-    with pytest.raises(either.core.GuideError, match="RN50-quickgelu"):
-        either.call("LoadGuide", guide=f"{name}.safetensors", architecture="RN50-quickgelu")
+    own = {"guide": "own file", "file": f"{name}.safetensors", "architecture": "RN50-quickgelu"}
+    assert either.widgets("LoadGuide")["guide.file"][1]["options"] == [f"{name}.safetensors"]
+    with pytest.raises(ValueError, match="RN50-quickgelu"):
+        either.call("LoadGuide", **own)
     shutil.copy(BUILTIN / "guide.json", folder / f"{name}.json")
-    ((guide, weight),) = either.call("LoadGuide", guide=f"{name}.safetensors", architecture="RN50-quickgelu")[0]
+    ((guide, weight),) = either.call("LoadGuide", **own)[0]
     ((built_in, _),) = either.guide
     image = torch.rand(1, 3, 64, 64, generator=rng()) * 2 - 1
     assert weight == 1.0 and guide.name != built_in.name == "portraits"
@@ -403,12 +466,12 @@ def test_adapt_with_guides_of_different_sizes(world: World) -> None:
 
 
 def test_invalid_texts_are_rejected(either: World) -> None:
-    with pytest.raises(ValueError, match="' '"):
+    with pytest.raises(Refused, match="target - Got ' '"):
         either.call("ShiftFromText", target=" ")
-    with pytest.raises(ValueError, match="photo"):
+    with pytest.raises(Refused, match="Got 'photo' and 'Photo '"):
         either.call("ShiftFromText", source="photo", target="Photo ")
     (shift,) = either.call("ShiftFromText", target="quokka")
-    with pytest.raises(ValueError, match="quokka"):
+    with pytest.raises(ValueError, match=r"'quokka'.*zombie"):
         either.adapt(shift=shift)
 
 
@@ -437,7 +500,7 @@ def test_adapt_outputs(either: World) -> None:
     assert_close(domain.apply(either.generator), adapted, rtol=0, atol=1e-6)
     assert len(training["loss"]) == QUICK["steps"] and training.keys() == {"loss", "layers"}
     assert training["layers"].keys() == {layer.name for layer in either.generator.layers()}
-    assert training["layers"]["b4.conv1"] == [1.0, 1.0] and training["layers"]["b4.torgb"] == [0.0, 0.0]
+    assert training["layers"]["b4.conv1"] == [1.0, 1.0] and training["layers"]["b4.torgb"] == [1.0, 1.0]
     assert domain.provenance
 
 
@@ -568,7 +631,7 @@ def test_cancel_checks_lent_modules_only_and_leaves_no_hook(world: World, monkey
 
 
 def test_inspect_layers_can_be_cancelled(world: World) -> None:
-    (layers,) = world.call("ChooseLayers", steps=100, batch=4)
+    (layers,) = world.call("ChooseLayers", measure_steps=100, measure_batch=4)
     world.host.interrupt_after(60)
     given = {"generator": world.generator, "guide": world.guide, "shift": world.shift, "layers": layers}
     with pytest.raises(world.host.InterruptProcessingException):
@@ -604,7 +667,7 @@ def room_for(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], N
 
 
 def test_adapt_retries_smaller_batches_when_memory_runs_out(world: World, room_for: Callable[[int], None]) -> None:
-    (layers,) = world.call("ChooseLayers", count=3, batch=4)
+    (layers,) = world.call("ChooseLayers", count=3, measure_batch=4)
     given = {"layers": layers, "batch": 4, "angle_loss": 0.5}
     _, whole, losses = world.adapt(**given)
     asked, _, _ = world.adapt(**given, chunk=1)
@@ -859,20 +922,20 @@ def test_plot_training(either: World) -> None:
 
 @pytest.mark.parametrize("rgb", [False, True])
 def test_inspect_layers_output_selects_the_trained_layers(world: World, rgb: bool) -> None:
-    (choice,) = world.call("ChooseLayers", count=2, batch=1, rgb=rgb)
+    (choice,) = world.call("ChooseLayers", count=2, measure_batch=1, extra="ToRGB" if rgb else "nothing")
     given = {"generator": world.generator, "guide": world.guide, "shift": world.shift}
     chart, chosen = world.call("InspectLayers", **given, layers=choice)
-    moves = world.core.inspect_layers(world.generator, world.guide, world.shift, choice)
+    settings = replace(world.core.AdaptConfig().layers, **choice)
+    moves = world.core.inspect_layers(world.generator, world.guide, world.shift, settings)
     most = {layer.name for layer, _ in sorted(moves, key=lambda pair: -pair[1])[:2]}
     torgb = {layer.name for layer in world.generator.layers() if layer.kind == "rgb"} if rgb else set()
-    assert chart.ndim == 4 and chosen.mode == "named" and set(chosen.names) == most | torgb and len(most) == 2
+    assert chart.ndim == 4 and chosen["mode"] == "named" and set(chosen["names"]) == most | torgb and len(most) == 2
     assert changed_layers(world, world.adapt(layers=chosen, steps=1)[1]) == most | torgb
 
 
 def test_inspect_layers_without_a_choice(world: World) -> None:
     _, chosen = world.call("InspectLayers", generator=world.generator, guide=world.guide, shift=world.shift)
-    convs = [layer.name for layer in world.generator.layers() if layer.kind == "conv"]
-    assert set(chosen.names) == set(convs), "fewer than a dozen: all of them"
+    assert len(set(chosen["names"])) == 5 + 5, "the count that the generator recommends, and the ToRGB layers"
 
 
 # ---- files --------------------------------------------------------------------------------------------------------
@@ -986,8 +1049,8 @@ def test_load_domain_rejects_other_files(either: World) -> None:
     sound = save(either, "Domain")
     (folder / "damaged.safetensors").write_bytes(sound.read_bytes()[:-2000])
     either.save(either.stranger, "models", "stylegan_nada", "domains", "whole.safetensors")
-    for file, words in (("damaged.safetensors", "Copy it again"), ("whole.safetensors", "load it with load_generator")):
-        with pytest.raises(either.core.CheckpointError, match=words):
+    for file, words in (("damaged.safetensors", "Copy it again"), ("whole.safetensors", "choose it in Load Generator")):
+        with pytest.raises(ValueError, match=words):
             either.call("LoadDomain", generator=either.generator, file=file)
     with pytest.raises(ValueError, match="another generator"):
         either.call("LoadDomain", generator=either.stranger, file=sound.name)
@@ -1060,7 +1123,6 @@ def test_only_sampling_seeds_change_after_a_run(either: World) -> None:
 
 
 BAD: dict[str, tuple[str, dict[str, Any], str]] = {
-    "an empty text": ("shift", {"shift": ("ShiftFromText", {"target": ""})}, "''"),
     "an unknown word": ("adapt", {"shift": ("ShiftFromText", {"target": "quokka", "wording": "bare"})}, "quokka"),
     "a misspelt layer": ("adapt", {"layers": ("ChooseLayers", {"mode": "named", "names": "b4conv"})}, "b4conv"),
     "latents of another generator": (
@@ -1088,10 +1150,11 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
     "a class for a generator without": (
         "adapt",
         {
+            "options": ("TrainingOptions", {"label": 1}),
             "adapt": (
                 "AdaptGenerator",
-                {"generator": "load.0", "guide": "guide.0", "shift": "shift.0", **QUICK, "label": 1},
-            )
+                {"generator": "load.0", "guide": "guide.0", "shift": "shift.0", **QUICK, "options": "options.0"},
+            ),
         },
         "label",
     ),

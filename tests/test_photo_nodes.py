@@ -35,16 +35,19 @@ def settings_of(world: World) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_settings_have_widgets_with_the_same_limits(world: World, name: str) -> None:
-    widgets = world.widgets(name)
+    widgets = {key.partition(".")[2] or key: spec for key, spec in world.widgets(name).items()}
     for item in world.module("nada_core.runtime.config").describe(settings_of(world)[name]):
         assert item.name in widgets, f"{name} has no widget for {item.name}: put it to the end"
         kind, options = widgets[item.name]
+        automatic = name != "EditByText" and item.name != "seed"  # -1 and "automatic" keep the generator's own setting
         if kind in ("INT", "FLOAT"):
-            assert options["min"] == (-1 if item.optional else item.low), item.name
+            assert options["min"] == (-1 if automatic or item.optional else item.low), item.name
             assert options["max"] == (2**31 - 1 if item.high is None else item.high), item.name
         if kind == "COMBO":
-            assert options["options"] == list(item.choices), item.name
-        assert options["default"] == (-1 if item.default is None else item.default), item.name
+            choices = [*(item.choices or ("on", "off"))]
+            assert options["options"] == ["automatic"] * automatic + choices, item.name
+        default = (-1 if kind in ("INT", "FLOAT") else "automatic") if automatic else item.default
+        assert options["default"] == (-1 if default is None else default), item.name
 
 
 def test_builtin_settings_fit_the_widgets(world: World) -> None:
@@ -53,8 +56,33 @@ def test_builtin_settings_fit_the_widgets(world: World) -> None:
     for name, settings in (("InvertImage", INVERT), ("PivotalTuning", TUNE)):
         for key, (kind, options) in world.widgets(name).items():
             if kind == "FLOAT":
-                ticks = getattr(settings, key) / options["round"]
-                assert abs(ticks - round(ticks)) < 1e-6 and options["min"] <= getattr(settings, key) <= options["max"]
+                value = getattr(settings, key.partition(".")[2])
+                ticks = value / options["round"]
+                assert abs(ticks - round(ticks)) < 1e-6 and options["min"] <= value <= options["max"]
+
+
+def test_default_widgets_give_the_recommended_settings(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nada_core.portraits import INVERT, TUNE
+
+    taken = []
+
+    def capture(source: Any, images: Any, config: Any, *_: Any, **__: Any) -> None:
+        taken.append(config)
+        raise ValueError("captured")
+
+    monkeypatch.setattr(world.module("nodes.photos"), "invert", capture)
+    monkeypatch.setattr(
+        world.module("nodes.photos"), "tune", lambda source, images, latents, *more, **_: capture(source, images, *more)
+    )
+    (likeness,) = world.call("LoadLikeness", identity="portraits")
+    given = {"generator": world.generator, "image": photos(1)}
+    for name, more in (("InvertImage", {}), ("PivotalTuning", {"latents": world.latents(1)})):
+        for values in ({"likeness": likeness}, {"likeness": likeness, "settings": "by hand"}, {}):
+            with pytest.raises(ValueError, match="captured"):
+                world.call(name, **given, **more, **values)
+    assert [repr(config) for config in taken[:2]] == [repr(INVERT)] * 2
+    assert taken[2].id == 0.0, "without a network its loss is not used"
+    assert [repr(config) for config in taken[3:]] == [repr(TUNE)] * 3
 
 
 # ---- photos -------------------------------------------------------------------------------------------------------
@@ -68,7 +96,7 @@ def test_invert_then_pivotal_tuning(either: World) -> None:
     (likeness,) = either.call("LoadLikeness", identity="portraits")
     given = {"generator": either.generator, "image": drawn, "likeness": likeness}
     latents, inverted, report = either.call(
-        "InvertImage", **given, **SHORT | {"steps": 12, "id": 0.1, "optimize_noise": False}
+        "InvertImage", **given, **SHORT | {"steps": 12, "id": 0.1, "optimize_noise": "off"}
     )
     assert latents.ws.shape == (2, 10, 64) and inverted.shape == drawn.shape
     assert report.splitlines()[1].startswith("picture 1: ") and "dB, after 12 steps" in report
@@ -86,7 +114,7 @@ def test_invert_then_pivotal_tuning(either: World) -> None:
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_invert_accepts_any_number_of_channels(world: World, channels: int) -> None:
     latents, inverted, _ = world.call(
-        "InvertImage", generator=world.generator, image=photos(1, 40, channels), **SHORT | {"optimize_noise": False}
+        "InvertImage", generator=world.generator, image=photos(1, 40, channels), **SHORT | {"optimize_noise": "off"}
     )
     assert len(latents) == 1 and inverted.shape == (1, 64, 64, 3)
 
@@ -99,14 +127,14 @@ def test_invert_starts_from_given_latents(world: World) -> None:
         generator=world.generator,
         image=image,
         start=begin,
-        **SHORT | {"optimize_noise": False, "space": "w+", "stop_psnr": 35.0},
+        **SHORT | {"optimize_noise": "off", "space": "w+", "stop_psnr": 35.0},
     )
     assert "after 1 steps" in report and (latents.ws - begin.ws).abs().max() < 1e-4
 
 
 def test_inversion_and_tuning_can_be_cancelled(world: World) -> None:
     given = {"generator": world.generator, "image": photos(1), **SHORT}
-    for name, more in (("InvertImage", {"optimize_noise": False}), ("PivotalTuning", {"latents": world.latents(1)})):
+    for name, more in (("InvertImage", {"optimize_noise": "off"}), ("PivotalTuning", {"latents": world.latents(1)})):
         world.host.interrupt_after(12)
         with pytest.raises(world.host.InterruptProcessingException):
             world.call(name, **given, **more)
@@ -133,7 +161,7 @@ def test_align_face_without_a_face(world: World, monkeypatch: pytest.MonkeyPatch
 
 
 def test_invalid_photos_are_rejected(world: World) -> None:
-    given = {"generator": world.generator, **SHORT, "optimize_noise": False}
+    given = {"generator": world.generator, **SHORT, "optimize_noise": "off"}
     with pytest.raises(ValueError, match="1 x 1"):
         world.call("InvertImage", image=torch.rand(1, 1, 1, 3), **given)
     with pytest.raises(ValueError, match="NaN or infinity"):
@@ -149,6 +177,8 @@ def test_invalid_photos_are_rejected(world: World) -> None:
             latents=world.latents(2, generator=world.stranger),
         )
     with pytest.raises(Refused, match="steps"):
+        world.call("InvertImage", image=photos(1), **given | {"steps": -2})
+    with pytest.raises(ValueError, match="Got steps 0"):
         world.call("InvertImage", image=photos(1), **given | {"steps": 0})
 
 
@@ -180,7 +210,7 @@ def test_load_likeness_selects_networks(world: World) -> None:
     with pytest.raises(Refused, match="absent.pth"):
         world.call("LoadLikeness", identity="absent.pth")
     given = {"generator": world.generator, "image": photos(1), "likeness": (perceptual, identity)}
-    _, _, report = world.call("InvertImage", **given, **SHORT | {"lpips": 0.5, "id": 0.1, "optimize_noise": False})
+    _, _, report = world.call("InvertImage", **given, **SHORT | {"lpips": 0.5, "id": 0.1, "optimize_noise": "off"})
     assert "LPIPS (untrained trunk, relative only)" in report
 
 

@@ -17,9 +17,6 @@ from host.double import Host, install, load_pack
 from host.executor import Executor
 from PIL import Image
 
-from nada_core import TERMS
-from nada_core.portraits import INVERT, RECIPE, TUNE
-
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "workflows"
 FILES = sorted(FOLDER.glob("*.json"))
@@ -28,12 +25,19 @@ CORE = {"PreviewImage", "SaveImage", "PreviewAny", "MarkdownNote"}
 TITLE_BAR = 30  # drawn above a node's position
 NEWEST, OLDEST = "0.33.0", "0.20.1"
 
-#: Deliberate deviations from the recipe: (file, node title) -> widgets.
+#: Everything else is automatic: (file, node title) -> widgets.
 EXCEPTIONS: dict[tuple[str, str], dict[str, Any]] = {
-    ("How many layers", "2 layers"): {"count": 2},
+    ("How many layers", "2 layers"): {"mode.count": 2},
     ("How many layers", "all layers"): {"mode": "all"},
-    ("Naive versus directional", "Naive: global loss"): {"direction_loss": 0.0, "global_loss": 1.0, "angle_loss": 0.0},
+    ("Naive versus directional", "Naive: global loss"): {
+        "settings": "by hand",
+        "settings.direction_loss": 0.0,
+        "settings.global_loss": 1.0,
+        "settings.angle_loss": 0.0,
+    },
 }
+SETTINGS = ("AdaptGenerator", "ChooseLayers", "InvertImage", "PivotalTuning")
+DYNAMIC = "COMFY_DYNAMICCOMBO_V3"
 
 #: Absolute paths of Unix or Windows, or home folders, with at least two parts; URLs do not match.
 PLACE = re.compile(r"(?<![\w.:/~])(?:~|[A-Za-z]:)?[/\\]{1,2}[\w.-]+[/\\][\w.-]+|file:/|[A-Za-z]:\\")
@@ -57,25 +61,25 @@ class World:
         self.host, self.nodes = host, nodes
         self.info = Executor(host, nodes).object_info()
 
-    def widgets(self, kind: str) -> list[tuple[str, bool]]:
-        """Widget names of a node in order, with a flag for those followed by a control-after-generate widget."""
-        inputs = {**self.info[kind]["input"].get("required", {}), **self.info[kind]["input"].get("optional", {})}
-        return [
-            (name, bool(options.get("control_after_generate")))
-            for name, (kind, options) in inputs.items()
-            if kind in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
-        ]
-
     def values(self, node: Mapping[str, Any]) -> dict[str, Any]:
         """Widget values of a workflow node by name; a control-after-generate value is `seed control`."""
-        names = [
-            part
-            for name, control in self.widgets(node["type"])
-            for part in ((name, f"{name} control") if control else (name,))
-        ]
-        given = node.get("widgets_values") or []
-        assert len(given) == len(names), f"{node['type']} has {len(given)} values for {names}"
-        return dict(zip(names, given, strict=True))
+        given = list(node.get("widgets_values") or [])
+        values = dict(self._named(self.info[node["type"]]["input"], iter(given), ""))
+        assert len(given) == len(values), f"{node['type']} has {len(given)} values for {list(values)}"
+        return values
+
+    def _named(self, sections: Mapping[str, Any], given: Iterator[Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        inputs = {**sections.get("required", {}), **sections.get("optional", {})}
+        for name, (kind, options) in inputs.items():
+            if kind not in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", DYNAMIC):
+                continue
+            value = next(given, None)
+            yield prefix + name, value
+            if options.get("control_after_generate"):
+                yield f"{prefix}{name} control", next(given, None)
+            for option in options["options"] if kind == DYNAMIC else ():
+                if option["key"] == value:
+                    yield from self._named(option["inputs"], given, f"{prefix}{name}.")
 
 
 @pytest.fixture(scope="module")
@@ -225,37 +229,18 @@ def test_widget_values_are_complete(worlds: dict[str, World], path: Path) -> Non
                 assert all(values[name] == value for name, value in named.items() if name in values)
 
 
-def recipe(kind: str) -> dict[str, Any]:
-    """The widgets of Adapt Generator or Choose Layers as the built-in world wants them.
-
-    Templates choose layers although training all of them comes a little nearer here: others will want the choice.
-    """
-    if kind == "ChooseLayers":
-        return {**vars(RECIPE.layers), "mode": "adaptive", "names": ", ".join(RECIPE.layers.names)}
-    terms = {f"{term}_loss": RECIPE.terms.get(term, 0.0) for term in TERMS}
-    plain = {name: value for name, value in vars(RECIPE).items() if name not in ("terms", "layers", "autosave_every")}
-    return {**plain, **terms, "label": -1 if RECIPE.label is None else RECIPE.label}
-
-
 @each
-def test_training_settings_follow_the_recipe(world: World, path: Path) -> None:
+def test_settings_are_automatic(world: World, path: Path) -> None:
+    """Templates teach what a user needs first, so they leave the settings to the generator's file."""
     left = {title: widgets for (name, title), widgets in EXCEPTIONS.items() if name == path.stem}
     for node in read(path)["nodes"]:
         kind = node["type"].removeprefix(PREFIX)
-        if kind in ("AdaptGenerator", "ChooseLayers"):
-            wanted = recipe(kind)
-            exception = left.pop(node.get("title", ""), {})
-            assert all(wanted[widget] != value for widget, value in exception.items()), "the recipe says so, too"
-            assert world.values(node) == {**wanted, **exception}, node.get("title")
+        if kind in SETTINGS:
+            exception, values = left.pop(node.get("title", ""), {}), world.values(node)
+            assert exception.items() <= values.items(), node.get("title")
+            usual = {"automatic", "adaptive", -1, 0, "fixed"}
+            assert {value for name, value in values.items() if name not in exception} <= usual, node.get("title")
     assert not left, "exceptions without a node"
-
-
-@each
-def test_inversion_settings_follow_the_builtin_values(world: World, path: Path) -> None:
-    for node in read(path)["nodes"]:
-        settings = {"InvertImage": INVERT, "PivotalTuning": TUNE}.get(node["type"].removeprefix(PREFIX))
-        if settings is not None:
-            assert world.values(node) == vars(settings), node.get("title")
 
 
 def test_exceptions_name_existing_templates() -> None:
@@ -271,15 +256,13 @@ def shortened(prompt: dict[str, Any]) -> dict[str, Any]:
     for node in made.values():
         inputs = node["inputs"]
         if node["class_type"] == f"{PREFIX}AdaptGenerator":
-            inputs |= {"steps": 2, "batch": 2}
-        if node["class_type"] == f"{PREFIX}ChooseLayers":
-            inputs |= {"batch": 1}
+            inputs |= {"settings.steps": 2}
         if node["class_type"] == f"{PREFIX}ShiftFromText":
             inputs["wording"] = "bare"
         if node["class_type"] in (f"{PREFIX}SampleLatents", f"{PREFIX}DrawPortrait"):
             inputs["count"] = 2
         if node["class_type"] in (f"{PREFIX}InvertImage", f"{PREFIX}PivotalTuning"):
-            inputs["steps"] = 3
+            inputs["settings.steps"] = 3
     return made
 
 
@@ -317,6 +300,6 @@ def test_invalid_widget_value_is_detected(world: World) -> None:
     (node,) = (node for node in workflow["nodes"] if node["type"] == f"{PREFIX}AdaptGenerator")
     with pytest.raises(AssertionError, match=f"AdaptGenerator has {len(node['widgets_values']) - 1} values for"):
         world.values({**node, "widgets_values": node["widgets_values"][:-1]})
-    node["widgets_values"][0] = 0
+    node["widgets_values"][1] = -2
     errors = Executor(world.host, world.nodes).validate(convert_ui_to_api(workflow, world.info))
-    assert [(error.type, error.input_name) for error in errors] == [("value_smaller_than_min", "steps")]
+    assert [(error.type, error.input_name) for error in errors] == [("value_smaller_than_min", "settings.steps")]

@@ -128,9 +128,16 @@ class ClipGuide(nn.Module):
                 unknown.update(dict.fromkeys(words or [phrase]))
         if unknown:
             raise ValueError(
-                f"The guide {self.name} has never seen {', '.join(map(repr, unknown))}. Built-in guides have a small "
-                "vocabulary; use other words or templates, or load a full CLIP model such as ViT-B-32:openai."
+                f"The guide {self.name} has never seen {', '.join(map(repr, unknown))}. It knows few words, such as "
+                f"{', '.join(self._known_words())}. Use these, or load a full CLIP model such as ViT-B-32:openai."
             )
+
+    def _known_words(self, count: int = 40) -> list[str]:
+        """Return the most specific words of a small vocabulary: the pairs of a tokenizer are ordered by frequency."""
+        decoder = getattr(self._tokenizer, "decoder", {})
+        texts = [text for token, text in sorted(decoder.items()) if self._is_trained([token])]
+        words = [text.removesuffix("</w>") for text in texts if text.endswith("</w>")]
+        return sorted([word for word in words if word.isalpha() and len(word) > 2][-count:])
 
     def _is_trained(self, tokens: Sequence[int]) -> bool:
         """Built-in guides have zero embeddings for tokens outside their vocabulary."""

@@ -9,7 +9,7 @@
 As in ComfyUI, validation runs before and outside of inference mode and everything else inside of it; fingerprints and
 validation get constants, and None for linked inputs; a node gets the inputs of the prompt and nothing else. Unlike
 ComfyUI, which runs the valid outputs of a partly invalid prompt, `run` raises for any error. Not supported: lazy
-inputs, expansion, blocked execution, dynamic inputs, concurrent prompts.
+inputs, expansion, blocked execution, growing inputs, concurrent prompts.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Executor:
         as if another node had made them.
         """
         name = cls.GET_NODE_INFO_V1()["name"]
-        facts = Facts(cls, cls.GET_NODE_INFO_V1())
+        facts = Facts(cls, cls.GET_NODE_INFO_V1(), values)
         if unknown := values.keys() - facts.inputs.keys():
             raise TypeError(f"Got {', '.join(sorted(unknown))}, expected inputs of {name}: {', '.join(facts.inputs)}.")
         prompt: dict[str, Any] = {"1": {"class_type": name, "inputs": {}}}
@@ -103,7 +103,7 @@ class Executor:
 
     def facts(self, node: Mapping[str, Any]) -> Facts:
         cls = self.classes[node["class_type"]]
-        return Facts(cls, cls.GET_NODE_INFO_V1())
+        return Facts(cls, cls.GET_NODE_INFO_V1(), node["inputs"])
 
     def hidden(self, facts: Facts, node_id: str, prompt: Any, extra_pnginfo: Any) -> dict[str, Any]:
         known = {"unique_id": node_id, "prompt": prompt, "extra_pnginfo": extra_pnginfo}

@@ -176,9 +176,23 @@ def io_facts(source: Source) -> dict[str, Any]:
     for side in ("Input", "Output"):
         calls[f"Custom.{side}"] = source.constructor(side)
         options[f"Custom.{side}"] = source.option_keys(side)
+    calls |= {f"DynamicCombo.{part}": source.constructor(f"DynamicCombo.{part}") for part in ("Input", "Option")}
+    options["DynamicCombo.Input"] = source.option_keys("DynamicCombo.Input")
     return {
         "public": sorted(
-            public & {*TYPES, *ENUMS, "Custom", "Input", "WidgetInput", "Output", "Schema", "ComfyNode", "NodeOutput"}
+            public
+            & {
+                *TYPES,
+                *ENUMS,
+                "Custom",
+                "DynamicCombo",
+                "Input",
+                "WidgetInput",
+                "Output",
+                "Schema",
+                "ComfyNode",
+                "NodeOutput",
+            }
         ),
         "types": types,
         "enums": {name: source.assignments(name) for name in ENUMS},

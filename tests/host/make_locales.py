@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,6 +13,15 @@ from .double import install, load_pack
 
 ROOT = Path(__file__).parents[2]
 ENGLISH = ROOT / "locales" / "en" / "nodeDefs.json"
+
+
+def inputs(declared: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+    """Yield all inputs with their keys in nodeDefs.json: `settings_steps` belongs to the dynamic combo `settings`."""
+    for one in declared:
+        yield one.id, one
+        if one.io_type == "COMFY_DYNAMICCOMBO_V3":
+            for option in one.options:
+                yield from ((f"{one.id}_{key}", nested) for key, nested in inputs(option.inputs))
 
 
 def texts(schemas: Iterable[Any]) -> dict[str, Any]:
@@ -26,7 +35,7 @@ def texts(schemas: Iterable[Any]) -> dict[str, Any]:
         result[schema.node_id] = {
             "display_name": schema.display_name,
             "description": schema.description,
-            "inputs": {one.id: names(one) for one in schema.inputs},
+            "inputs": {key: names(one) for key, one in inputs(schema.inputs)},
             "outputs": {str(index): names(one) for index, one in enumerate(schema.outputs)},
         }
     return result

@@ -67,6 +67,24 @@ class ComboInput(WidgetInput):
         return super().as_dict() | ({} if self.upload is None else {self.upload.value: True})
 
 
+class DynamicComboInput(Input):
+    """A combo whose chosen option has further inputs, with ids such as `settings.steps`."""
+
+    io_type = "COMFY_DYNAMICCOMBO_V3"
+
+    def as_dict(self) -> dict[str, Any]:
+        chosen = [{"key": option.key, "inputs": input_sections(option.inputs)} for option in self.options]
+        return super().as_dict() | {"options": chosen}
+
+
+class DynamicComboOption:
+    signature: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        values = bind(self.signature, "io.DynamicCombo.Option", args, kwargs)
+        self.key, self.inputs = values["key"], values["inputs"]
+
+
 class Output(Declared):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -198,12 +216,7 @@ class SchemaBehaviour:
 
     def get_v1_info(self, cls: type) -> dict[str, Any]:
         """Return the entry of /object_info, with the fields of the host's version in their order."""
-        sections: dict[str, dict[str, Any]] = {"required": {}}
-        for one in self.inputs:
-            options = one.as_dict()
-            options.pop("optional", None)
-            section = "optional" if one.optional else "required"
-            sections.setdefault(section, {})[one.id] = (one.get_io_type(), options)
+        sections = input_sections(self.inputs)
         if self.hidden:
             sections["hidden"] = {one.name: (one.value,) for one in self.hidden}
         known = {
@@ -224,6 +237,16 @@ class SchemaBehaviour:
         }
         # The other fields have the names of the schema, or the double does not support them.
         return {field: known.get(field, getattr(self, field, None)) for field in self.field_names}
+
+
+def input_sections(inputs: list[Any]) -> dict[str, dict[str, Any]]:
+    """Return the inputs as in /object_info: by section and id, as (type, options)."""
+    sections: dict[str, dict[str, Any]] = {"required": {}}
+    for one in inputs:
+        options = one.as_dict()
+        options.pop("optional", None)
+        sections.setdefault("optional" if one.optional else "required", {})[one.id] = (one.get_io_type(), options)
+    return sections
 
 
 def build_schema(contract: dict[str, Any], hidden: type[Enum]) -> type:
@@ -263,7 +286,22 @@ def build_io(version: str) -> SimpleNamespace:
         sides = {kind: side(kind, type_name, io_type) for kind in ("Input", "Output")}
         return type(type_name, (), {"io_type": io_type, **sides})
 
+    combo = {
+        "Input": type(
+            "Input",
+            (DynamicComboInput,),
+            {
+                "full_name": "io.DynamicCombo.Input",
+                "option_keys": [key for key in contract["options"]["DynamicCombo.Input"] if key != "options"],
+                "signature": signature(contract["calls"]["DynamicCombo.Input"]),
+            },
+        ),
+        "Option": type(
+            "Option", (DynamicComboOption,), {"signature": signature(contract["calls"]["DynamicCombo.Option"])}
+        ),
+    }
     names: dict[str, Any] = {
+        "DynamicCombo": type("DynamicCombo", (), combo),
         **{name: declare(name, io_type) for name, io_type in contract["types"].items()},
         **enums,
         "Custom": lambda io_type: declare("Custom", io_type),

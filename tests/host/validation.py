@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .schema import WIDGETS, locked, overrides
@@ -16,6 +16,7 @@ from .schema import WIDGETS, locked, overrides
 if TYPE_CHECKING:
     from .executor import Executor
 
+DYNAMIC = "COMFY_DYNAMICCOMBO_V3"
 CONVERSIONS = {"INT": int, "FLOAT": float, "STRING": str, "BOOLEAN": bool}
 
 
@@ -37,20 +38,49 @@ class Refused(Exception):  # noqa: N818
         self.errors = errors
 
 
+def expanded(
+    sections: Mapping[str, Any], sent: Mapping[str, Any], prefix: str = ""
+) -> dict[str, tuple[Any, dict[str, Any], str]]:
+    """Return id -> (type, options, section) of all inputs, with those of the chosen option of each dynamic combo.
+
+    As in ComfyUI, a dynamic combo without a value, or with one that is no option, is no input at all.
+    """
+    inputs: dict[str, tuple[Any, dict[str, Any], str]] = {}
+    for section in ("required", "optional"):
+        for name, spec in sections.get(section, {}).items():
+            options = spec[1] if len(spec) > 1 else {}
+            if spec[0] != DYNAMIC:
+                inputs[prefix + name] = (spec[0], options, section)
+            for option in options.get("options", []) if spec[0] == DYNAMIC else []:
+                if sent.get(prefix + name) == option["key"]:
+                    inputs[prefix + name] = (DYNAMIC, options, section)
+                    inputs |= expanded(option["inputs"], sent, f"{prefix}{name}.")
+    return inputs
+
+
+def nested(values: Mapping[str, Any], dynamic: set[str]) -> dict[str, Any]:
+    """Return the arguments of a node: {"a": "x", "a.b": 1} becomes {"a": {"a": "x", "b": 1}} for a dynamic combo a."""
+    arguments: dict[str, Any] = {}
+    for name, value in values.items():
+        *above, last = [*name.split("."), name.split(".")[-1]] if name in dynamic else name.split(".")
+        place = arguments
+        for part in above:
+            place = place.setdefault(part, {})
+        place[last] = value
+    return arguments
+
+
 @dataclass
 class Facts:
-    """A node class and its /object_info entry."""
+    """A node class, its /object_info entry and the values that a prompt has for its inputs."""
 
     cls: Any
     info: dict[str, Any]
+    sent: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         sections = self.info["input"]
-        self.inputs = {
-            name: (spec[0], spec[1] if len(spec) > 1 else {}, section)
-            for section in ("required", "optional")
-            for name, spec in sections.get(section, {}).items()
-        }
+        self.inputs = expanded(sections, self.sent)
         self.hidden = list(sections.get("hidden", {}))
         self.schema = self.cls.FINALIZE_SCHEMA() if overrides(self.cls, "define_schema") else None
         lazy = [name for name, (_, options, _) in self.inputs.items() if options.get("lazy")]
@@ -78,7 +108,7 @@ def is_link(value: Any) -> bool:
 
 
 def is_widget(io_type: Any) -> bool:
-    return isinstance(io_type, list) or io_type in WIDGETS
+    return isinstance(io_type, list) or io_type in (*WIDGETS, DYNAMIC)
 
 
 def fits(sent: Any, expected: Any) -> bool:
@@ -102,11 +132,14 @@ def mapped(facts: Facts, name: str, inputs: dict[str, list[Any]], hidden: dict[s
     Shorter lists repeat their last element. A node with is_input_list is called once, with the lists.
     """
     function = getattr(locked(facts.cls, hidden), name)
+    dynamic = {key for key, (io_type, _, _) in facts.inputs.items() if io_type == DYNAMIC}
     if facts.info["is_input_list"] or not inputs:
-        return [finished(function(**inputs))]
+        return [finished(function(**nested(inputs, dynamic)))]
     longest = max(len(values) for values in inputs.values())
     return [
-        finished(function(**{key: values[min(index, len(values) - 1)] for key, values in inputs.items()}))
+        finished(
+            function(**nested({key: values[min(index, len(values) - 1)] for key, values in inputs.items()}, dynamic))
+        )
         for index in range(longest)
     ]
 

@@ -41,7 +41,7 @@ def changed(prompt: Prompt, class_type: str, **inputs: Any) -> Prompt:
 
 def short(prompt: Prompt, steps: int = 6) -> Prompt:
     """Return the prompt with few training steps."""
-    return changed(prompt, "StyleGANNADA_AdaptGenerator", steps=steps)
+    return changed(prompt, "StyleGANNADA_AdaptGenerator", **{"settings.steps": steps})
 
 
 def chain(info: Info, *classes: str) -> Prompt:
@@ -53,7 +53,11 @@ def chain(info: Info, *classes: str) -> Prompt:
         for group in ("required", "optional"):
             for key, spec in (told["input"].get(group) or {}).items():
                 kind, options = spec[0], (spec[1] if len(spec) > 1 else {})
-                if isinstance(kind, list) or (kind in WIDGETS and not options.get("forceInput")):
+                if kind == "COMFY_DYNAMICCOMBO_V3":
+                    first = options["options"][0]
+                    nested = first["inputs"].get("required", {})
+                    inputs |= {key: first["key"], **{f"{key}.{one}": _default(*two) for one, two in nested.items()}}
+                elif isinstance(kind, list) or (kind in WIDGETS and not options.get("forceInput")):
                     inputs[key] = _default(kind, options)
                 elif group == "required":
                     assert kind in newest, f"nothing before {name} gives {kind} for its input {key}"

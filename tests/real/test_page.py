@@ -21,7 +21,7 @@ DOCS = sorted(path.parent.name for path in (pack_path() / "web" / "docs").glob("
 LOCALES = sorted((pack_path() / "locales").glob("*/nodeDefs.json"))
 
 SHORTEN = """() => { for (const node of app.graph._nodes) if (node.type === 'StyleGANNADA_AdaptGenerator')
-    node.widgets.find(widget => widget.name === 'steps').value = 3 }"""
+    node.widgets.find(widget => widget.name === 'settings.steps').value = 3 }"""
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def test_workflow_runs(server: Server, info: dict[str, Any], path: Path) -> None
 
 
 def test_training_shows_progress_and_previews(server: Server, training: Prompt) -> None:
-    prompt = changed(training, ADAPT, steps=5)
+    prompt = short(training, 5)
     (adapt,) = find(prompt, ADAPT)
     run = server.run(prompt)
     assert run.status == "success", run.error
@@ -74,7 +74,7 @@ def test_training_shows_progress_and_previews(server: Server, training: Prompt) 
 
 
 def test_repeated_run_is_cached(server: Server, training: Prompt) -> None:
-    prompt = changed(training, ADAPT, steps=4)
+    prompt = short(training, 4)
     first, again = server.run(prompt), server.run(prompt)
     assert first.status == again.status == "success"
     assert sorted(again.cached) == sorted(prompt)
@@ -83,7 +83,7 @@ def test_repeated_run_is_cached(server: Server, training: Prompt) -> None:
 
 
 def test_sampling_seed_does_not_train_again(server: Server, training: Prompt) -> None:
-    prompt = changed(training, ADAPT, steps=4)
+    prompt = short(training, 4)
     server.run(prompt)
     run = server.run(changed(prompt, SAMPLE, seed=123))
     assert run.status == "success", run.error
@@ -94,7 +94,7 @@ def test_sampling_seed_does_not_train_again(server: Server, training: Prompt) ->
 def test_interrupt_stops_a_training(server: Server, training: Prompt) -> None:
     """`tests/real/measure.py` prints how long that takes."""
     steps = 100_000  # far more than the run could finish before the request arrives
-    prompt = changed(training, ADAPT, steps=steps)
+    prompt = short(training, steps)
     asked: list[int] = []
 
     def stop(event: Event) -> None:
@@ -137,14 +137,32 @@ def unrelated_files(server: Server) -> None:
     shutil.copy(built_in_guides()["portraits"].with_suffix(".safetensors"), models / "guides" / "mute.safetensors")
 
 
+#: A file, and losses that are all 0.
+OWN_GUIDE = {"guide": "own file", "guide.file": "mute.safetensors", "guide.architecture": "ViT-B-32-quickgelu"}
+BY_HAND = {
+    "settings": "by hand",
+    **{f"settings.{name}": -1 for name in ("steps", "batch", "lr")},
+    **{f"settings.{name}_loss": 0.0 for name in ("direction", "global", "angle")},
+}
+
+
+@pytest.mark.parametrize("target", ["  ", "Photo"])
+def test_texts_are_rejected_before_the_run(server: Server, training: Prompt, target: str) -> None:
+    from server import ServerError
+
+    with pytest.raises(ServerError) as refused:
+        server.queue(changed(training, f"{PREFIX}ShiftFromText", target=target))
+    assert list(refused.value.node_errors) == find(training, f"{PREFIX}ShiftFromText")
+    assert repr(target) in json.dumps(refused.value.node_errors)
+
+
 @pytest.mark.usefixtures("unrelated_files")
 @pytest.mark.parametrize(
     "broken, at, told",
     [
-        ({"ShiftFromText": {"target": "  "}}, "ShiftFromText", "'  '"),
         ({"ShiftFromText": {"target": "submarine"}}, "AdaptGenerator", "submarine"),
-        ({"LoadGuide": {"guide": "mute.safetensors"}}, "LoadGuide", "ViT-B-32-quickgelu"),
-        ({"AdaptGenerator": {"direction_loss": 0.0}}, "AdaptGenerator", "terms"),
+        ({"LoadGuide": OWN_GUIDE}, "LoadGuide", "ViT-B-32-quickgelu"),
+        ({"AdaptGenerator": BY_HAND}, "AdaptGenerator", "direction_loss"),
     ],
 )
 def test_invalid_graph_reports_the_value(
@@ -152,7 +170,8 @@ def test_invalid_graph_reports_the_value(
 ) -> None:
     prompt = short(training, steps=2)
     for name, inputs in broken.items():
-        prompt = changed(prompt, PREFIX + name, **inputs)
+        for node in find(prompt, PREFIX + name):
+            prompt[node]["inputs"] |= inputs
     run = server.run(prompt)
     assert run.status == "error"
     assert run.error is not None and run.error["node_type"] == PREFIX + at

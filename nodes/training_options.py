@@ -1,0 +1,146 @@
+"""The settings of a training: those of the generator's file, with what the user changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ..nada_core import AdaptConfig, Generator, LayerChoice
+from ..nada_core.adaptation.layer_selection import selectable_layers
+from ..nada_core.adaptation.recipes import RECIPES
+from ._host import io
+from ._types import ROOT, OptionsType
+from ._widgets import AUTOMATIC, changes, changes_inputs
+
+KIND, BY_HAND = "kind of target", "by hand"
+
+#: Widgets of Adapt Generator in the mode "by hand". Workflows store values by position: append only.
+HAND = ("steps", "batch", "lr", "terms.direction", "terms.global", "terms.angle")
+
+#: Recipes by the name that Adapt Generator shows.
+KINDS = {name.replace("-", " "): recipe for name, recipe in RECIPES.items()}
+
+#: Subjects of Training Options and their widgets: append only.
+SUBJECTS: dict[str, tuple[str, ...]] = {
+    "images": ("views", "patches", "mirror", "psi", "noise", "label"),
+    "similarity": (
+        "terms.relation",
+        "terms.mean_offset",
+        "terms.covariance",
+        "lpips",
+        "id",
+        "weight_reg",
+        "fisher_samples",
+    ),
+    "optimizer": ("schedule", "warmup", "beta1", "beta2", "grad_clip", "ema"),
+    "judge": ("keep_every", "patience"),
+    "memory": ("chunk", "precision", "checkpointing", "pool"),
+}
+_VALIDATIONS = 12  # about so many in a training, where only a judge is connected
+
+
+def settings_input() -> Any:
+    """The input of Adapt Generator that says where its settings come from."""
+    kinds = ". ".join(f"{name}: {recipe.about}" for name, recipe in KINDS.items())
+    kind = io.Combo.Input("kind", options=list(KINDS), default=next(iter(KINDS)), tooltip=f"{kinds}.")
+    steps = changes_inputs(AdaptConfig, ("steps",))
+    return io.DynamicCombo.Input(
+        "settings",
+        options=[
+            io.DynamicCombo.Option(AUTOMATIC, steps),
+            io.DynamicCombo.Option(KIND, [kind, *steps]),
+            io.DynamicCombo.Option(BY_HAND, changes_inputs(AdaptConfig, HAND)),
+        ],
+        tooltip="automatic: the settings recommended by the generator's file, or those of the paper. kind of target: "
+        "these, adjusted by published advice. by hand: set the most important ones yourself.",
+    )
+
+
+def training_config(
+    generator: Generator,
+    settings: Mapping[str, Any],
+    seed: int,
+    layers: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+    judged: bool = False,
+) -> AdaptConfig:
+    """Return the settings of a training. Each of these replaces what the ones before it say.
+
+    Args:
+        generator: its recommended settings are the base.
+        settings: values of `settings_input`.
+        layers: fields from Choose Layers. options: fields from Training Options.
+        judged: a judge is connected; without `keep_every` it is evaluated about 12 times.
+
+    Raises:
+        ValueError: If settings do not fit each other or the generator.
+    """
+    base = generator.recommended_settings("adapt", AdaptConfig)
+    if settings["settings"] == KIND:
+        base = KINDS[settings["kind"]].config(base)
+    own = changes(AdaptConfig, HAND if settings["settings"] == BY_HAND else ("steps",), settings)
+    fields = merged(own, options or {})
+    if "terms" in fields:  # a term without weight is not computed
+        weights = {**base.terms, **fields["terms"]}
+        fields["terms"] = {name: weight for name, weight in weights.items() if weight}
+    fields["layers"] = layer_choice(generator, base.layers, layers)
+    if not judged:
+        fields = {"keep_every": 0, "patience": 0, **fields}
+    elif not fields.get("keep_every", base.keep_every):
+        fields["keep_every"] = max(1, fields.get("steps", base.steps) // _VALIDATIONS)
+    return replace(base, **fields, seed=seed)
+
+
+def layer_choice(generator: Generator, base: LayerChoice, layers: Mapping[str, Any] | None) -> LayerChoice:
+    """Return `base` with the fields from Choose Layers; an automatic count is at most the generator's layers."""
+    choice = replace(base, **(layers or {}))
+    most = len(selectable_layers(replace(choice, mode="adaptive", count=1, rgb=False), generator))
+    if choice.mode != "adaptive" or choice.count <= most:
+        return choice
+    if layers and "count" in layers:
+        raise ValueError(
+            f"Got count {choice.count} in Choose Layers, but this generator has {most} layers to choose from; set "
+            f"count to {most} or less, or mode to all."
+        )
+    return replace(choice, count=most)
+
+
+def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of both; those of the second win, and weights of terms are merged."""
+    terms = {**first.get("terms", {}), **second.get("terms", {})}
+    return {**first, **second, **({"terms": terms} if terms else {})}
+
+
+class TrainingOptions(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> Any:
+        return io.Schema(
+            node_id="StyleGANNADA_TrainingOptions",
+            display_name="Training Options",
+            category=f"{ROOT}/train",
+            description="Less frequently used settings of Adapt Generator, by subject. What is left at -1 or automatic "
+            "keeps the value that Adapt Generator would use without this node. Chain several nodes for several "
+            "subjects.",
+            search_aliases=["advanced settings", "learning rate schedule", "augmentation", "memory", "ema", "lpips"],
+            inputs=[
+                io.DynamicCombo.Input(
+                    "subject",
+                    options=[
+                        io.DynamicCombo.Option(subject, changes_inputs(AdaptConfig, names))
+                        for subject, names in SUBJECTS.items()
+                    ],
+                    tooltip="images: what CLIP sees. similarity: losses that keep images close to the source. "
+                    "optimizer: learning rate and Adam. judge: its evaluations. memory: memory and speed.",
+                ),
+                OptionsType.Input(
+                    "options", optional=True, tooltip="From another Training Options, to set several subjects."
+                ),
+            ],
+            outputs=[OptionsType.Output("changed", display_name="options", tooltip="For Adapt Generator.")],
+        )
+
+    @classmethod
+    def execute(cls, subject: dict[str, Any], options: dict[str, Any] | None = None) -> Any:
+        own = changes(AdaptConfig, SUBJECTS[subject["subject"]], subject)
+        return io.NodeOutput(merged(options or {}, own))
