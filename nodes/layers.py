@@ -131,8 +131,8 @@ class InspectLayers(io.ComfyNode):
                 LayersType.Output(
                     "chosen",
                     display_name="chosen",
-                    tooltip="The selected layers by name, plus the ToRGB layers if they are trained, too. They stay fixed "
-                    "during training.",
+                    tooltip="The selected layers by name, plus the ToRGB layers if they are trained, too. They stay "
+                    "fixed during training.",
                 ),
             ],
         )
