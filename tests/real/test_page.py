@@ -40,7 +40,7 @@ def known(prompt: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
     """Only inputs that the host asks for: frontend 1.42 has PreviewAny send what its own text box holds, too."""
     for node in prompt.values():
         asked = {name for group in info[node["class_type"]]["input"].values() for name in group}
-        node["inputs"] = {name: value for name, value in node["inputs"].items() if name in asked}
+        node["inputs"] = {name: value for name, value in node["inputs"].items() if name.partition(".")[0] in asked}
     return prompt
 
 
