@@ -14,7 +14,7 @@ import torch
 from nvidia_pickle import Call, EasyDict, Global, dump, network, persistent
 
 from nada_core.io import checkpoint_file as files
-from nada_core.io import unpickler
+from nada_core.io import inert_objects
 from nada_core.io.checkpoint_file import read_checkpoint, sha256
 from nada_core.io.errors import (
     CheckpointError,
@@ -183,7 +183,7 @@ def test_pickles_cannot_change_the_reader(tmp_path: Path) -> None:
         (tmp_path / "x.pkl").write_bytes(b"\x80\x03c" + reference + state + b"b.")
         with pytest.raises(CheckpointError):
             read_checkpoint(tmp_path / "x.pkl")
-    assert unpickler.Record.class_name == "" and not hasattr(unpickler.Settings, "class_name")
+    assert inert_objects.Record.class_name == "" and not hasattr(inert_objects.Settings, "class_name")
 
 
 def test_numpy_scalars_of_objects_are_not_unpickled(tmp_path: Path) -> None:

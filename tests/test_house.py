@@ -38,7 +38,6 @@ HOST = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths",
 FORBIDDEN_NAMES = {"utils", "helpers", "common"}
 FORBIDDEN_COMMENTS = re.compile(r"fmt: (skip|off)|yapf: disable|\b(TODO|FIXME|XXX)\b")
 MAX_FUNCTION_LINES = 60
-LONG_FUNCTIONS = {"nada_core/io/unpickler.py": {"_allow_list"}}
 
 # Calls that change the whole process, by the last part of their name, and the files that may make them: a command is a
 # process of its own, and the others undo the change before they return.
@@ -304,8 +303,7 @@ def test_functions_have_at_most_60_lines(path: Path) -> None:
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             lines = (node.end_lineno or node.lineno) - node.lineno + 1
-            allowed = node.name in LONG_FUNCTIONS.get(label(path), ())
-            assert lines <= MAX_FUNCTION_LINES or allowed, f"{label(path)}:{node.lineno} {node.name}: {lines} lines"
+            assert lines <= MAX_FUNCTION_LINES, f"{label(path)}:{node.lineno} {node.name}: {lines} lines"
 
 
 @pytest.mark.parametrize("path", [*core_sources(), *node_sources()], ids=label)

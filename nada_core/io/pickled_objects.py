@@ -13,9 +13,10 @@ from typing import Any
 from torch import Tensor
 
 from .errors import UnsupportedCheckpointError, brief
+from .inert_objects import Array, Record, Settings
 from .pickle_machine import Budget
 from .tensorflow_pickle import collect_network, is_network
-from .unpickler import Array, Record, Settings, Unpickler
+from .unpickler import Unpickler
 
 # In one file, long texts counting more: a small pickle can refer to the same branch over and over.
 _MOST_VALUES = 200_000

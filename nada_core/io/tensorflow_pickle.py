@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .errors import brief
-from .unpickler import Array, Record
+from .inert_objects import Array, Record
 
 
 def is_network(record: Record) -> bool:
