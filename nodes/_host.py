@@ -1,4 +1,4 @@
-"""The only module that imports ComfyUI: model folders, devices, progress bars and image conversion.
+"""ComfyUI's model folders and devices, and image conversion. Only this module and `_server` import ComfyUI.
 
 ComfyUI runs nodes inside `torch.inference_mode()` and caches their outputs, hence three rules:
 
@@ -11,26 +11,23 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import math
 import os
 import re
-import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import comfy.model_management
-import comfy.utils
 import folder_paths
 import torch
 from comfy.cli_args import args
-from comfy_api.latest import ComfyExtension, io
+from comfy_api.latest import ComfyExtension, io, ui
 from torch import Tensor, nn
 
-from ..nada_core.io.images import to_pil
 from ._cancel import cancellable
+from ._server import send_text
 from ._words import in_node_words
 
 __all__ = [
@@ -52,9 +49,10 @@ __all__ = [
     "missing",
     "normal_mode",
     "on_device",
+    "output_folder",
     "save_path",
     "to_image",
-    "watch",
+    "ui",
 ]
 
 WeightedGuides = tuple[tuple[Any, float], ...]  # (guide, weight) pairs
@@ -63,7 +61,7 @@ GENERATORS, GUIDES, DOMAINS = "stylegan_nada", "stylegan_nada_guides", "stylegan
 ENCODERS, IDENTITIES = "stylegan_nada_encoders", "stylegan_nada_identity"
 LATENTS, DIRECTIONS = "stylegan_nada_latents", "stylegan_nada_directions"
 # Subfolders of the generator folders that hold other kinds of files.
-_OTHER_KINDS = ("guides", "domains", "encoders", "identity", "latents", "directions")
+_OTHER_KINDS = ("guides", "domains", "encoders", "identity", "latents", "directions", "runs")
 
 
 # ---- files --------------------------------------------------------------------------------------------------------
@@ -166,6 +164,11 @@ def save_path(prefix: str, suffix: str, folder: str = "") -> Path:
     return path
 
 
+def output_folder() -> Path:
+    """Return the folder of this pack's files."""
+    return Path(folder_paths.get_output_directory(), "stylegan_nada")
+
+
 def metadata(hidden: Any) -> dict[str, Any]:
     """Return the workflow graph for the metadata of a file; empty with --disable-metadata."""
     if args.disable_metadata or hidden.prompt is None:
@@ -201,9 +204,13 @@ def normal_mode() -> Iterator[None]:
     with torch.inference_mode(False), torch.enable_grad():
         try:
             yield
-        except ValueError as error:
+        except Exception as error:
             notes = getattr(error, "__notes__", [])  # the page shows none
-            raise ValueError(in_node_words(" ".join([str(error), *notes]))) from error
+            text = in_node_words(" ".join([str(error), *notes]))
+            send_text(f"Error: {text}")  # the page hides the message behind "View details"
+            if isinstance(error, ValueError):
+                raise ValueError(text) from error
+            raise
 
 
 @contextmanager
@@ -266,29 +273,3 @@ def _copy(module: nn.Module, device: torch.device) -> nn.Module:
     }
     memo |= {id(b): b.detach().to(device) for b in module.buffers()}
     return copy.deepcopy(module, memo)
-
-
-# ---- progress -----------------------------------------------------------------------------------------------------
-
-
-def watch(total: int) -> Callable[..., None]:
-    """Return `tick(done, picture)`, which updates the progress bar of the running node and checks for cancellation.
-
-    `picture` is a callable that returns the preview, [1, 3, H, W] in -1..1. It is called at most twice a second, and
-    less often if it is slow, so that previews take at most about 10 % of the time.
-    """
-    bar = comfy.utils.ProgressBar(total)
-    due = -math.inf
-
-    def tick(done: int, picture: Callable[[], Tensor] | None = None) -> None:
-        nonlocal due
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        preview = None
-        start = time.perf_counter()
-        if picture is not None and (start >= due or done == total):
-            preview = ("JPEG", to_pil(picture()), 512)
-            now = time.perf_counter()
-            due = now + max(0.5, 10 * (now - start))
-        bar.update_absolute(done, total, preview)
-
-    return tick

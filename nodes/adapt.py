@@ -8,8 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..nada_core import Adaptation, Generator, Step, adapt, grid, plot_heat, plot_lines, render, sample
-from ._host import for_training, io, normal_mode, to_image, watch
+from ..nada_core import Adaptation, AdaptConfig, Generator, Step, adapt, grid, plot_heat, plot_lines, render, sample
+from ..nada_core.adaptation.provenance import run_fingerprint
+from ..nada_core.adaptation.resume import saved_progress
+from ._host import for_training, io, normal_mode, to_image, ui
+from ._runs import autosave_path, recent, stoppable
+from ._server import send_text
+from ._status import few, watch_steps
 from ._types import ROOT, DomainType, GeneratorType, GuideType, LayersType, LikenessType, OptionsType, ShiftType
 from ._widgets import seed_input
 from .training_options import settings_input, training_config
@@ -29,6 +34,7 @@ class AdaptGenerator(io.ComfyNode):
             "latents before (top) and after (bottom) training so far. By default, the settings are those "
             "that the generator's file recommends.",
             search_aliases=["stylegan-nada", "train", "fine-tune", "text to domain", "domain adaptation", "nada"],
+            has_intermediate_output=True,
             inputs=[
                 GeneratorType.Input("generator", tooltip="The generator to start from. It is not modified."),
                 GuideType.Input("guide", tooltip="One CLIP guide, or several from Combine Guides."),
@@ -92,27 +98,63 @@ class AdaptGenerator(io.ComfyNode):
         likeness: tuple = (None, None),
         options: dict[str, Any] | None = None,
     ) -> Any:
-        config = training_config(generator, settings, seed, layers, options, judged=_single(judge) is not None)
-        with for_training(generator, guide, _single(judge), *likeness) as (
+        held_out = _single(judge)
+        config = training_config(generator, settings, seed, layers, options, judged=held_out is not None)
+        fingerprint = run_fingerprint(generator, guide, shift, config, held_out, *likeness)
+        result = recent.get(fingerprint)
+        if result is None:
+            result = _train(generator, guide, shift, config, held_out, likeness, fingerprint)
+        else:
+            send_text(f"{config.steps} steps, remembered from an earlier run")
+        outputs, sheet = result
+        return io.NodeOutput(*outputs, ui=ui.PreviewImage(sheet, cls=cls))
+
+
+def _train(
+    generator: Any, guide: tuple, shift: Any, config: AdaptConfig, judge: Any, likeness: tuple, fingerprint: str
+) -> tuple[tuple[Any, ...], Tensor]:
+    """Return the outputs of the node and the images before and after the training.
+
+    The training continues from its autosave, if there is one. A finished training is remembered.
+    """
+    path = autosave_path(fingerprint)
+    if done := saved_progress(path, fingerprint).get("index", 0):
+        send_text(f"Continuing after step {done}/{config.steps}")
+    else:
+        path.unlink(missing_ok=True)  # a file that cannot be read
+    with for_training(generator, guide, judge, *likeness) as (source, guides, held_out, *networks), stoppable() as stop:
+        tick, preview = watch_steps(config.steps), _preview(source, config.label)
+        continued = (f"continued after step {done}",) if done else ()
+
+        def on_step(step: Step) -> None:
+            details = f"loss {step.loss:.3f}", few(step.layers), *continued
+            tick(step.index + 1, lambda: preview(step.generator), *details)
+
+        result = adapt(
             source,
             guides,
-            held_out,
-            perceptual,
-            identity,
-        ):
-            tick, preview = watch(config.steps), _preview(source, config.label)
-            result = adapt(
-                source,
-                guides,
-                shift,
-                config,
-                on_step=lambda step: tick(step.index + 1, lambda: preview(step)),
-                judge=held_out,
-                perceptual=perceptual,
-                identity=identity,
-            )
-            adapted = result.generator.cpu()
-        return io.NodeOutput(adapted, result.domain, _training(result), result.chosen_because)
+            shift,
+            config,
+            on_step=on_step,
+            autosave=path,
+            resume=True,
+            judge=held_out,
+            perceptual=networks[0],
+            identity=networks[1],
+            stop=stop,
+            threads=0,
+        )
+        sheet = to_image(preview(result.generator))
+        adapted = result.generator.cpu()
+    steps, reason = len(result.history), result.chosen_because
+    if stopped := result.domain.provenance.get("stopped_after"):
+        reason = f"Stopped after {steps} of {config.steps} steps. {reason}".strip()
+    outputs = (adapted, result.domain, _training(result), reason)
+    if not stopped:
+        recent.add(fingerprint, (outputs, sheet))
+        path.unlink(missing_ok=True)
+    send_text(reason or f"{steps} steps, loss {result.history[-1]['loss']:.3f}")
+    return outputs, sheet
 
 
 def _single(judge: tuple) -> Any:
@@ -121,11 +163,11 @@ def _single(judge: tuple) -> Any:
     return judge[0][0]
 
 
-def _preview(source: Generator, label: int | None) -> Callable[[Step], Tensor]:
+def _preview(source: Generator, label: int | None) -> Callable[[Generator], Tensor]:
     """Render a few latents with the source (top row) and with the generator in training (bottom row)."""
     latents = sample(source, range(SHOWN), psi=0.7, label=label)
     before = render(source, latents)
-    return lambda step: grid(torch.cat([before, render(step.generator, latents)]), columns=SHOWN)
+    return lambda student: grid(torch.cat([before, render(student, latents)]), columns=SHOWN)
 
 
 def _training(result: Adaptation) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from typing import Any
 
 from ..nada_core import Directions, Latents, TextEditConfig, edit, edit_by_text, grid, principal, sefa
 from ..nada_core.latents.directions import parse_direction
-from ._host import for_training, io, normal_mode, watch
+from ._host import for_training, io, normal_mode
+from ._status import watch_steps
 from ._types import ROOT, DirectionsType, GeneratorType, GuideType, LatentsType, LikenessType, ShiftType
 from ._widgets import settings, widgets
 
@@ -155,7 +156,7 @@ class EditByText(io.ComfyNode):
     def execute(
         cls, generator: Any, latents: Latents, guide: tuple, shift: Any, likeness: tuple = (None, None), **values: Any
     ) -> Any:
-        config, tick = settings(TextEditConfig, TEXT_EDIT, values), watch(values["steps"])
+        config, tick = settings(TextEditConfig, TEXT_EDIT, values), watch_steps(values["steps"])
         with for_training(generator, guide, likeness[1]) as (source, guides, identity):
             edited = edit_by_text(
                 source,

@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from ..nada_core import load_encoder
-from ._host import ENCODERS, file_stamp, files, find, from_image, io, missing, normal_mode, on_device, watch
+from ._host import ENCODERS, file_stamp, files, find, from_image, io, missing, normal_mode, on_device
+from ._server import watch
 from ._types import ROOT, EncoderType, GeneratorType, LatentsType
 
 _NONE = "(no encoder found)"  # ComfyUI rejects a combo box without options

@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from ..nada_core import Latents, compare_grid, interpolate, mix, render, sample
-from ._host import io, normal_mode, on_device, to_image, watch
+from ._host import io, normal_mode, on_device, to_image
+from ._server import watch
 from ._types import ROOT, GeneratorType, LatentsType
 from ._widgets import class_of, label_input, seed_input
 

@@ -8,7 +8,7 @@ from ..nada_core import Directions, Latents, __version__, load_directions, load_
 from ._host import DIRECTIONS, LATENTS, file_stamp, files, find, io, metadata, missing, normal_mode, save_path
 from ._types import ROOT, DirectionsType, GeneratorType, LatentsType
 from .editing import directions_outputs
-from .save import path_output, prefix_input
+from .save import path_output, prefix_input, saved
 
 
 class SaveLatents(io.ComfyNode):
@@ -32,7 +32,7 @@ class SaveLatents(io.ComfyNode):
     def execute(cls, latents: Latents, filename_prefix: str) -> Any:
         path = save_path(filename_prefix, ".safetensors", "latents")
         save_latents(latents, path, {"version": __version__, **metadata(cls.hidden)})
-        return io.NodeOutput(str(path))
+        return saved(path)
 
 
 class LoadLatents(io.ComfyNode):
@@ -91,7 +91,7 @@ class SaveDirections(io.ComfyNode):
     def execute(cls, directions: Directions, filename_prefix: str) -> Any:
         path = save_path(filename_prefix, ".safetensors", "directions")
         save_directions(directions, path, {"version": __version__, **metadata(cls.hidden)})
-        return io.NodeOutput(str(path))
+        return saved(path)
 
 
 class LoadDirections(io.ComfyNode):

@@ -13,7 +13,9 @@ from torch import Tensor
 from ..nada_core import FacePoints, InvertConfig, Latents, TuneConfig, cut_face, grid, invert, portraits, tune
 from ..nada_core.cli import report as texts
 from ..nada_core.io.images import square
-from ._host import for_training, from_image, io, normal_mode, to_image, watch
+from ._host import for_training, from_image, io, normal_mode, to_image
+from ._server import send_text
+from ._status import watch_steps
 from ._types import ROOT, DomainType, GeneratorType, LatentsType, LikenessType
 from ._widgets import AUTOMATIC, changes, changes_inputs, seed_input
 
@@ -188,10 +190,11 @@ class InvertImage(io.ComfyNode):
     ) -> Any:
         config = _config(generator, "invert", InvertConfig, INVERT, settings, seed, likeness)
         targets = from_image(image, _CHANNELS)
-        tick = watch(len(targets) * config.steps)
+        tick = watch_steps(len(targets) * config.steps)
         with for_training(generator, (), *likeness) as (source, _, *networks):
             result = invert(source, targets, config, *networks, start=start, on_step=_watched(tick, "done"))
             report = texts.closeness(result.images, result.targets, networks[0], result.steps)
+        send_text(report)
         return io.NodeOutput(result.latents, to_image(result.images), report)
 
 
@@ -240,13 +243,14 @@ class PivotalTuning(io.ComfyNode):
         likeness: tuple = (None, None),
     ) -> Any:
         config = _config(generator, "tune", TuneConfig, TUNE, settings, seed, likeness)
-        tick = watch(config.steps)
+        tick = watch_steps(config.steps)
         with for_training(generator, (), *likeness) as (source, _, *networks):
             result = tune(
                 source, from_image(image, _CHANNELS), latents, config, *networks, on_step=_watched(tick, "index")
             )
             report = texts.closeness(result.images, result.targets, networks[0])
             tuned = result.generator.cpu()
+        send_text(report)
         return io.NodeOutput(tuned, result.domain, to_image(result.images), report)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from ..nada_core import Domain, __version__, export_rosinality, read_domain, save_domain, save_generator
-from ._host import DOMAINS, file_stamp, files, find, io, metadata, missing, normal_mode, save_path
+from ._host import DOMAINS, file_stamp, files, find, io, metadata, missing, normal_mode, save_path, ui
+from ._status import send_path
 from ._types import ROOT, DomainType, GeneratorType
 
 _NONE = "(no domain found)"  # ComfyUI rejects a combo box without options
@@ -44,7 +46,7 @@ class SaveGenerator(io.ComfyNode):
         else:
             provenance = {"version": __version__, **metadata(cls.hidden)}
             save_generator(generator, path, provenance, half=format.endswith("float16"))
-        return io.NodeOutput(str(path))
+        return saved(path)
 
 
 class SaveDomain(io.ComfyNode):
@@ -77,7 +79,7 @@ class SaveDomain(io.ComfyNode):
         path = save_path(filename_prefix, ".safetensors", "domains")
         provenance = {**domain.provenance, "version": __version__, **metadata(cls.hidden)}
         save_domain(domain, path, half=precision == "float16", provenance=provenance)
-        return io.NodeOutput(str(path))
+        return saved(path)
 
 
 class LoadDomain(io.ComfyNode):
@@ -163,6 +165,12 @@ def prefix_input(default: str) -> Any:
         default=default,
         tooltip="File name before the counter. It may contain subfolders and tokens such as %year%.",
     )
+
+
+def saved(path: Path) -> Any:
+    """Return the output of every save node and show it on the node."""
+    send_path(path)
+    return io.NodeOutput(str(path), ui=ui.PreviewText(str(path)))
 
 
 def path_output() -> Any:

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..nada_core import ImageShift, MixedShift, TextShift, check_prompts
 from ..nada_core.guidance.prompts import BARE, TEMPLATES
 from ._host import from_image, io, normal_mode
+from ._server import send_text
 from ._types import ROOT, GuideType, ShiftType
 
 TEMPLATE_SETS = {"templates": TEMPLATES, "bare": BARE}
@@ -149,4 +150,6 @@ class CheckPrompts(io.ComfyNode):
     @normal_mode()
     def execute(cls, guide: tuple, shift: Any) -> Any:
         warnings = [warning for encoder, _ in guide for warning in check_prompts(encoder, shift)]
-        return io.NodeOutput("\n".join(warnings) or "No warnings: the guide can tell source and target apart.")
+        doubts = "\n".join(warnings) or "No warnings: the guide can tell source and target apart."
+        send_text(doubts)
+        return io.NodeOutput(doubts)

@@ -320,8 +320,9 @@ class World:
         for folder in (self.host.models_dir, self.host.output, self.host.input, self.host.temp):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-        for record in (self.host.bars, self.host.freed, self.host.previews, self.host.saved):
+        for record in (self.host.bars, self.host.freed, self.host.previews, self.host.saved, self.host.texts):
             record.clear()
+        self.module("nodes._runs").recent.clear()
         self.host.emptied = self.host.unloaded = self.host.checks = 0
         self.host.device, self.host.interrupted, self.host._countdown = torch.device("cpu"), False, None
         self.executor = Executor(self.host, self.pack.nodes)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..guidance.prompts import TEMPLATES
 from ..guidance.reconstruction import FaceRecognizer, Features
 from ..guidance.shifts import ImageShift, Shift, TextShift, shift_parts
+from ..guidance.targets import weighted_guides
 from ..models.clip import ClipGuide
 from ..models.generator import Generator
 from .config import AdaptConfig
@@ -67,6 +68,19 @@ class RunInputs:
             if isinstance(network, nn.Module):
                 tensors |= {f"{role}.{name}": value for name, value in network.state_dict().items()}
         return _digest(description, tensors)
+
+
+def run_fingerprint(
+    generator: Generator,
+    guides: ClipGuide | Sequence[ClipGuide | tuple[ClipGuide, float]],
+    shift: Shift,
+    config: AdaptConfig,
+    judge: ClipGuide | None = None,
+    perceptual: Features | None = None,
+    identity: FaceRecognizer | None = None,
+) -> str:
+    """Return the fingerprint of the run that `adapt` makes of these inputs, as its autosave has it."""
+    return RunInputs(generator, weighted_guides(guides), shift, config, judge, perceptual, identity).fingerprint()
 
 
 def _describe_shift(shift: TextShift | ImageShift) -> dict[str, Any]:

@@ -58,6 +58,9 @@ class Host:
     previews: list[Path] = field(default_factory=list)  # pictures written to temp
     saved: list[Path] = field(default_factory=list)  # pictures written to output by ImageSaveHelper
     checks: int = 0  # checks for an interruption
+    running: str | None = None  # the id of the running node
+    texts: list[tuple[str, str]] = field(default_factory=list)  # (node id, text) shown on nodes
+    routes: dict[str, Any] = field(default_factory=dict)  # path -> handler of a POST route
     args: SimpleNamespace = field(default_factory=SimpleNamespace)
     modules: dict[str, ModuleType] = field(default_factory=dict)
     interrupted: bool = False  # the user has pressed Cancel and no node has noticed yet
@@ -90,6 +93,10 @@ class Host:
             self._countdown -= 1
             self.interrupted = self.interrupted or self._countdown < 0
         self.stop_if_interrupted()
+
+    def send_progress_text(self, text: str, node_id: str, **_: Any) -> None:
+        assert isinstance(text, str) and isinstance(node_id, str)
+        self.texts.append((node_id, text))
 
     def stop_if_interrupted(self) -> None:
         if self.interrupted:
@@ -154,6 +161,9 @@ def build_modules(host: Host) -> dict[str, ModuleType]:
             **functions(Management(host), "model_management"),
         },
         "comfy.utils": {"ProgressBar": progress_bar(host)},
+        "comfy_execution": {},
+        "comfy_execution.utils": functions(Execution(host), "comfy_execution"),
+        "server": {"PromptServer": SimpleNamespace(instance=Server(host, functions(host, "server")))},
         "comfy_api": {},
         "comfy_api.latest": {"ComfyExtension": ComfyExtension, "io": host.io, "ui": host.ui},
         "folder_paths": {
@@ -179,6 +189,24 @@ class ComfyExtension:
 
     async def get_node_list(self) -> list[type]:
         raise NotImplementedError
+
+
+class Execution:
+    """The function of comfy_execution.utils."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+
+    def get_executing_context(self) -> Any:
+        return None if self.host.running is None else SimpleNamespace(node_id=self.host.running)
+
+
+class Server:
+    """The server: it records routes and texts."""
+
+    def __init__(self, host: Host, functions: dict[str, Any]) -> None:
+        self.__dict__.update(functions)
+        self.routes = SimpleNamespace(post=lambda path: lambda handler: host.routes.setdefault(path, handler))
 
 
 class Management:

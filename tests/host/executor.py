@@ -150,9 +150,19 @@ class Run:
             try:
                 for target in targets:
                     self.visit(target)
+                self.send_intermediate()
             except Failed as failure:
                 self.result.error = (failure.node_id, failure.error)
         return self.result
+
+    def send_intermediate(self) -> None:
+        """Send the ui of cached nodes with an intermediate output again, those that no output node needed included."""
+        for node_id, key in self.keys.items():
+            if node_id not in self.result.ui and key in self.executor.cache:
+                info = self.executor.facts(self.prompt[node_id]).info
+                ui = self.executor.cache[key][1] if info.get("has_intermediate_output") else None
+                if ui is not None:
+                    self.result.ui[node_id] = ui
 
     def drop_unused(self) -> None:
         """Up to 0.22, ComfyUI drops the outputs of nodes that are not in the prompt; later it keeps them."""
@@ -229,11 +239,14 @@ class Run:
         before, state = {key: snapshot(values) for key, values in inputs.items()}, global_state()
         raised: BaseException | None = None
         results: list[Any] = []
+        self.host.running = node_id
         try:
             self.host.stop_if_interrupted()
             results = mapped(facts, "execute", inputs, hidden)
         except (Exception, self.host.InterruptProcessingException) as error:
             raised = error
+        finally:
+            self.host.running = None
         changes = [
             f"its input {key}{what}"
             for key, values in inputs.items()

@@ -235,6 +235,7 @@ def facts(root: Path) -> dict[str, Any]:
     node_io, ui = Source(root / "comfy_api/latest/_io.py"), Source(root / "comfy_api/latest/_ui.py")
     folders, tools = Source(root / "folder_paths.py"), Source(root / "comfy/utils.py")
     management, flags = Source(root / "comfy/model_management.py"), Source(root / "comfy/cli_args.py")
+    server, context = Source(root / "server.py"), Source(root / "comfy_execution/utils.py")
     flag_names = [
         ast.literal_eval(node.args[0])
         for node in ast.walk(ast.Module(flags.body, []))
@@ -255,6 +256,8 @@ def facts(root: Path) -> dict[str, Any]:
             "percent": tools.value("PROGRESS_THROTTLE_MIN_PERCENT"),
         },
         "model_management": {name: management.signature(name) for name in MANAGEMENT},
+        "server": {"send_progress_text": server.signature("PromptServer.send_progress_text")},
+        "comfy_execution": {"get_executing_context": context.signature("get_executing_context")},
         "interrupt_base": management.first_base("InterruptProcessingException"),
         "cli_args": {"disable_metadata": False},
         "core_nodes": core_facts(root),

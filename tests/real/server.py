@@ -32,8 +32,8 @@ from environment import PACK, make_base, process_environment
 #: How a run ends, by the event that says so.
 ENDS = {"execution_success": "success", "execution_error": "error", "execution_interrupted": "interrupted"}
 
-#: The binary event that carries a preview together with the node it belongs to.
-PREVIEW_WITH_METADATA = 4
+#: The binary events that carry a text and a preview together with the node they belong to.
+TEXT, PREVIEW_WITH_METADATA = 3, 4
 
 
 class ServerError(RuntimeError):
@@ -203,15 +203,18 @@ class Server:
 
 
 def decode(message: str | bytes) -> Event:
-    """Parse a websocket message: JSON text, or a binary message that begins with its kind; only previews are parsed."""
+    """Parse a websocket message: JSON text, or a binary message that begins with its kind: a text or a preview."""
     at = time.perf_counter()
     if isinstance(message, str):
         told = json.loads(message)
         return Event(at, told["type"], told["data"] or {})
     (kind,) = struct.unpack_from(">I", message)
-    if kind != PREVIEW_WITH_METADATA:
+    if kind not in (TEXT, PREVIEW_WITH_METADATA):
         return Event(at, f"binary {kind}", {})
     (length,) = struct.unpack_from(">I", message, 4)
+    if kind == TEXT:
+        node, text = message[8 : 8 + length].decode(), message[8 + length :].decode()
+        return Event(at, "text", {"node": node, "text": text})
     return Event(at, "preview", json.loads(message[8 : 8 + length]), message[8 + length :])
 
 

@@ -1,0 +1,102 @@
+"""Trainings are not lost: unfinished ones have an autosave, the latest results stay in memory, and one can be stopped.
+
+An autosave is called `<fingerprint>.safetensors`. The fingerprint changes with every input that can change the result,
+so that the same inputs find the autosave again after Cancel, a crash or a restart.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ._host import output_folder
+from ._server import post_route, running_node
+
+RUNS, RUN_BYTES = 5, 4 << 30  # autosaves kept besides that of the running training, and their bytes
+RESULTS = 3  # finished trainings remembered
+_OLD = 3600  # seconds after which a temporary file was left by a crash
+_NAME = re.compile(r"[0-9a-f]{16}\.safetensors")
+
+
+def autosave_path(fingerprint: str) -> Path:
+    """Return the autosave of a training. Remove those of others beyond the limits, the oldest first."""
+    folder = output_folder() / "runs"
+    own = folder / f"{fingerprint}.safetensors"
+    files = [path for path in folder.glob("*.safetensors") if _NAME.fullmatch(path.name) and path != own]
+    total = 0
+    for index, path in enumerate(sorted(files, key=_changed, reverse=True)):
+        total += path.stat().st_size
+        if index >= RUNS or total > RUN_BYTES:
+            path.unlink(missing_ok=True)
+    for path in folder.glob(".*.safetensors.*.part"):
+        if path.name.startswith(f".{own.name}") or time.time() - _changed(path) > _OLD:
+            path.unlink(missing_ok=True)
+    return own
+
+
+def _changed(path: Path) -> float:
+    return path.stat().st_mtime
+
+
+class RecentResults:
+    """The results of the latest finished trainings of this process, by fingerprint. They are on the CPU."""
+
+    def __init__(self) -> None:
+        self._results: OrderedDict[str, Any] = OrderedDict()
+
+    def get(self, fingerprint: str) -> Any:
+        """Return a result, or None."""
+        if fingerprint in self._results:
+            self._results.move_to_end(fingerprint)
+        return self._results.get(fingerprint)
+
+    def add(self, fingerprint: str, result: Any) -> None:
+        self._results[fingerprint] = result
+        while len(self._results) > RESULTS:
+            self._results.popitem(last=False)
+
+    def clear(self) -> None:
+        self._results.clear()
+
+
+recent = RecentResults()
+
+# ---- stop and keep ------------------------------------------------------------------------------------------------
+
+_running: dict[str, threading.Event] = {}  # node id -> whether its training should stop
+
+
+@contextmanager
+def stoppable() -> Iterator[Callable[[], bool]]:
+    """Yield a function that returns whether the user has asked to stop the training of the running node."""
+    node, event = running_node() or "", threading.Event()
+    _running[node] = event
+    try:
+        yield event.is_set
+    finally:
+        del _running[node]
+
+
+def request_stop(data: dict[str, Any]) -> dict[str, Any]:
+    """Ask the training of a node to stop after its current step.
+
+    Args:
+        data: `node_id`, as in its own graph: the page does not know in which subgraph a node runs.
+
+    Returns:
+        `stopping`: whether that node trains at the moment.
+    """
+    asked = str(data.get("node_id", "")).rpartition(":")[2]
+    events = [event for node, event in list(_running.items()) if node.rpartition(":")[2] == asked]
+    for event in events:
+        event.set()
+    return {"stopping": bool(events)}
+
+
+post_route("/stylegan_nada/stop", request_stop)

@@ -1,0 +1,196 @@
+"""Unfinished and recent trainings of Adapt Generator, and the texts that nodes show while they run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from host.executor import Executor
+from pack_world import QUICK, World
+from PIL import Image
+from torch import nn
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    first, second = one.state_dict(), other.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+# ---- unfinished and recent trainings ------------------------------------------------------------------------------
+
+
+def texts(world: World) -> list[str]:
+    return [text for _, text in world.host.texts]
+
+
+def training_prompt(world: World, **values: Any) -> dict[str, Any]:
+    return world.prompt(
+        load=("LoadGenerator", {}),
+        guide=("LoadGuide", {}),
+        shift=("ShiftFromText", {}),
+        adapt=(
+            "AdaptGenerator",
+            {"generator": "load.0", "guide": "guide.0", "shift": "shift.0", **QUICK, "steps": 6, **values},
+        ),
+        save=("SaveGenerator", {"generator": "adapt.0"}),
+    )
+
+
+def autosaves(world: World) -> list[Path]:
+    return sorted((world.host.output / "stylegan_nada" / "runs").glob("*"))
+
+
+def interrupt_at_step(world: World, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Press Cancel within the forward pass of a step."""
+    drawn = world.module("nada_core.adaptation.adapt").draw_batch
+
+    def draw_batch(source: Any, config: Any, state: Any, index: int) -> Any:
+        world.host.interrupted = world.host.interrupted or index == step
+        return drawn(source, config, state, index)
+
+    monkeypatch.setattr(world.module("nada_core.adaptation.adapt"), "draw_batch", draw_batch)
+
+
+def test_canceled_training_continues_in_a_new_process(either: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt = training_prompt(either)
+    whole = either.executor.run(prompt).check()["adapt"][0]
+    assert not autosaves(either), "a finished training leaves no autosave"
+    either.reset()
+    with monkeypatch.context() as patch:
+        interrupt_at_step(either, patch, 3)
+        error = either.executor.run(prompt).error
+    assert error is not None and isinstance(error[1], either.host.InterruptProcessingException)
+    (autosave,) = autosaves(either)
+    assert autosave.suffix == ".safetensors" and not any("step 4/6" in text for text in texts(either))
+    either.module("nodes._runs").recent.clear()
+    either.executor = Executor(either.host, either.pack.nodes)
+    continued = either.executor.run(prompt).check()["adapt"][0]
+    assert same(continued, whole)
+    assert "Continuing after step 3/6" in texts(either)
+    assert not autosaves(either)
+
+
+def test_unreadable_autosave_is_replaced(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt = training_prompt(world)
+    with monkeypatch.context() as patch:
+        interrupt_at_step(world, patch, 3)
+        assert world.executor.run(prompt).error
+    (autosave,) = autosaves(world)
+    autosave.write_bytes(autosave.read_bytes()[:100])
+    world.executor.run(prompt).check()
+    assert not autosaves(world) and not any("Continuing" in text for text in texts(world))
+
+
+def test_autosaves_are_not_listed_as_generators(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_at_step(world, patch, 1)
+        assert world.executor.run(training_prompt(world)).error
+    assert autosaves(world) and world.room.files("stylegan_nada") == []
+
+
+def test_oldest_autosaves_are_removed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = world.module("nodes._runs")
+    folder = world.host.output / "stylegan_nada" / "runs"
+    folder.mkdir(parents=True)
+    names = [f"{number:016x}" for number in range(10)]
+    for age, name in enumerate(names):
+        path = folder / f"{name}.safetensors"
+        path.write_bytes(b"x" * 1000)
+        os.utime(path, (10**9 - age, 10**9 - age))
+    (folder / "mine.safetensors").write_bytes(b"not an autosave")
+    (folder / f".{names[0]}.safetensors.abcd.part").touch()
+    (folder / f".{names[1]}.safetensors.abcd.part").touch()
+    own = runs.autosave_path(names[9])
+    assert own == folder / f"{names[9]}.safetensors" and own.exists()
+    expected = {f"{name}.safetensors" for name in [*names[:5], names[9]]} | {"mine.safetensors"}
+    assert {path.name for path in folder.glob("*.safetensors")} == expected
+    monkeypatch.setattr(runs, "RUN_BYTES", 2500)
+    runs.autosave_path(names[0])
+    kept = {f"{names[number]}.safetensors" for number in (0, 1, 2)} | {"mine.safetensors"}
+    assert {path.name for path in folder.glob("*.safetensors")} == kept
+    parts = {path.name for path in folder.glob("*.part")}
+    assert parts == {f".{names[1]}.safetensors.abcd.part"}, "the temporary file of another, running training stays"
+
+
+def test_last_three_trainings_are_remembered(world: World) -> None:
+    made = {seed: world.adapt(seed=seed)[0] for seed in range(4)}
+    world.host.texts.clear()
+    assert [world.adapt(seed=seed)[0] is made[seed] for seed in (3, 2, 1)] == [True] * 3
+    assert all("remembered" in text for text in texts(world)) and len(texts(world)) == 3
+    again = world.adapt(seed=0)[0]
+    assert again is not made[0] and same(again, made[0])
+
+
+def test_stop_keeps_the_steps_so_far(either: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = either.module("nodes._runs")
+    assert either.host.routes["/stylegan_nada/stop"] and runs.request_stop({"node_id": "adapt"}) == {"stopping": False}
+    drawn = either.module("nada_core.adaptation.adapt").draw_batch
+
+    def draw_batch(source: Any, config: Any, state: Any, index: int) -> Any:
+        if index == 1:
+            assert runs.request_stop({"node_id": "other"}) == {"stopping": False}
+        if index == 2:
+            assert runs.request_stop({"node_id": "adapt"}) == {"stopping": True}
+        return drawn(source, config, state, index)
+
+    prompt = training_prompt(either)
+    with monkeypatch.context() as patch:
+        patch.setattr(either.module("nada_core.adaptation.adapt"), "draw_batch", draw_batch)
+        stopped, domain, training, reason = either.executor.run(prompt).check()["adapt"]
+    assert len(training["loss"]) == domain.provenance["stopped_after"] == 3
+    assert reason == "Stopped after 3 of 6 steps." == texts(either)[-2]
+    either.executor = Executor(either.host, either.pack.nodes)
+    whole = either.executor.run(prompt).check()["adapt"]
+    assert len(whole[2]["loss"]) == 6 and not same(whole[0], stopped) and whole[3] == ""
+
+
+# ---- texts on the nodes -------------------------------------------------------------------------------------------
+
+
+def test_training_shows_step_loss_and_layers(either: World) -> None:
+    result = either.executor.run(training_prompt(either)).check()
+    own = [text for node, text in either.host.texts if node == "adapt"]
+    assert own[0].startswith("step 1/6 · loss ") and "layers" in own[0]
+    assert any(text.startswith("step 6/6 · loss ") and text.endswith("0 s left") for text in own)
+    (path,) = result["save"]
+    shown = [text for node, text in either.host.texts if node == "save"]
+    assert shown == [f"Saved: {Path(path).relative_to(either.host.output.parent)}"]
+    assert result.ui["save"]["text"] == (path,) or result.ui["save"]["text"] == [path]
+
+
+def test_cached_training_shows_its_images_again(either: World) -> None:
+    prompt = training_prompt(either)
+    first = either.executor.run(prompt).check()
+    again = either.executor.run(prompt).check()
+    assert "adapt" in again.cached and again.ui["adapt"]["images"] == first.ui["adapt"]["images"]
+    assert len(either.host.previews) == 1
+    with Image.open(either.host.previews[0]) as sheet:
+        assert sheet.width > 3 * 64 and sheet.height > 64
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0 s left"), (34.2, "35 s left"), (240, "4 min left"), (7500, "2 h 5 min left")]
+)
+def test_time_left_is_readable(world: World, seconds: float, text: str) -> None:
+    assert world.module("nodes._status").time_left(seconds) == text
+
+
+def test_error_is_shown_on_the_node(either: World) -> None:
+    with pytest.raises(ValueError, match="quokka"):
+        either.adapt(shift=either.call("ShiftFromText", target="quokka")[0])
+    assert "quokka" in texts(either)[-1] and texts(either)[-1].startswith("Error: ")
+
+
+def test_check_prompts_shows_its_warnings(world: World) -> None:
+    (doubts,) = world.call("CheckPrompts", guide=world.guide, shift=world.shift)
+    assert texts(world) == [doubts]
+
+
+def test_threads_of_the_caller_are_restored_and_recorded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(world.module("nada_core.adaptation.threads"), "quickest_threads", lambda work: (work(), 3)[1])
+    before = torch.get_num_threads()
+    _, domain, _ = world.adapt()
+    assert domain.provenance["threads"] == 3 and torch.get_num_threads() == before
