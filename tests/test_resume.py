@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import random
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -302,3 +306,36 @@ def test_other_files_are_refused_as_autosave(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(1)}, path)
     with pytest.raises(CheckpointError, match="no autosave of a run"):
         adapt(generator(), guide(), SHIFT, settings(), autosave=path, resume=True)
+
+
+# ---- processes that are killed ------------------------------------------------------------------------------------
+
+#: NADA_INTERRUPTIONS=20 pytest tests/test_resume.py -k killed: more moments than the suite has time for.
+MOMENTS = range(int(os.environ.get("NADA_INTERRUPTIONS", "2")))
+LONG = settings(steps=200, autosave_every=3, noise="random", ema=0.9, layers=replace(ADAPTIVE, every=2))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted() -> dict[str, Tensor]:
+    return adapt(generator(), guide(), SHIFT, LONG).generator.state_dict()
+
+
+@pytest.mark.parametrize("seed", MOMENTS)
+def test_killed_process_is_continued_bit_exactly(tmp_path: Path, seed: int, uninterrupted: dict[str, Tensor]) -> None:
+    path, delay = tmp_path / "run.safetensors", random.Random(seed).uniform(0, 1)
+    program = (
+        "from pathlib import Path\n"
+        "from test_resume import LONG, SHIFT, adapt, generator, guide\n"
+        f"adapt(generator(), guide(), SHIFT, LONG, autosave=Path({str(path)!r}))\n"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    )
+    while child.poll() is None and not path.exists():
+        time.sleep(0.01)
+    time.sleep(delay)
+    child.kill()
+    child.wait()
+    assert load_run(path, read_metadata(path)["identity"]).index > 0  # nothing torn
+    resumed = adapt(generator(), guide(), SHIFT, LONG, autosave=path, resume=True)
+    assert not changed(uninterrupted, resumed.generator.state_dict())
