@@ -328,8 +328,9 @@ def test_killed_process_is_continued_bit_exactly(tmp_path: Path, seed: int, unin
         "from test_resume import LONG, SHIFT, adapt, generator, guide\n"
         f"adapt(generator(), guide(), SHIFT, LONG, autosave=Path({str(path)!r}))\n"
     )
+    folders = (Path(__file__).parent, Path(__file__).parents[1])
     child = subprocess.Popen(
-        [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))}
     )
     while child.poll() is None and not path.exists():
         time.sleep(0.01)
