@@ -208,7 +208,7 @@ def normal_mode() -> Iterator[None]:
             notes = getattr(error, "__notes__", [])  # the page shows none
             text = in_node_words(" ".join([str(error), *notes]))
             send_text(f"Error: {text}")  # the page hides the message behind "View details"
-            if isinstance(error, ValueError):
+            if isinstance(error, ValueError | FloatingPointError):
                 raise ValueError(text) from error
             raise
 

@@ -64,6 +64,24 @@ def test_workflow_has_no_overlaps(path: Path) -> None:
             assert apart, f"{name} and {other} lie on each other"
 
 
+#: Widgets that a new node may show: the classic renderer does not hide advanced ones.
+MOST = {"AdaptGenerator": 8, "ChooseLayers": 4, "TrainingOptions": 8, "LoadGuide": 2, "InvertImage": 4}
+
+
+@pytest.mark.parametrize("name", MOST)
+def test_new_node_shows_few_widgets(page: Page, name: str) -> None:
+    script = "type => LiteGraph.createNode(type).widgets.map(widget => widget.name)"
+    assert 0 < len(page.tab.evaluate(script, PREFIX + name)) <= MOST[name]
+
+
+def test_option_of_a_dynamic_combo_replaces_the_widgets(page: Page) -> None:
+    script = """type => { const node = LiteGraph.createNode(type), combo = node.widgets[0]
+        combo.value = 'by hand'
+        return node.widgets.map(widget => widget.name) }"""
+    shown = page.tab.evaluate(script, f"{PREFIX}AdaptGenerator")
+    assert {"settings", "settings.lr", "settings.global_loss", "seed"} <= set(shown) and len(shown) <= 8
+
+
 def test_templates_are_listed_and_open(page: Page) -> None:
     assert workflows(), "the pack ships no workflows"
     titles = [path.stem for path in workflows()]
