@@ -3,8 +3,8 @@
 PYTHON ?= python3
 PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-# OpenMP threads that wait actively are slow beside other processes: 60 training steps beside two busy processes took 67 s
-# by default and 30 s with PASSIVE. Set the variable yourself to choose otherwise.
+# OpenMP threads that wait actively are slow when other processes use the CPU. Set the variable yourself to choose
+# otherwise.
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: demo test clean

@@ -282,8 +282,8 @@ def test_steps_match_the_history() -> None:
         assert step.images().shape == (3, 3, 16, 16) and not step.images().requires_grad
     assert not torch.equal(steps[0].images(), steps[1].images())
     assert result.config is config and all(step.generator is result.generator for step in steps)
-    told = json.loads(json.dumps(result.history))
-    assert told[2]["layers"] == list(steps[2].layers) and told[2]["loss"] == steps[2].loss
+    record = json.loads(json.dumps(result.history))
+    assert record[2]["layers"] == list(steps[2].layers) and record[2]["loss"] == steps[2].loss
 
 
 @pytest.mark.parametrize(("schedule", "warmup"), [("constant", 0), ("constant", 3), ("cosine", 0), ("cosine", 3)])
@@ -438,15 +438,15 @@ def test_domain_is_the_change_of_the_run() -> None:
     assert result.domain.changes.keys() == changed(made.state_dict(), result.generator.state_dict())
     for name, change in result.domain.changes.items():
         assert torch.equal(change, result.generator.state_dict()[name] - made.state_dict()[name])
-    told = json.loads(json.dumps(result.domain.provenance))
+    record = json.loads(json.dumps(result.domain.provenance))
     own = {} if SHIFT.templates == TEMPLATES else {"templates": list(SHIFT.templates)}
-    assert told["prompts"] == {"source": "photo", "target": "sketch", **own}
-    assert told["guides"] == [
+    assert record["prompts"] == {"source": "photo", "target": "sketch", **own}
+    assert record["guides"] == [
         {"name": f"tiny-{seed}", "fingerprint": guide(seed).fingerprint, "weight": weight}
         for seed, weight in ((0, 1.0), (5, 2.0))
     ]
-    assert told["config"]["lr"] == 0.02 and told["config"]["layers"]["names"] == ["b8.conv1"]
-    assert told["source"] == {"sha256": "0" * 64}
+    assert record["config"]["lr"] == 0.02 and record["config"]["layers"]["names"] == ["b8.conv1"]
+    assert record["source"] == {"sha256": "0" * 64}
     again = result.domain.apply(made).state_dict()
     for name, value in result.generator.state_dict().items():
         torch.testing.assert_close(again[name], value)
@@ -461,8 +461,8 @@ def test_mixed_shift_lies_between_text_and_images(tmp_path: Path) -> None:
     style = torch.rand(2, 3, 16, 16, generator=rng())
     mixed, path = MixedShift((SHIFT, ImageShift(style)), (3.0, 1.0)), tmp_path / "run.safetensors"
     result = adapt(generator(), guide(), mixed, settings(), autosave=path)
-    told = json.loads(json.dumps(result.domain.provenance))["mixed"]
-    assert told[0]["prompts"]["target"] == "sketch" and told[1] == {"images": 2, "weight": 0.25}
+    record = json.loads(json.dumps(result.domain.provenance))["mixed"]
+    assert record[0]["prompts"]["target"] == "sketch" and record[1] == {"images": 2, "weight": 0.25}
     for shift in (SHIFT, ImageShift(style)):
         assert changed(
             adapt(generator(), guide(), shift, settings()).generator.state_dict(), result.generator.state_dict()
@@ -473,9 +473,9 @@ def test_mixed_shift_lies_between_text_and_images(tmp_path: Path) -> None:
 
 
 def test_domain_provenance_lists_custom_templates() -> None:
-    for templates, told in ((TEMPLATES, None), (("a {}",), ("a {}",))):
+    for templates, record in ((TEMPLATES, None), (("a {}",), ("a {}",))):
         found = adapt(generator(), guide(), TextShift("photo", "sketch", templates), settings(steps=1)).domain
-        assert found.provenance["prompts"].get("templates") == told
+        assert found.provenance["prompts"].get("templates") == record
 
 
 # ---- memory -------------------------------------------------------------------------------------------------------

@@ -432,11 +432,11 @@ def test_adapt_writes_everything(run: Run, shelf: Path) -> None:
     assert {line.removeprefix("wrote ") for line in out.splitlines()} == written
     assert "4/4" in err and "loss" in err
 
-    told = read_provenance(f"{stem}.safetensors")
-    assert told["source"] == {"name": "a.safetensors", "sha256": sha256(shelf / "a.safetensors")}
-    assert told["prompts"] == {"source": "photo", "target": "zombie"} and told["version"] == nada_core.__version__
-    assert [(guide["name"], guide["weight"]) for guide in told["guides"]] == [("portraits", 1.0), ("portraits", 0.5)]
-    assert (told["config"]["steps"], told["config"]["layers"]["count"]) == (4, 2)
+    record = read_provenance(f"{stem}.safetensors")
+    assert record["source"] == {"name": "a.safetensors", "sha256": sha256(shelf / "a.safetensors")}
+    assert record["prompts"] == {"source": "photo", "target": "zombie"} and record["version"] == nada_core.__version__
+    assert [(guide["name"], guide["weight"]) for guide in record["guides"]] == [("portraits", 1.0), ("portraits", 0.5)]
+    assert (record["config"]["steps"], record["config"]["layers"]["count"]) == (4, 2)
     assert '"target": "zombie"' in run("info", f"{stem}.safetensors")[1]
 
     before, after = load_generator(shelf / "a.safetensors"), load_generator(f"{stem}.safetensors")
@@ -460,8 +460,8 @@ def test_recipe_gives_the_defaults_and_flags_override_them(run: Run, shelf: Path
     code, _, err = run("adapt", "portraits", "--recipe", "stile", "--target", "elf", "--out", "o")
     assert code == 2 and "few-images" in err
     assert run(*quick(shelf, "--recipe", "character"))[0] == 0
-    told = read_provenance("out/zombie.safetensors")["config"]
-    assert (told["steps"], told["lr"], told["layers"]["train"]) == (4, 0.01, "offsets")
+    record = read_provenance("out/zombie.safetensors")["config"]
+    assert (record["steps"], record["lr"], record["layers"]["train"]) == (4, 0.01, "offsets")
 
 
 def test_adapt_to_images_and_to_text_and_images(run: Run, shelf: Path) -> None:

@@ -177,7 +177,7 @@ def _saved_on_exception(saver: Autosave | None, state: TrainState) -> Iterator[N
 
 
 def _check(inputs: RunInputs, autosave: str | Path | None, resume: bool) -> None:
-    """Refuse before the first step whatever would fail in a later one."""
+    """Refuse, before the first step, inputs that would fail in a later one."""
     config, guides = inputs.config, [guide for guide, _ in inputs.guides]
     check_devices(inputs.source, [*guides, *([inputs.judge] if inputs.judge else [])], config.label)
     check_batch_size(config.batch)

@@ -92,7 +92,7 @@ class Align(ResultFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class Encode(ResultFlags):
-    """Map photos to latents with a trained encoder. OUT is a .safetensors file; an image is written beside it.
+    """Map photos to latents with a trained encoder. OUT is a .safetensors file; an image is written to the same folder.
 
     example:
       python -m nada_core encode e4e_ffhq_encode.pt face.png --out face.safetensors
@@ -205,7 +205,7 @@ class Invert(ResultFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class FindDirections(ResultFlags):
-    """Find directions of change in the latents. OUT is a .safetensors file; an image is written beside it.
+    """Find directions of change in the latents. OUT is a .safetensors file; an image is written to the same folder.
 
     example:
       python -m nada_core directions portraits --method sefa --rows 0-3 --out out/sefa.safetensors
@@ -234,7 +234,7 @@ class FindDirections(ResultFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class Edit(ResultFlags):
-    """Move latents along a direction or by text. OUT is a .safetensors file; an image is written beside it.
+    """Move latents along a direction or by text. OUT is a .safetensors file; an image is written to the same folder.
 
     example:
       python -m nada_core edit portraits face.safetensors --direction sefa.safetensors --name 2 --out e.safetensors

@@ -86,7 +86,7 @@ def measure(
         on_step: called with the seconds of every step by part; an exception it raises ends the measurement.
 
     Raises:
-        ValueError: when no step is left to time, and whatever `adapt` raises.
+        ValueError: when no step is left to time, and the errors of `adapt`.
     """
     if not 0 <= warm < config.steps:
         raise ValueError(f"Got {config.steps} steps of which {warm} are not timed, expected more steps.")

@@ -90,7 +90,7 @@ def read_old_archive(file: BinaryIO, budget: Budget, nested: bool = False) -> An
         raise UnsupportedCheckpointError(f"{path}: a PyTorch archive of an unknown format or byte order.")
     content = Unpickler(file, budget, reserve, nested).load()
     keys = Unpickler(file, budget, nested=nested).load()
-    # A storage that is not listed would keep whatever the memory held before.
+    # A storage that is not listed would expose uninitialized memory.
     if not isinstance(keys, list) or sorted(map(brief_text, keys)) != sorted(storages):
         raise DamagedCheckpointError(f"{path}: the list of its storages is not complete. Download or copy it again.")
     for key in keys:

@@ -42,7 +42,7 @@ def check_precision(precision: str, device: torch.device) -> None:
 
 @contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
-    """Inside, float32 products use TF32 on NVIDIA GPUs or are exact everywhere, whatever the process is set to.
+    """Inside, float32 products use TF32 on NVIDIA GPUs or are exact everywhere, for any settings of the process.
 
     A run enters this once, around forward and backward passes alike. Afterwards the process's settings are as they
     were, made through the `fp32_precision` of torch 2.9 or the older flags.
