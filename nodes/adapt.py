@@ -189,6 +189,8 @@ class PlotTraining(io.ComfyNode):
             category=f"{ROOT}/train",
             description="Plots the losses of a training run and, below them, the layers that each step trained.",
             search_aliases=["loss curve", "loss graph", "training plot", "learning curve"],
+            is_output_node=True,
+            has_intermediate_output=True,
             inputs=[
                 io.LossMap.Input(
                     "training", tooltip="From Adapt Generator, or any other node that outputs a LOSS_MAP."
@@ -217,4 +219,5 @@ class PlotTraining(io.ComfyNode):
         plots = [plot_lines(curves, "Loss", smooth=smoothing)]
         if isinstance(layers := training.get("layers"), dict):
             plots.append(plot_heat(list(layers.values()), list(layers), "Layers trained"))
-        return io.NodeOutput(to_image(torch.cat(plots, dim=2)))
+        plot = to_image(torch.cat(plots, dim=2))
+        return io.NodeOutput(plot, ui=ui.PreviewImage(plot, cls=cls))

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..nada_core import Latents, compare_grid, interpolate, mix, render, sample
-from ._host import io, normal_mode, on_device, to_image
+from ._host import io, normal_mode, on_device, to_image, ui
 from ._server import watch
 from ._types import ROOT, GeneratorType, LatentsType
 from ._widgets import class_of, label_input, seed_input
@@ -187,6 +187,8 @@ class Compare(io.ComfyNode):
             category=f"{ROOT}/latents",
             description="Renders the same latents with two to four generators as a labeled grid.",
             search_aliases=["before after", "grid", "side by side", "contact sheet"],
+            is_output_node=True,
+            has_intermediate_output=True,
             inputs=[
                 LatentsType.Input("latents", tooltip="The latents to render, one row each."),
                 GeneratorType.Input("before", tooltip="Generator of the first column."),
@@ -225,7 +227,8 @@ class Compare(io.ComfyNode):
             name: _render(one, latents, 4, tick, index * len(latents))
             for index, (name, one) in enumerate(zip(names, generators, strict=True))
         }
-        return io.NodeOutput(to_image(compare_grid(columns, title=title or None)))
+        sheet = to_image(compare_grid(columns, title=title or None))
+        return io.NodeOutput(sheet, ui=ui.PreviewImage(sheet, cls=cls))
 
 
 def _render(generator: Any, latents: Latents, batch: int, tick: Callable[[int], None], before: int = 0) -> Tensor:

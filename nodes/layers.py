@@ -7,7 +7,7 @@ from typing import Any
 
 from ..nada_core import AdaptConfig, LayerChoice, inspect_layers, plot_bars
 from ..nada_core.runtime.config import describe
-from ._host import for_training, io, normal_mode, to_image
+from ._host import for_training, io, normal_mode, to_image, ui
 from ._types import ROOT, GeneratorType, GuideType, LayersType, ShiftType
 from ._widgets import AUTOMATIC, changes, changes_inputs, class_of, label_input, seed_input
 from .training_options import layer_choice
@@ -111,6 +111,8 @@ class InspectLayers(io.ComfyNode):
             "the target, and draws a bar chart. It shows which layers adaptive selection would "
             "train first. Nothing is trained.",
             search_aliases=["layer importance", "bar chart", "which layers", "adaptive layer freezing"],
+            is_output_node=True,
+            has_intermediate_output=True,
             inputs=[
                 GeneratorType.Input("generator", tooltip="The generator to measure."),
                 GuideType.Input("guide", tooltip="The CLIP guide that supplies the loss."),
@@ -148,7 +150,8 @@ class InspectLayers(io.ComfyNode):
             moves = inspect_layers(lent, guides, shift, choice, seed, class_of(label))
         changes = {layer.name: change for layer, change in moves}
         names = tuple(sorted(changes, key=lambda name: -changes[name])[: choice.count])
-        chart = plot_bars(changes, "Change of each layer's latents toward the target", "mean change of w", names)
+        title = "Change of each layer's latents toward the target"
+        chart = to_image(plot_bars(changes, title, "mean change of w", names))
         rgb = (layer.name for layer in generator.layers() if layer.kind == "rgb" and choice.rgb)
         fixed = {**(layers or {}), "mode": "named", "names": tuple(dict.fromkeys((*names, *rgb)))}
-        return io.NodeOutput(to_image(chart), fixed)
+        return io.NodeOutput(chart, fixed, ui=ui.PreviewImage(chart, cls=cls))
