@@ -31,8 +31,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from benchmarks.endurance import memory
 from benchmarks.naive import NaiveGenerator, NaiveTraining
-from nada_core import AdaptConfig, ClipGuide, LayerChoice, TextShift, adapt, load_generator, load_guide
+from nada_core import AdaptConfig, ClipGuide, LayerChoice, TextShift, load_generator, load_guide
 from nada_core.cli.profile import PARTS, Stopwatch, measure, peak_memory
 from nada_core.models.stylegan2 import StyleGAN2
 from nada_core.portraits import GUIDES, RECIPE
@@ -276,20 +277,8 @@ def growth(steps: int) -> Iterator[str]:
         laps = measure(generator, guide, shift, config, clock=time.process_time).steps
         seconds = statistics.median(sum(lap.values()) for lap in laps)
         yield f"| {batch} | {seconds * 1e3:.0f} ms | {seconds * 1e3 / batch:.1f} ms |"
-    resident: list[float] = []
-
-    def record(_: Any) -> None:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-        resident.append(pages * 4096 / 2**10)
-
-    adapt(generator, guide, shift, replace(RECIPE, steps=steps), record)
-    late = torch.tensor(resident[steps // 5 :])
-    index = torch.arange(len(late), dtype=late.dtype)
-    slope = ((index - index.mean()) * (late - late.mean())).sum() / (index - index.mean()).square().sum()
-    yield (
-        f"\nResident memory over {steps} steps without the first fifth: {late[0] / 1024:.0f} MiB at the start, "
-        f"{late[-1] / 1024:.0f} MiB at the end, slope {slope:.2f} KiB per step."
-    )
+    yield ""
+    yield from memory(steps)
 
 
 def page(tables: list[str]) -> str:
