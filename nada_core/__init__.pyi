@@ -6,7 +6,7 @@ from .adaptation.layer_selection import inspect_layers
 from .adaptation.recipes import RECIPES
 from .guidance.clip_losses import TERMS, Views
 from .guidance.prompt_check import check_prompts
-from .guidance.shifts import ImageShift, MixedShift, TextShift
+from .guidance.shifts import EmbeddingShift, ImageShift, MixedShift, TextShift
 from .io.checkpoint_file import RawCheckpoint
 from .io.errors import CheckpointError
 from .io.grid import compare_grid, grid
@@ -21,8 +21,9 @@ from .latents.sampling import Latents, interpolate, load_latents, mix, render, s
 from .latents.text_edit import TextEditConfig, edit_by_text
 from .models.arcface import Identity, load_identity
 from .models.checkpoints import build, export_rosinality, load_generator, read_provenance, save_generator
-from .models.clip import ClipGuide
-from .models.clip_loading import GuideError, load_guide
+from .models.clip import ClipGuide, GuideError
+from .models.clip_loading import load_guide
+from .models.clip_transformers import guide_from_vision_tower
 from .models.domain import Domain, load_domain, read_domain, save_domain
 from .models.generator import Generator, Layer
 from .models.lpips import Perceptual, load_perceptual
@@ -36,6 +37,7 @@ __all__ = [
     "ClipGuide",
     "Directions",
     "Domain",
+    "EmbeddingShift",
     "Encoder",
     "FacePoints",
     "Generator",
@@ -71,6 +73,7 @@ __all__ = [
     "export_rosinality",
     "find_face",
     "grid",
+    "guide_from_vision_tower",
     "inspect_layers",
     "interpolate",
     "invert",

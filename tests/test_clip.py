@@ -325,7 +325,7 @@ def transformers_layout(state: dict[str, Tensor]) -> dict[str, Tensor]:
         (b"<!DOCTYPE html><html></html>", "web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git-lfs"),
         ("cut", "safetensors file"),
-        ("transformers", "layout of transformers"),
+        ("transformers", "text tower"),
         ("generator", "load_generator"),
     ],
 )

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..guidance.prompts import TEMPLATES
 from ..guidance.reconstruction import FaceRecognizer, Features
-from ..guidance.shifts import ImageShift, Shift, TextShift, shift_parts
+from ..guidance.shifts import EmbeddingShift, ImageShift, Shift, ShiftPart, shift_parts
 from ..guidance.targets import weighted_guides
 from ..models.clip import ClipGuide
 from ..models.generator import Generator
@@ -64,6 +64,8 @@ class RunInputs:
         for index, (part, _) in enumerate(shift_parts(self.shift)):
             if isinstance(part, ImageShift):
                 tensors[f"shift.{index}"] = part.images
+            if isinstance(part, EmbeddingShift):
+                tensors[f"shift.{index}"] = torch.stack([part.source, part.target])
         for role, network in (("perceptual", self.perceptual), ("identity", self.identity)):
             if isinstance(network, nn.Module):
                 tensors |= {f"{role}.{name}": value for name, value in network.state_dict().items()}
@@ -83,9 +85,11 @@ def run_fingerprint(
     return RunInputs(generator, weighted_guides(guides), shift, config, judge, perceptual, identity).fingerprint()
 
 
-def _describe_shift(shift: TextShift | ImageShift) -> dict[str, Any]:
+def _describe_shift(shift: ShiftPart) -> dict[str, Any]:
     if isinstance(shift, ImageShift):
         return {"images": len(shift.images)}
+    if isinstance(shift, EmbeddingShift):
+        return {"embeddings": {"count": len(shift.source), "origin": shift.origin}}
     templates = {} if shift.templates == TEMPLATES else {"templates": shift.templates}
     return {"prompts": {"source": shift.source, "target": shift.target, **templates}}
 

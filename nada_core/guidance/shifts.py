@@ -42,10 +42,9 @@ class TextShift:
         """
         start = guide.encode_text(fill(self.source, self.templates))  # [K, D]
         end = guide.encode_text(fill(self.target, self.templates))  # [K, D]
-        difference = end - start
-        if difference.norm(dim=-1).min() < 1e-6:
+        if (end - start).norm(dim=-1).min() < 1e-6:
             raise ValueError(f"The guide reads {self.source!r} and {self.target!r} alike. Use phrases further apart.")
-        return F.normalize(F.normalize(difference, dim=-1).mean(dim=0, keepdim=True), dim=-1)
+        return _mean_direction(end - start)
 
     def target_embedding(self, guide: ClipGuide) -> Tensor:
         """Return the normalized mean embedding [1, D] of the target's prompts, for the global loss."""
@@ -84,22 +83,71 @@ class ImageShift:
 
 
 @dataclass(frozen=True, eq=False)
-class MixedShift:
-    """A weighted mixture of text and image shifts. Only the ratio of the weights matters; empty means equal weights."""
+class EmbeddingShift:
+    """A shift between text embeddings [K, D] that another program computed in the space of the guide.
 
-    shifts: tuple[TextShift | ImageShift, ...]
+    Args:
+        source, target: embeddings of K prompts each, of any length; row k of the target belongs to row k of the source.
+        origin: what computed them, for messages.
+    """
+
+    source: Tensor = field(repr=False)
+    target: Tensor = field(repr=False)
+    origin: str = "another text encoder"
+
+    def __post_init__(self) -> None:
+        shapes = [list(one.shape) for one in (self.source, self.target)]
+        if self.source.ndim != 2 or not self.source.numel() or shapes[0] != shapes[1]:
+            raise ValueError(f"Got embeddings of shapes {shapes[0]} and {shapes[1]}, expected [K, D] twice.")
+        for name, value in (("source", self.source), ("target", self.target)):
+            if not value.isfinite().all() or value.norm(dim=-1).min() < 1e-6:
+                raise ValueError(f"Got embeddings of the {name} that are 0 or not finite, expected those of a text.")
+        if (F.normalize(self.target, dim=-1) - F.normalize(self.source, dim=-1)).norm(dim=-1).min() < 1e-6:
+            raise ValueError("Got equal embeddings as source and as target, expected those of two different texts.")
+
+    def direction(self, guide: ClipGuide, source: Tensor | None = None) -> Tensor:
+        """Return the unit direction [1, D], computed as that of a `TextShift`; `source` is ignored."""
+        return _mean_direction(self._in_space_of(guide, self.target) - self._in_space_of(guide, self.source))
+
+    def target_embedding(self, guide: ClipGuide) -> Tensor:
+        """Return the normalized mean embedding [1, D] of the target, for the global loss."""
+        return F.normalize(self._in_space_of(guide, self.target).mean(dim=0, keepdim=True), dim=-1)
+
+    def _in_space_of(self, guide: ClipGuide, embeddings: Tensor) -> Tensor:
+        if embeddings.shape[1] != guide.dim:
+            raise ValueError(
+                f"Got embeddings of {embeddings.shape[1]} numbers from {self.origin}, but the guide {guide.name} has "
+                f"{guide.dim}. Use the text encoder and the image tower of one CLIP model."
+            )
+        return F.normalize(embeddings.to(guide.mean), dim=-1)
+
+
+def _mean_direction(differences: Tensor) -> Tensor:
+    """Normalize the difference [K, D] of each prompt, then their mean [1, D]."""
+    return F.normalize(F.normalize(differences, dim=-1).mean(dim=0, keepdim=True), dim=-1)
+
+
+#: The shifts that a `MixedShift` is made of.
+ShiftPart: TypeAlias = TextShift | ImageShift | EmbeddingShift
+
+
+@dataclass(frozen=True, eq=False)
+class MixedShift:
+    """A weighted mixture of other shifts. Only the ratio of the weights matters; empty means equal weights."""
+
+    shifts: tuple[ShiftPart, ...]
     weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.shifts or not all(isinstance(part, TextShift | ImageShift) for part in self.shifts):
-            raise ValueError(f"Got {self.shifts!r:.80} to mix, expected a tuple of TextShift and ImageShift.")
+        if not self.shifts or not all(isinstance(part, ShiftPart) for part in self.shifts):
+            raise ValueError(f"Got {self.shifts!r:.80} to mix, expected TextShift, ImageShift or EmbeddingShift.")
         if self.weights and len(self.weights) != len(self.shifts):
             raise ValueError(f"Got {len(self.weights)} weights for {len(self.shifts)} shifts, expected one each.")
         if self.weights and (min(self.weights) < 0 or not 0 < sum(self.weights) < math.inf):
             raise ValueError(f"Got weights {self.weights}, expected finite numbers of at least 0, not all of them 0.")
 
     @property
-    def parts(self) -> tuple[tuple[TextShift | ImageShift, float], ...]:
+    def parts(self) -> tuple[tuple[ShiftPart, float], ...]:
         """Every shift with its weight; the weights sum to 1."""
         weights = self.weights or (1.0,) * len(self.shifts)
         return tuple((part, weight / sum(weights)) for part, weight in zip(self.shifts, weights, strict=True))
@@ -117,10 +165,10 @@ class MixedShift:
         return F.normalize(torch.stack(embeddings).sum(0), dim=-1)
 
 
-Shift: TypeAlias = TextShift | ImageShift | MixedShift
+Shift: TypeAlias = ShiftPart | MixedShift
 
 
-def shift_parts(shift: Shift) -> tuple[tuple[TextShift | ImageShift, float], ...]:
+def shift_parts(shift: Shift) -> tuple[tuple[ShiftPart, float], ...]:
     """Return the parts of a shift with weights that sum to 1; a shift that is not mixed is its only part."""
     return shift.parts if isinstance(shift, MixedShift) else ((shift, 1.0),)
 

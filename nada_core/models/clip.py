@@ -20,14 +20,36 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from ..runtime.precision import no_autocast, tf32
 
 
+class GuideError(ValueError):
+    """A guide could not be loaded; the message says which file or name to use instead."""
+
+
+class ImageTower(nn.Module):
+    """An image tower of open_clip without a text tower, in the place of a whole model."""
+
+    def __init__(self, visual: nn.Module) -> None:
+        super().__init__()
+        self.visual = visual
+
+    def encode_image(self, x: Tensor) -> Tensor:
+        """Embed prepared images [N, 3, h, w] as [N, D]."""
+        embedded: Tensor = self.visual(x)
+        return embedded
+
+    def settings(self) -> list[str]:
+        """Return what decides the embeddings and is not seen in the weights: heads and activations."""
+        heads = {f"{module.num_heads} heads" for module in self.modules() if hasattr(module, "num_heads")}
+        return sorted(heads | {type(module).__name__ for module in self.modules() if "GELU" in type(module).__name__})
+
+
 class ClipGuide(nn.Module):
     """A frozen CLIP model in float32, differentiable with respect to the images.
 
     Autocast and TF32 are disabled inside: half precision loses differences of nearly equal unit vectors.
 
     Args:
-        model: an open_clip model, which the guide freezes and modifies.
-        tokenizer: the open_clip tokenizer of that model.
+        model: an open_clip model, or an `ImageTower`, which the guide freezes and modifies.
+        tokenizer: the open_clip tokenizer of that model; None for an image tower.
         dim: D.
         antialias: see `prepare`.
 
@@ -39,7 +61,12 @@ class ClipGuide(nn.Module):
     std: Tensor
 
     def __init__(
-        self, name: str, model: nn.Module, tokenizer: Callable[[list[str]], Tensor], dim: int, antialias: bool = True
+        self,
+        name: str,
+        model: nn.Module,
+        tokenizer: Callable[[list[str]], Tensor] | None,
+        dim: int,
+        antialias: bool = True,
     ) -> None:
         super().__init__()
         visual: Any = model.visual
@@ -69,6 +96,8 @@ class ClipGuide(nn.Module):
     def fingerprint(self) -> str:
         """Sixteen hex digits that identify the weights and the preprocessing."""
         digest = hashlib.sha256(repr((self.size, self.antialias, self.mean.tolist(), self.std.tolist())).encode())
+        if isinstance(self.model, ImageTower):
+            digest.update(repr(self.model.settings()).encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(f"{name}{tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
@@ -102,8 +131,14 @@ class ClipGuide(nn.Module):
         """Embed phrases as unit vectors [N, D].
 
         Raises:
-            ValueError: there are no phrases, words are outside the vocabulary, or a phrase is too long.
+            ValueError: the guide has no text tower, there are no phrases, words are outside the vocabulary, or a phrase
+                is too long.
         """
+        if self._tokenizer is None:
+            raise ValueError(
+                f"The guide {self.name} has no text tower, so it cannot embed texts; use a shift to images, or one of "
+                "embeddings from elsewhere, or a guide with a text tower."
+            )
         phrases = [phrases] if isinstance(phrases, str) else list(phrases)
         if not phrases:
             raise ValueError("Got no phrases, expected at least one.")

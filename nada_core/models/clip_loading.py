@@ -19,16 +19,13 @@ from torch import Tensor, nn
 from ..io.checkpoint_file import BUILTIN, RawCheckpoint, read_checkpoint
 from ..io.errors import CheckpointError
 from ..io.pickle_machine import check_torch
-from .clip import ClipGuide
+from .clip import ClipGuide, GuideError, ImageTower
 from .clip_config import check_size, read_config
+from .clip_transformers import is_transformers_layout, to_open_clip
 from .file_kinds import describe
 
 #: Entries of OpenAI's state dicts that are sizes, not weights.
 _OPENAI_SIZES = ("input_resolution", "context_length", "vocab_size")
-
-
-class GuideError(ValueError):
-    """A guide could not be loaded; the message says which file or name to use instead."""
 
 
 def built_in_guides() -> dict[str, Path]:
@@ -91,8 +88,11 @@ def load_guide(
 
 def _create(
     model_name: str, weights: str, published: Mapping[str, Any], cache_dir: str | None
-) -> tuple[nn.Module, Callable[[list[str]], Tensor]]:
-    """Return the model and tokenizer of open_clip. Leaves the global random state unchanged."""
+) -> tuple[nn.Module, Callable[[list[str]], Tensor] | None]:
+    """Return the model and tokenizer of open_clip. Leaves the global random state unchanged.
+
+    A file without a text tower gives an `ImageTower` and no tokenizer.
+    """
     import open_clip
 
     with _quiet_logging(), torch.random.fork_rng(devices=[]):
@@ -112,7 +112,12 @@ def _create(
             weights_only=True,
         )
         if not published:
+            image_only = all(name.startswith(("visual.", "logit_")) for name in state)
+            if image_only:
+                state |= {name: value for name, value in model.state_dict().items() if not name.startswith("visual.")}
             _load_state(model, model_name, Path(weights), state)
+            if image_only:
+                return ImageTower(model.visual), None
         return model, _tokenizer(model_name, cache_dir)
 
 
@@ -140,7 +145,10 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         raw = read_checkpoint(path)
     except CheckpointError as error:
         raise GuideError(str(error)) from error
-    state = _clip_tensors(raw)
+    try:
+        state = _clip_tensors(raw)
+    except GuideError as error:
+        raise GuideError(f"{path}: {error}") from error
     if not any(name.startswith("visual.") for name in state):
         raise GuideError(f"{path} is no CLIP model; it looks like {describe(raw, 'load_guide')}.")
     return state
@@ -170,6 +178,8 @@ def _load_state(model: nn.Module, model_name: str, path: Path, state: dict[str, 
 def _clip_tensors(raw: RawCheckpoint) -> dict[str, Tensor]:
     """Return the tensors by open_clip's names, without the prefixes of training programs and OpenAI's sizes."""
     state = {name.removeprefix("state_dict.").removeprefix("module."): value for name, value in raw.tensors.items()}
+    if is_transformers_layout(state):
+        state = to_open_clip(state)
     return {name: value for name, value in state.items() if name not in _OPENAI_SIZES}
 
 

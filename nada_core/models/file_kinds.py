@@ -11,11 +11,6 @@ _KINDS = {
     "nada_identity": "a face recogniser; load it with load_identity",
 }
 
-_TRANSFORMERS = (
-    "in the layout of transformers, which is not read; use open_clip's file of the same model "
-    "(open_clip_model.safetensors or open_clip_pytorch_model.bin)"
-)
-
 #: Parts of tensor names; the first match counts.
 _NAMES = (
     ("synthesis.L0_", "a StyleGAN3 generator, which is not supported yet"),
@@ -29,8 +24,10 @@ _NAMES = (
     ("encoder_q.", "MoCo, which is not trained on faces"),
     ("encoder.body.", "an encoder (pSp, e4e, ReStyle); load it with load_encoder"),
     ("state_dict.encoder.", "an encoder (pSp, e4e, ReStyle); load it with load_encoder"),
-    ("text_model.", f"a CLIP model {_TRANSFORMERS}"),
-    ("vision_model.", f"the image tower of a CLIP model {_TRANSFORMERS}"),
+    ("layer_scale1.lambda1", "DINOv2, which is not CLIP and has no text space"),
+    ("vision_model.embeddings.patch_embedding.bias", "SigLIP of transformers; use open_clip's file of the same model"),
+    ("vision_model.", "a CLIP model; load it with load_guide"),
+    ("text_model.", "the text tower of a CLIP model alone, without its image tower; use the whole model"),
     ("visual.", "a CLIP model; load it with load_guide"),
     ("conv1.conv.modulation.", "a generator; load it with load_generator"),
     ("synthesis.", "a generator; load it with load_generator"),

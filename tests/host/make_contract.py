@@ -17,6 +17,7 @@ from typing import Any
 CONTRACT = Path(__file__).with_name("contract.json")
 
 TYPES = ["Int", "Float", "String", "Boolean", "Combo", "Image", "Mask", "Latent", "LossMap", "AnyType"]
+TYPES += ["ClipVision", "Conditioning"]
 ENUMS = ["Hidden", "FolderType", "NumberDisplay", "UploadType", "ControlAfterGenerate"]
 HOOKS = ["define_schema", "execute", "validate_inputs", "fingerprint_inputs", "check_lazy_status"]
 UI = ["PreviewImage", "PreviewText", "SavedResult", "SavedImages"]
