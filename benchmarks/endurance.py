@@ -225,10 +225,8 @@ def main() -> None:
     if "memory" in parts:
         _print(memory(args.steps))
     if "comfyui" in parts:
-        from benchmarks.endurance_comfyui import interruptions, many_prompts
-
-        _print(interruptions(args.times, args.seed))
-        _print(many_prompts(args.prompts))
+        command = [sys.executable, "tests/real/endurance.py", *map(str, (args.times, args.seed, args.prompts))]
+        subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
 
 
 def _print(lines: Iterator[str]) -> None:

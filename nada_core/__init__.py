@@ -10,7 +10,7 @@ save_generator(result.generator, "zombie.safetensors", {"target": "zombie"})
 
 import lazy_loader
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # The names in __init__.pyi, each imported when it is first used: PyTorch reads some environment variables when it
 # loads, and a program may set them after importing this package.

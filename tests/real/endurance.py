@@ -1,4 +1,9 @@
-"""Interrupt trainings in ComfyUI by Cancel and by kill -9, and queue many prompts; see `benchmarks.endurance`."""
+"""Interrupt trainings in ComfyUI by Cancel and by kill -9, and queue many prompts.
+
+    COMFYUI_PATH=... python -m benchmarks.endurance --part comfyui
+
+runs this file.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +17,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.endurance import ROOT, digest, resident_memory, slope, torn_files
-
-sys.path.insert(0, str(ROOT / "tests" / "real"))  # the client of the tests
-
 from environment import PREFIX, comfy_path, comfy_python, pack_path
 from graph import Prompt, chain, changed, find, short
 from server import Event, Server, serve
+
+from benchmarks.endurance import digest, resident_memory, slope, torn_files
 
 STEPS = 60
 TRAINING = ("LoadGenerator", "LoadGuide", "ShiftFromText", "AdaptGenerator", "SaveGenerator")
@@ -116,3 +119,13 @@ def many_prompts(count: int) -> Iterator[str]:
             f"{count} queued prompts: {late[0]:.0f} MiB after {count // 4}, {late[-1]:.0f} MiB at the end, slope "
             f"{slope(late) * 1024:.1f} KiB per prompt."
         )
+
+
+def main() -> None:
+    times, seed, prompts = map(int, sys.argv[1:])
+    for line in (*interruptions(times, seed), *many_prompts(prompts)):
+        sys.stdout.write(line + "\n")
+
+
+if __name__ == "__main__":
+    main()
