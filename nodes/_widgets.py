@@ -18,41 +18,54 @@ from ._host import io
 T = TypeVar("T")
 
 AUTOMATIC, ON, OFF = "automatic", "on", "off"  # options of switches and choices that may keep their value
+BY_HAND = "by hand"
 
 
-def widgets(cls: type, names: Sequence[str], defaults: Any = None, advanced: Sequence[str] = ()) -> list[Any]:
-    """Return one input for each name: a setting, or "terms.angle" for one of the weights in a setting.
+RECOMMENDED = "the settings recommended by the generator's file, or those for published generators"
 
-    Args:
-        defaults: an instance whose values replace the declared defaults.
-        advanced: names of widgets that are hidden at first.
+
+def settings_input(
+    cls: type, names: Sequence[str], automatic: Sequence[str] = ("steps",), base: str = RECOMMENDED
+) -> Any:
+    """Return the input `settings`: automatic shows the settings `automatic`, by hand shows all of `names`.
+
+    base: what the settings are that nobody changes.
     """
-    items = {item.name: item for item in describe(cls)}
-    inputs: list[Any] = []
-    for name in names:
-        first, _, key = name.partition(".")
-        default = items[first].default if defaults is None else getattr(defaults, first)
-        inputs.append(_input(items[first], key, default, name in advanced or None))
-    return inputs
+    return io.DynamicCombo.Input(
+        "settings",
+        options=[
+            io.DynamicCombo.Option(AUTOMATIC, changes_inputs(cls, automatic)),
+            io.DynamicCombo.Option(BY_HAND, changes_inputs(cls, names)),
+        ],
+        tooltip=f"automatic: {base}. by hand: change any of them.",
+    )
 
 
-def settings(cls: type[T], names: Sequence[str], values: Mapping[str, Any], **more: Any) -> T:
-    """Build a settings class from the widgets' values. Raises ValueError for values that it refuses."""
-    items = {item.name: item for item in describe(cls)}
-    fields: dict[str, Any] = {name.partition(".")[0]: {} for name in names if "." in name}
-    for name in names:
-        first, _, key = name.partition(".")
-        if not key:
-            fields[name] = _value(items[name], values[name])
-        elif weight := values[_term(key)]:  # terms without weight are not computed
-            fields[first][key] = weight
-    return cls(**fields, **more)
+def settings_of(
+    base: T, names: Sequence[str], values: Mapping[str, Any], automatic: Sequence[str] = ("steps",), **fixed: Any
+) -> T:
+    """Return `base` with the fields `fixed` and what the widgets of `settings_input` change.
+
+    Raises:
+        ValueError: If settings do not fit each other.
+    """
+    own = changes(type(base), names if values["settings"] == BY_HAND else automatic, values)
+    return replace(base, **{**fixed, **own})  # type: ignore[type-var]
+
+
+def numbers(name: str, text: str) -> list[float]:
+    """Read the numbers of a text widget. Raises ValueError for anything else."""
+    try:
+        return [float(word) for word in text.replace(",", " ").split()]
+    except ValueError:
+        raise ValueError(f"Got {text!r} for {name}, expected numbers, such as 0 0 1 1.") from None
 
 
 def changes_inputs(cls: type, names: Sequence[str], prefix: str = "") -> list[Any]:
-    """Return one input for each name, as `widgets` does, whose default keeps the value it would replace.
+    """Return one input for each name: a setting, or "terms.angle" for one of the weights in a setting.
 
-    The default is -1 for numbers, and "automatic" for choices and switches. prefix: for the ids of the inputs.
+    Their defaults keep the value they would replace: -1 for numbers, "automatic" for choices and switches.
+    prefix: for the ids of the inputs.
     """
     items = {item.name: item for item in describe(cls)}
     return [_change_input(items[name.partition(".")[0]], name.partition(".")[2], prefix) for name in names]
@@ -92,33 +105,6 @@ def _change_input(item: Setting, key: str, prefix: str) -> Any:
     return _float(name, replace(item, low=-1.0), -1.0, shared)
 
 
-def _input(item: Setting, key: str, default: Any, advanced: bool | None) -> Any:
-    shared = {"tooltip": _tooltip(item), "advanced": advanced}
-    if key:
-        shared["tooltip"] = f"{_meaning(key)}."
-        return _float(_term(key), item, default.get(key, 0.0), shared)
-    if item.kind is int:
-        low = -1 if item.optional else item.low  # a number widget has no None
-        # A seed that changed after every run would train again at every click.
-        control = {"control_after_generate": False} if item.name == "seed" else {}
-        return io.Int.Input(
-            item.name,
-            default=low if default is None else default,
-            min=_whole(low, 0),
-            max=_whole(item.high, 2**31 - 1),
-            step=1,
-            **control,
-            **shared,
-        )
-    if item.kind is float:
-        return _float(item.name, item, default, shared)
-    if item.kind is bool:
-        return io.Boolean.Input(item.name, default=default, **shared)
-    if item.choices and item.kind is str:
-        return io.Combo.Input(item.name, options=list(item.choices), default=default, **shared)
-    return io.String.Input(item.name, default=", ".join(default) if item.kind is tuple else default, **shared)
-
-
 def _float(name: str, item: Setting, default: float, shared: dict[str, Any]) -> Any:
     step = item.step
     assert step, f"{item.name} needs a step, or the frontend would round it to halves"
@@ -134,16 +120,6 @@ def _whole(limit: float | None, otherwise: int) -> int:
 
 def _term(key: str) -> str:
     return f"{key}_loss"
-
-
-def _value(item: Setting, value: Any) -> Any:
-    if item.kind is tuple:
-        return tuple(value.replace(",", " ").split())
-    return None if item.optional and value == -1 else value
-
-
-def _tooltip(item: Setting) -> str:
-    return f"{_sentence(item)}.{' -1: none.' if item.optional else ''}"
 
 
 def _sentence(item: Setting) -> str:

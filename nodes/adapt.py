@@ -15,7 +15,7 @@ from ._host import for_training, io, normal_mode, to_image, ui
 from ._runs import autosave_path, recent, stoppable
 from ._server import send_text
 from ._status import few, watch_steps
-from ._types import ROOT, DomainType, GeneratorType, GuideType, LayersType, LikenessType, OptionsType, ShiftType
+from ._types import ROOT, DomainType, GeneratorType, GuideType, LayersType, OptionsType, ShiftType, SimilarityType
 from ._widgets import seed_input
 from .training_options import settings_input, training_config
 
@@ -29,15 +29,14 @@ class AdaptGenerator(io.ComfyNode):
             node_id="StyleGANNADA_AdaptGenerator",
             display_name="Adapt Generator",
             category=f"{ROOT}/train",
-            description="Fine-tunes a copy of the generator with StyleGAN-NADA: the CLIP guide supplies the "
-            "loss, and no images of the target domain are needed. The preview shows the same "
-            "latents before (top) and after (bottom) training so far. By default, the settings are those "
-            "that the generator's file recommends.",
+            description="Fine-tunes a copy of the generator with StyleGAN-NADA: the CLIP guide supplies the loss, and "
+            "no images of the target domain are needed. The preview shows the same latents before (top) and after "
+            "(bottom) training so far. By default, the settings are those that the generator's file recommends.",
             search_aliases=["stylegan-nada", "train", "fine-tune", "text to domain", "domain adaptation", "nada"],
             has_intermediate_output=True,
             inputs=[
                 GeneratorType.Input("generator", tooltip="The generator to start from. It is not modified."),
-                GuideType.Input("guide", tooltip="One CLIP guide, or several from Combine Guides."),
+                GuideType.Input("guide", tooltip="One CLIP guide, or several from Combine CLIP Guides."),
                 ShiftType.Input("shift", tooltip="The direction in CLIP space to train along."),
                 LayersType.Input(
                     "layers",
@@ -50,14 +49,17 @@ class AdaptGenerator(io.ComfyNode):
                     "judge",
                     optional=True,
                     tooltip="A held-out CLIP guide that is not one of the training guides. It scores the "
-                    "generator about 12 times, or as Training Options say; the node returns the state with the best "
+                    "generator about 12 times, or as StyleGAN Training Options say; the node returns the state with "
+                    "the best "
                     "score.",
                 ),
-                LikenessType.Input(
-                    "likeness", optional=True, tooltip="From Load Likeness: the networks for the lpips and id losses."
+                SimilarityType.Input(
+                    "similarity_networks",
+                    optional=True,
+                    tooltip="From Load LPIPS and Identity: the networks for the lpips and id losses.",
                 ),
                 OptionsType.Input(
-                    "options", optional=True, tooltip="From Training Options: less frequently used settings."
+                    "options", optional=True, tooltip="From StyleGAN Training Options: less frequently used settings."
                 ),
             ],
             outputs=[
@@ -69,12 +71,12 @@ class AdaptGenerator(io.ComfyNode):
                 DomainType.Output(
                     "domain",
                     display_name="domain",
-                    tooltip="The weight changes made by training, for Save Domain or Apply Domain.",
+                    tooltip="The weight changes made by training, for Save StyleGAN Domain or Apply StyleGAN Domain.",
                 ),
                 io.LossMap.Output(
                     "training",
                     display_name="training",
-                    tooltip="The losses and the trained layers of every step, for Plot Training.",
+                    tooltip="The losses and the trained layers of every step, for Plot StyleGAN Training.",
                 ),
                 io.String.Output(
                     "chosen_because",
@@ -95,15 +97,15 @@ class AdaptGenerator(io.ComfyNode):
         seed: int,
         layers: dict[str, Any] | None = None,
         judge: tuple = ((None, 1.0),),
-        likeness: tuple = (None, None),
+        similarity_networks: tuple = (None, None),
         options: dict[str, Any] | None = None,
     ) -> Any:
         held_out = _single(judge)
         config = training_config(generator, settings, seed, layers, options, judged=held_out is not None)
-        fingerprint = run_fingerprint(generator, guide, shift, config, held_out, *likeness)
+        fingerprint = run_fingerprint(generator, guide, shift, config, held_out, *similarity_networks)
         result = recent.get(fingerprint)
         if result is None:
-            result = _train(generator, guide, shift, config, held_out, likeness, fingerprint)
+            result = _train(generator, guide, shift, config, held_out, similarity_networks, fingerprint)
         else:
             send_text(f"{config.steps} steps, remembered from an earlier run")
         outputs, sheet = result
@@ -111,7 +113,13 @@ class AdaptGenerator(io.ComfyNode):
 
 
 def _train(
-    generator: Any, guide: tuple, shift: Any, config: AdaptConfig, judge: Any, likeness: tuple, fingerprint: str
+    generator: Any,
+    guide: tuple,
+    shift: Any,
+    config: AdaptConfig,
+    judge: Any,
+    similarity_networks: tuple,
+    fingerprint: str,
 ) -> tuple[tuple[Any, ...], Tensor]:
     """Return the outputs of the node and the images before and after the training.
 
@@ -122,7 +130,10 @@ def _train(
         send_text(f"Continuing after step {done}/{config.steps}")
     else:
         path.unlink(missing_ok=True)  # a file that cannot be read
-    with for_training(generator, guide, judge, *likeness) as (source, guides, held_out, *networks), stoppable() as stop:
+    with (
+        for_training(generator, guide, judge, *similarity_networks) as (source, guides, held_out, *networks),
+        stoppable() as stop,
+    ):
         tick, preview = watch_steps(config.steps), _preview(source, config.label)
         continued = (f"continued after step {done}",) if done else ()
 
@@ -185,7 +196,7 @@ class PlotTraining(io.ComfyNode):
     def define_schema(cls) -> Any:
         return io.Schema(
             node_id="StyleGANNADA_PlotTraining",
-            display_name="Plot Training",
+            display_name="Plot StyleGAN Training",
             category=f"{ROOT}/train",
             description="Plots the losses of a training run and, below them, the layers that each step trained.",
             search_aliases=["loss curve", "loss graph", "training plot", "learning curve"],

@@ -8,16 +8,15 @@ from ..nada_core import Directions, Latents, TextEditConfig, edit, edit_by_text,
 from ..nada_core.latents.directions import parse_direction
 from ._host import for_training, io, normal_mode
 from ._status import watch_steps
-from ._types import ROOT, DirectionsType, GeneratorType, GuideType, LatentsType, LikenessType, ShiftType
-from ._widgets import settings, widgets
+from ._types import ROOT, DirectionsType, GeneratorType, GuideType, LatentsType, ShiftType, SimilarityType
+from ._widgets import numbers, seed_input, settings_input, settings_of
 
-#: Widgets of Edit by Text. Workflows store values by position: append only.
+#: Widgets of Edit StyleGAN by Text. Workflows store values by position: append only.
 TEXT_EDIT = (
     "objective",
     "space",
     "steps",
     "lr",
-    "seed",
     "l2",
     "id",
     "clip",
@@ -28,6 +27,7 @@ TEXT_EDIT = (
     "lr_rampup",
     "lr_rampdown",
 )
+SHOWN = ("steps", "l2", "id")  # those of the mode "automatic"
 METHODS = {"SeFa": sefa, "PCA": principal}
 
 
@@ -36,7 +36,7 @@ class FindDirections(io.ComfyNode):
     def define_schema(cls) -> Any:
         return io.Schema(
             node_id="StyleGANNADA_FindDirections",
-            display_name="Find Directions",
+            display_name="Find StyleGAN Directions",
             category=f"{ROOT}/editing",
             description="Finds editing directions in latent space from the generator alone. It needs no "
             "training and no images.",
@@ -73,14 +73,16 @@ class EditLatents(io.ComfyNode):
     def define_schema(cls) -> Any:
         return io.Schema(
             node_id="StyleGANNADA_EditLatents",
-            display_name="Edit Latents",
+            display_name="Edit StyleGAN Latents",
             category=f"{ROOT}/editing",
             description="Moves latents along one direction, in all rows or some of them. Chain several nodes "
             "for several edits.",
             search_aliases=["edit direction", "latent edit", "slider", "interfacegan", "attribute"],
             inputs=[
                 LatentsType.Input("latents", tooltip="The latents to edit."),
-                DirectionsType.Input("directions", tooltip="From Find Directions or Load Directions."),
+                DirectionsType.Input(
+                    "directions", tooltip="From Find StyleGAN Directions or Load StyleGAN Directions."
+                ),
                 io.String.Input(
                     "direction", default="0", tooltip="The direction to use: its number, counted from 0, or its name."
                 ),
@@ -117,7 +119,7 @@ class EditLatents(io.ComfyNode):
         to_row: int,
         per_row: str,
     ) -> Any:
-        strengths = [strength * value for value in _numbers(per_row)]
+        strengths = [strength * value for value in numbers("per_row", per_row)]
         rows = _range(from_row, to_row, latents.ws.shape[1])
         return io.NodeOutput(edit(latents, parse_direction(directions, direction), strengths or strength, rows))
 
@@ -127,7 +129,7 @@ class EditByText(io.ComfyNode):
     def define_schema(cls) -> Any:
         return io.Schema(
             node_id="StyleGANNADA_EditByText",
-            display_name="Edit by Text",
+            display_name="Edit StyleGAN by Text",
             category=f"{ROOT}/editing",
             description="Optimizes latents so that CLIP matches the images to the target phrase, while an L2 "
             "penalty keeps them near the start (StyleCLIP). The generator is not modified.",
@@ -135,18 +137,19 @@ class EditByText(io.ComfyNode):
             inputs=[
                 GeneratorType.Input("generator", tooltip="The generator that renders the latents."),
                 LatentsType.Input("latents", tooltip="The latents to start from."),
-                GuideType.Input("guide", tooltip="One CLIP guide, or several from Combine Guides."),
+                GuideType.Input("guide", tooltip="One CLIP guide, or several from Combine CLIP Guides."),
                 ShiftType.Input(
                     "shift",
                     tooltip="From Shift from Text. Source: what the images show now. Target: the same with the "
                     "change, such as photo and photo with glasses.",
                 ),
-                LikenessType.Input(
-                    "likeness",
+                SimilarityType.Input(
+                    "similarity_networks",
                     optional=True,
-                    tooltip="From Load Likeness: the face recognition network for the id loss.",
+                    tooltip="From Load LPIPS and Identity: the face recognition network for the id loss.",
                 ),
-                *widgets(TextEditConfig, TEXT_EDIT, advanced=TEXT_EDIT[8:]),
+                settings_input(TextEditConfig, TEXT_EDIT, SHOWN, "the settings for published generators"),
+                seed_input("Seed of the views. Without views, nothing is random."),
             ],
             outputs=[LatentsType.Output("latents", display_name="latents", tooltip="The edited latents.")],
         )
@@ -154,10 +157,18 @@ class EditByText(io.ComfyNode):
     @classmethod
     @normal_mode()
     def execute(
-        cls, generator: Any, latents: Latents, guide: tuple, shift: Any, likeness: tuple = (None, None), **values: Any
+        cls,
+        generator: Any,
+        latents: Latents,
+        guide: tuple,
+        shift: Any,
+        settings: dict[str, Any],
+        seed: int,
+        similarity_networks: tuple = (None, None),
     ) -> Any:
-        config, tick = settings(TextEditConfig, TEXT_EDIT, values), watch_steps(values["steps"])
-        with for_training(generator, guide, likeness[1]) as (source, guides, identity):
+        config = settings_of(TextEditConfig(), TEXT_EDIT, settings, SHOWN, seed=seed)
+        tick = watch_steps(config.steps)
+        with for_training(generator, guide, similarity_networks[1]) as (source, guides, identity):
             edited = edit_by_text(
                 source,
                 latents,
@@ -168,13 +179,6 @@ class EditByText(io.ComfyNode):
                 on_step=lambda step: tick(step.index + 1, lambda: grid(step.images())),
             )
         return io.NodeOutput(edited)
-
-
-def _numbers(text: str) -> list[float]:
-    try:
-        return [float(word) for word in text.replace(",", " ").split()]
-    except ValueError:
-        raise ValueError(f"Got {text!r} for per_row, expected one number per row, such as 0 0 1 1.") from None
 
 
 def _rows(first: str) -> list[Any]:
@@ -198,8 +202,12 @@ def _range(first: int, last: int, rows: int) -> tuple[int, int]:
 def directions_outputs() -> list[Any]:
     """Outputs of the nodes that compute or load directions."""
     return [
-        DirectionsType.Output("directions", display_name="directions", tooltip="All directions, for Edit Latents."),
+        DirectionsType.Output(
+            "directions", display_name="directions", tooltip="All directions, for Edit StyleGAN Latents."
+        ),
         io.String.Output(
-            "names", display_name="names", tooltip="The direction names, one per line, as Edit Latents expects them."
+            "names",
+            display_name="names",
+            tooltip="The direction names, one per line, as Edit StyleGAN Latents expects them.",
         ),
     ]

@@ -19,7 +19,7 @@ class LoadEncoder(io.ComfyNode):
     def define_schema(cls) -> Any:
         return io.Schema(
             node_id="StyleGANNADA_LoadEncoder",
-            display_name="Load Encoder",
+            display_name="Load StyleGAN Encoder",
             category=f"{ROOT}/load",
             description="Loads a pSp, e4e or ReStyle checkpoint: an encoder, which predicts latents from "
             "images, and the generator it was trained with.",
@@ -32,7 +32,7 @@ class LoadEncoder(io.ComfyNode):
                 )
             ],
             outputs=[
-                EncoderType.Output("encoder", display_name="encoder", tooltip="For Encode Image."),
+                EncoderType.Output("encoder", display_name="encoder", tooltip="For Encode Photo."),
                 GeneratorType.Output(
                     "generator", display_name="generator", tooltip="The generator stored in the same file."
                 ),
@@ -59,13 +59,13 @@ class EncodeImage(io.ComfyNode):
     def define_schema(cls) -> Any:
         return io.Schema(
             node_id="StyleGANNADA_EncodeImage",
-            display_name="Encode Image",
+            display_name="Encode Photo",
             category=f"{ROOT}/photos",
             description="Predicts the latents of images with an encoder, without optimization. For a closer "
             "match, pass the result to Invert Photo as start.",
             search_aliases=["psp", "e4e", "restyle", "encoder inversion", "image to latent"],
             inputs=[
-                EncoderType.Input("encoder", tooltip="From Load Encoder."),
+                EncoderType.Input("encoder", tooltip="From Load StyleGAN Encoder."),
                 io.Image.Input("image", tooltip="Images aligned like the encoder's training images."),
                 GeneratorType.Input(
                     "generator",

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..nada_core import Latents, compare_grid, interpolate, mix, render, sample
 from ._host import io, normal_mode, on_device, to_image, ui
 from ._server import watch
-from ._types import ROOT, GeneratorType, LatentsType
+from ._types import ROOT, GeneratorType, LatentsType, several
 from ._widgets import class_of, label_input, seed_input
 
 _LATENTS = "Latents for this generator and every generator fine-tuned from it."
@@ -21,7 +21,7 @@ class SampleLatents(io.ComfyNode):
     def define_schema(cls) -> Any:
         return io.Schema(
             node_id="StyleGANNADA_SampleLatents",
-            display_name="Sample Latents",
+            display_name="Sample StyleGAN Latents",
             category=f"{ROOT}/latents",
             description="Samples latents from the generator's mapping network. A seed gives the same image in "
             "any batch, and a matching image with every generator fine-tuned from this one.",
@@ -69,7 +69,7 @@ class MixLatents(io.ComfyNode):
     def define_schema(cls) -> Any:
         return io.Schema(
             node_id="StyleGANNADA_MixLatents",
-            display_name="Mix Latents",
+            display_name="Mix StyleGAN Latents",
             category=f"{ROOT}/latents",
             description="Style mixing (StyleGAN, section 3.1): moves some rows of the first latents toward "
             "the second. Early rows control pose and shape, late rows color and texture.",
@@ -115,7 +115,7 @@ class InterpolateLatents(io.ComfyNode):
     def define_schema(cls) -> Any:
         return io.Schema(
             node_id="StyleGANNADA_InterpolateLatents",
-            display_name="Interpolate Latents",
+            display_name="Interpolate StyleGAN Latents",
             category=f"{ROOT}/latents",
             description="Interpolates from each latent to the next, for animations. Render the result and "
             "pass the images to a video node.",
@@ -148,7 +148,7 @@ class Render(io.ComfyNode):
     def define_schema(cls) -> Any:
         return io.Schema(
             node_id="StyleGANNADA_Render",
-            display_name="Render",
+            display_name="Render StyleGAN",
             category=f"{ROOT}/latents",
             description="Generates images from latents. A fine-tuned generator renders the same latents in "
             "its new domain.",
@@ -178,23 +178,17 @@ class Render(io.ComfyNode):
 class Compare(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> Any:
-        def another(which: str) -> Any:
-            return GeneratorType.Input(which, optional=True, tooltip=f"Generator of the {which} column. Optional.")
-
         return io.Schema(
             node_id="StyleGANNADA_Compare",
-            display_name="Compare",
+            display_name="Compare Generators",
             category=f"{ROOT}/latents",
-            description="Renders the same latents with two to four generators as a labeled grid.",
+            description="Renders the same latents with two to eight generators as a labeled grid.",
             search_aliases=["before after", "grid", "side by side", "contact sheet"],
             is_output_node=True,
             has_intermediate_output=True,
             inputs=[
                 LatentsType.Input("latents", tooltip="The latents to render, one row each."),
-                GeneratorType.Input("before", tooltip="Generator of the first column."),
-                GeneratorType.Input("after", tooltip="Generator of the second column."),
-                another("third"),
-                another("fourth"),
+                several("generators", "generator", GeneratorType, "The generator of one column, from left to right."),
                 io.String.Input(
                     "labels", default="before\nafter", multiline=True, tooltip="Column labels, one line per generator."
                 ),
@@ -205,17 +199,7 @@ class Compare(io.ComfyNode):
 
     @classmethod
     @normal_mode()
-    def execute(
-        cls,
-        latents: Latents,
-        before: Any,
-        after: Any,
-        labels: str,
-        title: str = "",
-        third: Any = None,
-        fourth: Any = None,
-    ) -> Any:
-        generators = [one for one in (before, after, third, fourth) if one is not None]
+    def execute(cls, latents: Latents, generators: dict[str, Any], labels: str, title: str = "") -> Any:
         names = [line.strip() for line in labels.strip().splitlines()]
         if len(names) != len(generators) or len(set(names)) != len(names):
             raise ValueError(
@@ -225,7 +209,7 @@ class Compare(io.ComfyNode):
         tick = watch(len(generators) * len(latents))
         columns = {
             name: _render(one, latents, 4, tick, index * len(latents))
-            for index, (name, one) in enumerate(zip(names, generators, strict=True))
+            for index, (name, one) in enumerate(zip(names, generators.values(), strict=True))
         }
         sheet = to_image(compare_grid(columns, title=title or None))
         return io.NodeOutput(sheet, ui=ui.PreviewImage(sheet, cls=cls))

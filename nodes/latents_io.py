@@ -16,7 +16,7 @@ class SaveLatents(io.ComfyNode):
     def define_schema(cls) -> Any:
         return io.Schema(
             node_id="StyleGANNADA_SaveLatents",
-            display_name="Save Latents",
+            display_name="Save StyleGAN Latents",
             category=f"{ROOT}/save",
             description="Saves latents to output/stylegan_nada/latents. Press R to list the file in Load "
             "Latents. Saves you from inverting an image again.",
@@ -40,9 +40,9 @@ class LoadLatents(io.ComfyNode):
     def define_schema(cls) -> Any:
         return io.Schema(
             node_id="StyleGANNADA_LoadLatents",
-            display_name="Load Latents",
+            display_name="Load StyleGAN Latents",
             category=f"{ROOT}/load",
-            description="Loads latents saved by Save Latents, projected_w.npz of NVIDIA's projector, and the "
+            description="Loads latents saved by Save StyleGAN Latents, projected_w.npz of NVIDIA's projector, and the "
             ".npy and .pt files of other encoders and projectors.",
             search_aliases=["import latents", "projected_w", "npz", "npy"],
             inputs=[
@@ -75,10 +75,10 @@ class SaveDirections(io.ComfyNode):
     def define_schema(cls) -> Any:
         return io.Schema(
             node_id="StyleGANNADA_SaveDirections",
-            display_name="Save Directions",
+            display_name="Save StyleGAN Directions",
             category=f"{ROOT}/save",
             description="Saves directions to output/stylegan_nada/directions. Press R to list the file in "
-            "Load Directions.",
+            "Load StyleGAN Directions.",
             search_aliases=["export directions", "save boundary"],
             is_output_node=True,
             hidden=[io.Hidden.prompt],
@@ -99,9 +99,9 @@ class LoadDirections(io.ComfyNode):
     def define_schema(cls) -> Any:
         return io.Schema(
             node_id="StyleGANNADA_LoadDirections",
-            display_name="Load Directions",
+            display_name="Load StyleGAN Directions",
             category=f"{ROOT}/load",
-            description="Loads directions saved by Save Directions, InterFaceGAN boundaries (.npy, .pt) and "
+            description="Loads directions saved by Save StyleGAN Directions, InterFaceGAN boundaries (.npy, .pt) and "
             "GANSpace components (.npz, .pt).",
             search_aliases=["interfacegan", "boundary", "ganspace", "import directions"],
             inputs=[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from ..nada_core import load_generator, load_guide, load_identity, load_perceptual
@@ -9,8 +10,11 @@ from ..nada_core.models.arcface import BUILTINS as RECOGNISERS
 from ..nada_core.models.checkpoints import BUILTINS
 from ..nada_core.models.clip_loading import built_in_guides
 from ..nada_core.models.lpips import TRUNKS
+from ..nada_core.models.summary import describe_generator
 from ._host import GENERATORS, GUIDES, IDENTITIES, file_stamp, files, find, io, missing, normal_mode
-from ._types import ROOT, GeneratorType, GuideType, LikenessType
+from ._server import send_text
+from ._types import ROOT, GeneratorType, GuideType, SimilarityType, several
+from ._widgets import numbers
 
 #: Published CLIP weights, downloaded by open_clip on first use. The paper uses the first two (section 4.1).
 PUBLISHED = (
@@ -42,7 +46,7 @@ class LoadGenerator(io.ComfyNode):
     def define_schema(cls) -> Any:
         return io.Schema(
             node_id="StyleGANNADA_LoadGenerator",
-            display_name="Load Generator",
+            display_name="Load StyleGAN Generator",
             category=f"{ROOT}/load",
             description="Loads a StyleGAN2 generator: NVIDIA .pkl (PyTorch or TensorFlow), rosinality .pt, or "
             '.safetensors saved by this pack. Code stored in a file is never executed. "portraits" is built in.',
@@ -67,6 +71,11 @@ class LoadGenerator(io.ComfyNode):
                     display_name="layers",
                     tooltip="The layer names, one per line, as Choose Layers expects them.",
                 ),
+                io.String.Output(
+                    "info",
+                    display_name="info",
+                    tooltip="Resolution, file format, sizes, recommended settings and license, if the file states it.",
+                ),
             ],
         )
 
@@ -82,7 +91,9 @@ class LoadGenerator(io.ComfyNode):
     @normal_mode()
     def execute(cls, file: str) -> Any:
         generator = load_generator(file if file in BUILTINS else find(GENERATORS, file))
-        return io.NodeOutput(generator, "\n".join(layer.name for layer in generator.layers()))
+        info = describe_generator(generator)
+        send_text(info)
+        return io.NodeOutput(generator, "\n".join(layer.name for layer in generator.layers()), info)
 
 
 class LoadGuide(io.ComfyNode):
@@ -106,14 +117,7 @@ class LoadGuide(io.ComfyNode):
                     ],
                     tooltip="A built-in guide; published weights as ARCHITECTURE:TAG, which open_clip downloads "
                     "on first use; or own file: a file in models/stylegan_nada/guides.",
-                ),
-                io.Boolean.Input(
-                    "antialias",
-                    default=True,
-                    advanced=True,
-                    tooltip="Use antialiasing when resizing images for CLIP. The original implementation does "
-                    "not, which lets training exploit high-frequency patterns.",
-                ),
+                )
             ],
             outputs=[GuideType.Output("guide", display_name="guide", tooltip="The frozen CLIP model, with weight 1.")],
         )
@@ -124,15 +128,15 @@ class LoadGuide(io.ComfyNode):
 
     @classmethod
     @normal_mode()
-    def execute(cls, antialias: bool = True, guide: dict[str, Any] | None = None) -> Any:
+    def execute(cls, guide: dict[str, Any] | None = None) -> Any:
         if guide is None:  # ComfyUI drops a value that is no option
             raise ValueError("The guide of this workflow is not known here; choose another one.")
         if guide["guide"] == OWN_FILE:
             path = find(GUIDES, guide["file"])
             config = path.with_suffix(".json")
-            loaded = load_guide(path, config if config.is_file() else guide["architecture"], antialias=antialias)
+            loaded = load_guide(path, config if config.is_file() else guide["architecture"])
         else:
-            loaded = load_guide(guide["guide"], antialias=antialias)
+            loaded = load_guide(guide["guide"])
         loaded.fingerprint  # noqa: B018  computed once here and cached, because it hashes all weights
         return io.NodeOutput(((loaded, 1.0),))
 
@@ -157,38 +161,35 @@ def _own_file_inputs() -> list[Any]:
 class CombineGuides(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> Any:
-        def weight(name: str, which: str) -> Any:
-            return io.Float.Input(
-                name,
-                default=1.0,
-                min=0.01,
-                max=100.0,
-                step=0.05,
-                round=0.001,
-                tooltip=f"Weight of the {which} guide. Only the ratio matters.",
-            )
-
         return io.Schema(
             node_id="StyleGANNADA_CombineGuides",
-            display_name="Combine Guides",
+            display_name="Combine CLIP Guides",
             category=f"{ROOT}/load",
-            description="Combines two CLIP guides into an ensemble. Their losses are averaged, which reduces "
-            "adversarial artifacts; the paper uses ViT-B/32 and ViT-B/16. Chain several nodes for "
-            "more guides.",
+            description="Combines two to eight CLIP guides into an ensemble. Their losses are averaged, which reduces "
+            "adversarial artifacts; the paper uses ViT-B/32 and ViT-B/16.",
             search_aliases=["ensemble", "clip ensemble", "merge clip", "several guides"],
             inputs=[
-                GuideType.Input("first", tooltip="One guide, or several already combined."),
-                GuideType.Input("second", tooltip="Another guide."),
-                weight("first_weight", "first"),
-                weight("second_weight", "second"),
+                several("guides", "guide", GuideType, "One guide, or several already combined."),
+                io.String.Input(
+                    "guide_weights",
+                    default="",
+                    placeholder="1 3",
+                    tooltip="One weight for each guide, separated by spaces or commas. Only their ratio matters. "
+                    "Empty: equal weights.",
+                ),
             ],
             outputs=[GuideType.Output("guide", display_name="guide", tooltip="All guides with their weights.")],
         )
 
     @classmethod
-    def execute(cls, first: tuple, second: tuple, first_weight: float, second_weight: float) -> Any:
-        weighed = ((first, first_weight), (second, second_weight))
-        return io.NodeOutput(tuple((guide, own * weight) for guides, weight in weighed for guide, own in guides))
+    def execute(cls, guides: dict[str, tuple], guide_weights: str = "") -> Any:
+        factors = numbers("guide_weights", guide_weights) or [1.0] * len(guides)
+        if len(factors) != len(guides) or not all(0 < factor < math.inf for factor in factors):
+            raise ValueError(
+                f"Got guide_weights {guide_weights!r} for {len(guides)} guides; expected one number above 0 for each."
+            )
+        weighed = zip(guides.values(), factors, strict=True)
+        return io.NodeOutput(tuple((guide, own * factor) for group, factor in weighed for guide, own in group))
 
 
 class LoadLikeness(io.ComfyNode):
@@ -197,7 +198,7 @@ class LoadLikeness(io.ComfyNode):
         trunks = [f"{trunk}{place}" for trunk in TRUNKS for place in ("", ":imagenet", ":random")]
         return io.Schema(
             node_id="StyleGANNADA_LoadLikeness",
-            display_name="Load Likeness",
+            display_name="Load LPIPS and Identity",
             category=f"{ROOT}/load",
             description="Loads the networks for image similarity: LPIPS for perceptual similarity, and a face "
             "recognition network for identity.",
@@ -220,10 +221,11 @@ class LoadLikeness(io.ComfyNode):
                 ),
             ],
             outputs=[
-                LikenessType.Output(
-                    "likeness",
-                    display_name="likeness",
-                    tooltip="Both networks, for Invert Photo, Pivotal Tuning, Edit by Text and Adapt Generator.",
+                SimilarityType.Output(
+                    "similarity_networks",
+                    display_name="similarity_networks",
+                    tooltip="Both networks, for Invert Photo, Pivotal Tuning, Edit StyleGAN by Text and Adapt "
+                    "Generator.",
                 )
             ],
         )

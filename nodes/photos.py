@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -16,8 +15,8 @@ from ..nada_core.io.images import square
 from ._host import for_training, from_image, io, normal_mode, to_image
 from ._server import send_text
 from ._status import watch_steps
-from ._types import ROOT, DomainType, GeneratorType, LatentsType, LikenessType
-from ._widgets import AUTOMATIC, changes, changes_inputs, seed_input
+from ._types import ROOT, DomainType, GeneratorType, LatentsType, SimilarityType
+from ._widgets import seed_input, settings_input, settings_of
 
 T = TypeVar("T")
 
@@ -57,14 +56,16 @@ TUNE = (
     "psi",
     "num_neighbours",
 )
-#: Crop functions of Align Face: (photo, size, points, face index) -> crop.
+#: Crop functions of Align Face to FFHQ: (photo, size, points, face index) -> crop.
 CUTS: dict[str, Callable[..., Tensor]] = {
     "the face": cut_face,
     "the face, else the middle": partial(cut_face, middle=True),
     "the middle": lambda photo, size, *_: square(photo, size),
 }
 _CHANNELS = 4  # transparent images are composited on white
-_LIKENESS = "From Load Likeness: the networks for the lpips and id losses. Not connected: these losses are not used."
+_SIMILARITY = (
+    "From Load LPIPS and Identity: the networks for the lpips and id losses. Not connected: these losses are not used."
+)
 
 
 class AlignFace(io.ComfyNode):
@@ -72,7 +73,7 @@ class AlignFace(io.ComfyNode):
     def define_schema(cls) -> Any:
         return io.Schema(
             node_id="StyleGANNADA_AlignFace",
-            display_name="Align Face",
+            display_name="Align Face to FFHQ",
             category=f"{ROOT}/photos",
             description="Crops and rotates a face the same way as the FFHQ dataset. Generators and encoders "
             "trained on FFHQ expect this alignment.",
@@ -160,14 +161,14 @@ class InvertImage(io.ComfyNode):
             inputs=[
                 GeneratorType.Input("generator", tooltip="The generator to invert. It is not modified."),
                 io.Image.Input("image", tooltip="One or more images of any size. The center square is used."),
-                LikenessType.Input("likeness", optional=True, tooltip=_LIKENESS),
+                SimilarityType.Input("similarity_networks", optional=True, tooltip=_SIMILARITY),
                 LatentsType.Input(
                     "start",
                     optional=True,
-                    tooltip="Initial latents, one per image, for example from Encode Image. w+ starts from all "
+                    tooltip="Initial latents, one per image, for example from Encode Photo. w+ starts from all "
                     "rows; other spaces start from the mean of the rows. Not connected: the mean of w.",
                 ),
-                _settings_input(InvertConfig, INVERT),
+                settings_input(InvertConfig, INVERT),
                 seed_input("Random seed. It stays fixed after a run."),
             ],
             outputs=[
@@ -185,13 +186,13 @@ class InvertImage(io.ComfyNode):
         image: Tensor,
         settings: dict[str, Any],
         seed: int,
-        likeness: tuple = (None, None),
+        similarity_networks: tuple = (None, None),
         start: Latents | None = None,
     ) -> Any:
-        config = _config(generator, "invert", InvertConfig, INVERT, settings, seed, likeness)
+        config = _config(generator, "invert", InvertConfig, INVERT, settings, seed, similarity_networks)
         targets = from_image(image, _CHANNELS)
         tick = watch_steps(len(targets) * config.steps)
-        with for_training(generator, (), *likeness) as (source, _, *networks):
+        with for_training(generator, (), *similarity_networks) as (source, _, *networks):
             result = invert(source, targets, config, *networks, start=start, on_step=_watched(tick, "done"))
             report = texts.closeness(result.images, result.targets, networks[0], result.steps)
         send_text(report)
@@ -214,9 +215,9 @@ class PivotalTuning(io.ComfyNode):
                     "generator", tooltip="The generator that the latents were found for. It is not modified."
                 ),
                 io.Image.Input("image", tooltip="The images that were inverted."),
-                LatentsType.Input("latents", tooltip="Their latents, from Invert Photo or Encode Image."),
-                LikenessType.Input("likeness", optional=True, tooltip=_LIKENESS),
-                _settings_input(TuneConfig, TUNE),
+                LatentsType.Input("latents", tooltip="Their latents, from Invert Photo or Encode Photo."),
+                SimilarityType.Input("similarity_networks", optional=True, tooltip=_SIMILARITY),
+                settings_input(TuneConfig, TUNE),
                 seed_input("Random seed. It stays fixed after a run."),
             ],
             outputs=[
@@ -224,7 +225,7 @@ class PivotalTuning(io.ComfyNode):
                 DomainType.Output(
                     "domain",
                     display_name="domain",
-                    tooltip="The weight changes, for Apply Domain on a fine-tuned generator.",
+                    tooltip="The weight changes, for Apply StyleGAN Domain on a fine-tuned generator.",
                 ),
                 io.Image.Output("drawn", display_name="drawn", tooltip="The images rendered from the latents."),
                 io.String.Output("report", display_name="report", tooltip="PSNR and LPIPS, one line per image."),
@@ -240,11 +241,11 @@ class PivotalTuning(io.ComfyNode):
         latents: Latents,
         settings: dict[str, Any],
         seed: int,
-        likeness: tuple = (None, None),
+        similarity_networks: tuple = (None, None),
     ) -> Any:
-        config = _config(generator, "tune", TuneConfig, TUNE, settings, seed, likeness)
+        config = _config(generator, "tune", TuneConfig, TUNE, settings, seed, similarity_networks)
         tick = watch_steps(config.steps)
-        with for_training(generator, (), *likeness) as (source, _, *networks):
+        with for_training(generator, (), *similarity_networks) as (source, _, *networks):
             result = tune(
                 source, from_image(image, _CHANNELS), latents, config, *networks, on_step=_watched(tick, "index")
             )
@@ -254,18 +255,6 @@ class PivotalTuning(io.ComfyNode):
         return io.NodeOutput(tuned, result.domain, to_image(result.images), report)
 
 
-def _settings_input(cls: type, names: Sequence[str]) -> Any:
-    return io.DynamicCombo.Input(
-        "settings",
-        options=[
-            io.DynamicCombo.Option(AUTOMATIC, changes_inputs(cls, ("steps",))),
-            io.DynamicCombo.Option("by hand", changes_inputs(cls, names)),
-        ],
-        tooltip="automatic: the settings recommended by the generator's file, or those for published generators. "
-        "by hand: change any of them.",
-    )
-
-
 def _config(
     generator: Any,
     section: str,
@@ -273,12 +262,11 @@ def _config(
     names: Sequence[str],
     values: Mapping[str, Any],
     seed: int,
-    likeness: tuple,
+    similarity_networks: tuple,
 ) -> T:
     """Return the generator's own settings with the user's changes; without a network its loss is not used."""
-    unused = {name: 0.0 for name, network in zip(("lpips", "id"), likeness, strict=True) if network is None}
-    own = changes(cls, names if values["settings"] != AUTOMATIC else ("steps",), values)
-    return replace(generator.recommended_settings(section, cls), **{**unused, **own}, seed=seed)
+    unused = {name: 0.0 for name, network in zip(("lpips", "id"), similarity_networks, strict=True) if network is None}
+    return settings_of(generator.recommended_settings(section, cls), names, values, seed=seed, **unused)
 
 
 def _watched(tick: Callable[..., None], count: str) -> Callable[[Any], None]:

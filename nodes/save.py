@@ -18,9 +18,10 @@ class SaveGenerator(io.ComfyNode):
     def define_schema(cls) -> Any:
         return io.Schema(
             node_id="StyleGANNADA_SaveGenerator",
-            display_name="Save Generator",
+            display_name="Save StyleGAN Generator",
             category=f"{ROOT}/save",
-            description="Saves a generator to output/stylegan_nada. Press R to list the file in Load Generator.",
+            description="Saves a generator to output/stylegan_nada. Press R to list the file in Load StyleGAN "
+            "Generator.",
             search_aliases=["export", "save stylegan", "rosinality", "checkpoint"],
             is_output_node=True,
             hidden=[io.Hidden.prompt],
@@ -54,10 +55,10 @@ class SaveDomain(io.ComfyNode):
     def define_schema(cls) -> Any:
         return io.Schema(
             node_id="StyleGANNADA_SaveDomain",
-            display_name="Save Domain",
+            display_name="Save StyleGAN Domain",
             category=f"{ROOT}/save",
             description="Saves only the weight changes of a training run to output/stylegan_nada/domains. "
-            "Press R to list the file in Load Domain.",
+            "Press R to list the file in Load StyleGAN Domain.",
             search_aliases=["save lora", "delta", "export domain"],
             is_output_node=True,
             hidden=[io.Hidden.prompt],
@@ -87,7 +88,7 @@ class LoadDomain(io.ComfyNode):
     def define_schema(cls) -> Any:
         return io.Schema(
             node_id="StyleGANNADA_LoadDomain",
-            display_name="Load Domain",
+            display_name="Load StyleGAN Domain",
             category=f"{ROOT}/load",
             description="Loads a domain and applies it to the generator it was trained from, at any strength. "
             "Chain several nodes to mix domains.",
@@ -109,7 +110,9 @@ class LoadDomain(io.ComfyNode):
                 GeneratorType.Output(
                     "generator", display_name="generator", tooltip="The generator with the domain applied."
                 ),
-                DomainType.Output("domain", display_name="domain", tooltip="The domain, for another Apply Domain."),
+                DomainType.Output(
+                    "domain", display_name="domain", tooltip="The domain, for another Apply StyleGAN Domain."
+                ),
             ],
         )
 
@@ -133,7 +136,7 @@ class ApplyDomain(io.ComfyNode):
     def define_schema(cls) -> Any:
         return io.Schema(
             node_id="StyleGANNADA_ApplyDomain",
-            display_name="Apply Domain",
+            display_name="Apply StyleGAN Domain",
             category=f"{ROOT}/train",
             description="Applies a domain to a generator at any strength. Chain several nodes to mix domains.",
             search_aliases=["strength", "mix domains", "blend generators", "lora strength"],
@@ -142,7 +145,7 @@ class ApplyDomain(io.ComfyNode):
                     "generator",
                     tooltip="The generator the domain was trained from, with or without other domains applied.",
                 ),
-                DomainType.Input("domain", tooltip="From Adapt Generator, Pivotal Tuning or Load Domain."),
+                DomainType.Input("domain", tooltip="From Adapt Generator, Pivotal Tuning or Load StyleGAN Domain."),
                 _strength(),
             ],
             outputs=[

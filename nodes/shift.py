@@ -51,7 +51,9 @@ class ShiftFromText(io.ComfyNode):
             ],
             outputs=[
                 ShiftType.Output(
-                    "shift", display_name="shift", tooltip="The direction, for Adapt Generator and Edit by Text."
+                    "shift",
+                    display_name="shift",
+                    tooltip="The direction, for Adapt Generator and Edit StyleGAN by Text.",
                 )
             ],
         )
@@ -136,7 +138,7 @@ class CheckPrompts(io.ComfyNode):
             "whether its prompt templates agree on the direction between them.",
             search_aliases=["prompt check", "ambiguous", "test words"],
             inputs=[
-                GuideType.Input("guide", tooltip="One CLIP guide, or several from Combine Guides."),
+                GuideType.Input("guide", tooltip="One CLIP guide, or several from Combine CLIP Guides."),
                 ShiftType.Input("shift", tooltip="From Shift from Text. Image directions are not checked."),
             ],
             outputs=[

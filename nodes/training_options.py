@@ -11,9 +11,9 @@ from ..nada_core.adaptation.layer_selection import selectable_layers
 from ..nada_core.adaptation.recipes import RECIPES
 from ._host import io
 from ._types import ROOT, OptionsType
-from ._widgets import AUTOMATIC, changes, changes_inputs
+from ._widgets import AUTOMATIC, BY_HAND, changes, changes_inputs
 
-KIND, BY_HAND = "kind of target", "by hand"
+KIND = "kind of target"
 
 #: Widgets of Adapt Generator in the mode "by hand". Workflows store values by position: append only.
 HAND = ("steps", "batch", "lr", "terms.direction", "terms.global", "terms.angle")
@@ -21,7 +21,7 @@ HAND = ("steps", "batch", "lr", "terms.direction", "terms.global", "terms.angle"
 #: Recipes by the name that Adapt Generator shows.
 KINDS = {name.replace("-", " "): recipe for name, recipe in RECIPES.items()}
 
-#: Subjects of Training Options and their widgets: append only.
+#: Subjects of StyleGAN Training Options and their widgets: append only.
 SUBJECTS: dict[str, tuple[str, ...]] = {
     "images": ("views", "patches", "mirror", "psi", "noise", "label"),
     "similarity": (
@@ -70,7 +70,7 @@ def training_config(
     Args:
         generator: its recommended settings are the base.
         settings: values of `settings_input`.
-        layers: fields from Choose Layers. options: fields from Training Options.
+        layers: fields from Choose Layers. options: fields from StyleGAN Training Options.
         judged: a judge is connected; without `keep_every` it is evaluated about 12 times.
 
     Raises:
@@ -117,7 +117,7 @@ class TrainingOptions(io.ComfyNode):
     def define_schema(cls) -> Any:
         return io.Schema(
             node_id="StyleGANNADA_TrainingOptions",
-            display_name="Training Options",
+            display_name="StyleGAN Training Options",
             category=f"{ROOT}/train",
             description="Less frequently used settings of Adapt Generator, by subject. What is left at -1 or automatic "
             "keeps the value that Adapt Generator would use without this node. Chain several nodes for several "
@@ -134,7 +134,7 @@ class TrainingOptions(io.ComfyNode):
                     "optimizer: learning rate and Adam. judge: its evaluations. memory: memory and speed.",
                 ),
                 OptionsType.Input(
-                    "options", optional=True, tooltip="From another Training Options, to set several subjects."
+                    "options", optional=True, tooltip="From another StyleGAN Training Options, to set several subjects."
                 ),
             ],
             outputs=[OptionsType.Output("changed", display_name="options", tooltip="For Adapt Generator.")],

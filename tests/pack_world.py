@@ -15,14 +15,23 @@ from tiny import rng
 
 NEWEST, OLDEST = "0.33.0", "0.20.1"
 PREFIX = "StyleGANNADA_"
-DYNAMIC = "COMFY_DYNAMICCOMBO_V3"
+DYNAMIC, AUTOGROW = "COMFY_DYNAMICCOMBO_V3", "COMFY_AUTOGROW_V3"
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", DYNAMIC)
 
 #: Node -> category, inputs in their order, outputs. "a=b: c d": with the option b, the dynamic combo a has inputs c, d.
+#: "a=2 or more: c d e": the input a grows from two sockets, c and d.
 CONTRACT = {
-    "LoadGenerator": ("load", ["file"], [("generator", "NADA_GENERATOR"), ("layers", "STRING")]),
-    "LoadGuide": ("load", ["guide", "guide=own file: file architecture", "antialias"], [("guide", "NADA_GUIDE")]),
-    "CombineGuides": ("load", ["first", "second", "first_weight", "second_weight"], [("guide", "NADA_GUIDE")]),
+    "LoadGenerator": ("load", ["file"], [("generator", "NADA_GENERATOR"), ("layers", "STRING"), ("info", "STRING")]),
+    "LoadGuide": ("load", ["guide", "guide=own file: file architecture"], [("guide", "NADA_GUIDE")]),
+    "CombineGuides": (
+        "load",
+        [
+            "guides",
+            "guides=2 or more: guide_1 guide_2 guide_3 guide_4 guide_5 guide_6 guide_7 guide_8",
+            "guide_weights",
+        ],
+        [("guide", "NADA_GUIDE")],
+    ),
     "ShiftFromText": ("direction", ["source", "target", "wording"], [("shift", "NADA_SHIFT")]),
     "ShiftFromImages": ("direction", ["images"], [("shift", "NADA_SHIFT")]),
     "ChooseLayers": (
@@ -56,7 +65,7 @@ CONTRACT = {
             "settings=by hand: steps batch lr direction_loss global_loss angle_loss",
             "seed",
             "judge",
-            "likeness",
+            "similarity_networks",
             "options",
         ],
         [
@@ -75,7 +84,18 @@ CONTRACT = {
     "MixLatents": ("latents", ["first", "second", "amount", "from_row", "to_row"], [("latents", "NADA_LATENTS")]),
     "InterpolateLatents": ("latents", ["latents", "frames", "loop"], [("latents", "NADA_LATENTS")]),
     "Render": ("latents", ["generator", "latents", "batch"], [("images", "IMAGE")]),
-    "Compare": ("latents", ["latents", "before", "after", "third", "fourth", "labels", "title"], [("sheet", "IMAGE")]),
+    "Compare": (
+        "latents",
+        [
+            "latents",
+            "generators",
+            "generators=2 or more: generator_1 generator_2 generator_3 generator_4 generator_5 generator_6 generator_7 "
+            "generator_8",
+            "labels",
+            "title",
+        ],
+        [("sheet", "IMAGE")],
+    ),
     "SaveGenerator": ("save", ["generator", "filename_prefix", "format"], [("path", "STRING")]),
     "SaveDomain": ("save", ["domain", "filename_prefix", "precision"], [("path", "STRING")]),
     "LoadDomain": (
@@ -86,13 +106,13 @@ CONTRACT = {
     "ApplyDomain": ("train", ["generator", "domain", "strength"], [("generator", "NADA_GENERATOR")]),
     "AlignFace": ("photos", ["image", "size", "face", "points", "cut"], [("aligned", "IMAGE")]),
     "DrawPortrait": ("photos", ["seed", "count", "style"], [("images", "IMAGE")]),
-    "LoadLikeness": ("load", ["perceptual", "identity"], [("likeness", "NADA_LIKENESS")]),
+    "LoadLikeness": ("load", ["perceptual", "identity"], [("similarity_networks", "NADA_SIMILARITY")]),
     "InvertImage": (
         "photos",
         [
             "generator",
             "image",
-            "likeness",
+            "similarity_networks",
             "start",
             "settings",
             "settings=automatic: steps",
@@ -108,7 +128,7 @@ CONTRACT = {
             "generator",
             "image",
             "latents",
-            "likeness",
+            "similarity_networks",
             "settings",
             "settings=automatic: steps",
             "settings=by hand: steps lr mse lpips id locality stop_psnr stop_lpips batch lr_rampdown distance psi "
@@ -136,21 +156,12 @@ CONTRACT = {
             "latents",
             "guide",
             "shift",
-            "likeness",
-            "objective",
-            "space",
-            "steps",
-            "lr",
-            "seed",
-            "l2",
-            "id",
-            "clip",
-            "views",
-            "first_row",
-            "last_row",
-            "batch",
-            "lr_rampup",
+            "similarity_networks",
+            "settings",
+            "settings=automatic: steps l2 id",
+            "settings=by hand: objective space steps lr l2 id clip views first_row last_row batch lr_rampup "
             "lr_rampdown",
+            "seed",
         ],
         [("latents", "NADA_LATENTS")],
     ),
@@ -220,7 +231,7 @@ class World:
         """The values of all widgets: the given ones, and defaults.
 
         A value without a prefix belongs to the dynamic combo that has it. If that combo has no value, its first option
-        with all of these inputs is chosen.
+        with all of these inputs is chosen. A list for an input that grows belongs to its first sockets.
         """
         result = dict(values)
         for key, (kind, options) in self._inputs(name).items():
@@ -231,6 +242,9 @@ class World:
                 result.setdefault(key, next(key_of, None))
                 for one, (_, about) in own.get(result[key], {}).items():
                     result.setdefault(f"{key}.{one}", result.pop(one, _default(about)))
+            elif kind == AUTOGROW and isinstance(result.get(key), list):
+                names = options["template"]["names"]
+                result |= {f"{key}.{one}": value for one, value in zip(names, result.pop(key), strict=False)}
             elif kind in WIDGETS:
                 result.setdefault(key, _default(options))
         return result
@@ -244,7 +258,7 @@ class World:
         return self.executor.call(self.node(name), **self.arranged(name, **values)).values
 
     def options(self, **values: Any) -> Any:
-        """The output of Training Options nodes, one for each subject of these values; None without values."""
+        """The output of StyleGAN Training Options nodes, one for each subject of these values; None without values."""
         options: dict[str, Any] = {}
         for one in self._inputs("TrainingOptions")["subject"][1]["options"]:
             if own := {key: value for key, value in values.items() if key in _inputs_of(one["inputs"])}:
@@ -288,7 +302,7 @@ class World:
         return generator, domain, training
 
     def training(self, **values: Any) -> dict[str, Any]:
-        """The inputs of a short training; settings of Training Options become its input `options`."""
+        """The inputs of a short training; settings of StyleGAN Training Options become its input `options`."""
         given = {"generator": self.generator, "guide": self.guide, "shift": self.shift, **QUICK, **values}
         subjects = {key.partition(".")[2] for key in self.widgets("TrainingOptions")}
         rare = {key: given.pop(key) for key in subjects & given.keys()}

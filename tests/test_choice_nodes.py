@@ -58,21 +58,21 @@ def test_judge_selects_the_best_step(world: World) -> None:
     (other,) = world.call("LoadGuide", guide="portraits-64")
     given = world.training()
     *_, because = world.call("AdaptGenerator", **given, judge=other)
-    assert "the best of 2 checkpoints by portraits-64" in because, "without Training Options, often enough"
+    assert "the best of 2 checkpoints by portraits-64" in because, "without StyleGAN Training Options, often enough"
     every = world.options(keep_every=2)
     assert "the best of 1 checkpoints" in world.call("AdaptGenerator", **given, **every, judge=other)[-1]
     assert world.call("AdaptGenerator", **given)[-1] == ""
-    (both,) = world.call("CombineGuides", first=world.guide, second=other)
+    (both,) = world.call("CombineGuides", guides=[world.guide, other])
     with pytest.raises(ValueError, match="Got 2 guides as judge"):
         world.call("AdaptGenerator", **given, judge=both)
     with pytest.raises(ValueError, match="keep_every 2 without a judge; connect"):
         world.call("AdaptGenerator", **given, **every)
 
 
-def test_likeness_terms_reduce_the_change(world: World) -> None:
-    (likeness,) = world.call("LoadLikeness", identity="portraits")
+def test_similarity_terms_reduce_the_change(world: World) -> None:
+    (similarity_networks,) = world.call("LoadLikeness", identity="portraits")
     given = world.training(id=1.0)
-    training = world.call("AdaptGenerator", **given, likeness=likeness)[2]
+    training = world.call("AdaptGenerator", **given, similarity_networks=similarity_networks)[2]
     assert len(training["loss"]) == 2
-    with pytest.raises(ValueError, match="id.*Load Likeness"):
+    with pytest.raises(ValueError, match="id.*Load LPIPS and Identity"):
         world.call("AdaptGenerator", **given)

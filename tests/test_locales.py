@@ -347,7 +347,7 @@ class TestHelpTranslation:
         assert len({english for english, _ in heads}) == len({other for _, other in heads}) == len(heads)
 
     def test_literal_words_are_unchanged(self, schemas: list[Any], language: str) -> None:
-        # Options, messages and the curves of Plot Training are English in every language.
+        # Options, messages and the curves of Plot StyleGAN Training are English in every language.
         names: dict[str, set[str]] = {}
         translated = read(language)
         for schema in schemas:

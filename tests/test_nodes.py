@@ -21,7 +21,7 @@ import torch
 from host.double import install, load_pack
 from host.executor import Executor, Refused, Result
 from host.guards import differences, snapshot
-from pack_world import CONTRACT, DYNAMIC, PREFIX, QUICK, World
+from pack_world import AUTOGROW, CONTRACT, DYNAMIC, PREFIX, QUICK, World
 from PIL import Image
 from tiny import DIM, Encoder, rng, tokenize
 from torch import Tensor, nn
@@ -62,6 +62,8 @@ def ran(result: Result) -> set[str]:
 
 def contract_of(one: Any) -> list[str]:
     """The lines of CONTRACT for an input."""
+    if one.io_type == AUTOGROW:
+        return [one.id, f"{one.id}={one.template.min} or more: {' '.join(one.template.names)}"]
     options = one.options if one.io_type == DYNAMIC else ()
     return [one.id, *(f"{one.id}={o.key}: {' '.join(i.id for i in o.inputs)}" for o in options if o.inputs)]
 
@@ -290,12 +292,13 @@ def test_existing_folder_registrations_are_kept(monkeypatch: pytest.MonkeyPatch,
         assert room.find("stylegan_nada", "b.safetensors") == theirs / "b.safetensors"
 
 
-# ---- Load Generator -----------------------------------------------------------------------------------------------
+# ---- Load StyleGAN Generator -----------------------------------------------------------------------------------------
 
 
 def test_load_generator_builtin(either: World) -> None:
-    generator, layers = either.call("LoadGenerator", file="portraits")
+    generator, layers, info = either.call("LoadGenerator", file="portraits")
     assert generator.resolution == 64 and layers.splitlines() == [layer.name for layer in generator.layers()]
+    assert either.host.texts[-1] == ("1", info) and "64 x 64 pixels" in info and "license: MIT" in info
     assert not generator.training and not any(p.requires_grad for p in generator.parameters())
     assert {p.device.type for p in generator.parameters()} == {"cpu"}
 
@@ -350,7 +353,7 @@ def test_missing_guide_file_is_rejected_at_its_widget(either: World) -> None:
         either.executor.run(prompt)
     (error,) = refused.value.errors
     assert (error.input_name, error.type) == ("guide.file", "value_not_in_list") and "gone.pt" in error.details
-    result = either.executor.run({**prompt, "it": {**prompt["it"], "inputs": {"guide": "gone.pt", "antialias": True}}})
+    result = either.executor.run({**prompt, "it": {**prompt["it"], "inputs": {"guide": "gone.pt"}}})
     with pytest.raises(ValueError, match="guide of this workflow"):
         result.check()
 
@@ -408,7 +411,7 @@ def test_fingerprint_follows_time_and_size(world: World, name: str, folder: str)
     def stamp() -> Any:
         values = {**world.defaults(name), next(iter(world.widgets(name))): path.name}
         if name == "LoadGuide":
-            values = {"guide": {"guide": "own file", "file": path.name}, "antialias": True}
+            values = {"guide": {"guide": "own file", "file": path.name}}
         stamp = world.node(name).fingerprint_inputs(**values)
         os.utime(path, ns=(0, 10**9))
         return stamp
@@ -442,22 +445,23 @@ def test_load_guide_from_file(either: World) -> None:
     assert torch.equal(guide.encode_images(image), built_in.encode_images(image))
 
 
-def test_load_guide_antialias_off(world: World) -> None:
-    ((guide, _),) = world.call("LoadGuide", antialias=False)[0]
-    assert guide.antialias is False and world.guide[0][0].antialias is True
-
-
 def test_combine_guides_multiplies_weights(world: World) -> None:
     ((one, _),) = world.guide
-    (pair,) = world.call("CombineGuides", first=world.guide, second=world.guide, first_weight=3.0)
-    (three,) = world.call("CombineGuides", first=pair, second=world.guide, first_weight=0.5, second_weight=2.0)
+    (pair,) = world.call("CombineGuides", guides=[world.guide] * 2, guide_weights="3 1")
+    (three,) = world.call("CombineGuides", guides=[pair, world.guide], guide_weights="0.5, 2")
     assert pair == ((one, 3.0), (one, 1.0)) and three == ((one, 1.5), (one, 0.5), (one, 2.0))
+    assert world.call("CombineGuides", guides=[world.guide] * 8) == (((one, 1.0),) * 8,)
+    for weights in ("1", "1 2 3", "1 0", "1 -1", "1 nan", "1 inf", "1 one"):
+        with pytest.raises(ValueError, match=f"'{weights}'"):
+            world.call("CombineGuides", guides=[world.guide] * 2, guide_weights=weights)
+    with pytest.raises(Refused, match=r"guides\.guide_2"):
+        world.call("CombineGuides", guides=[world.guide])
 
 
 def test_adapt_with_guides_of_different_sizes(world: World) -> None:
     """Train with a guide of 16 pixels and another embedding size, together with the built-in one."""
     small = world.core.ClipGuide("small", Encoder(0), tokenize, DIM)
-    (both,) = world.call("CombineGuides", first=world.guide, second=((small, 1.0),))
+    (both,) = world.call("CombineGuides", guides=[world.guide, ((small, 1.0),)])
     assert small.size != world.guide[0][0].size and small.dim != world.guide[0][0].dim
     assert not same(world.adapt(guide=both, views=1)[0], world.generator)
 
@@ -888,25 +892,18 @@ def test_image_conversion_round_trip(world: World) -> None:
 
 def test_compare(either: World) -> None:
     latents, (adapted, _, _) = either.latents(2), either.trained
-    (two,) = either.call("Compare", latents=latents, before=either.generator, after=adapted)
-    (four,) = either.call(
-        "Compare",
-        latents=latents,
-        before=either.generator,
-        after=adapted,
-        third=adapted,
-        fourth=either.generator,
-        labels="a\nb\nc\n d ",
-        title="All",
-    )
+    generators = [either.generator, adapted]
+    (two,) = either.call("Compare", latents=latents, generators=generators)
+    (four,) = either.call("Compare", latents=latents, generators=generators * 2, labels="a\nb\nc\n d ", title="All")
     assert two.shape[0] == four.shape[0] == 1 and four.shape[2] > 1.8 * two.shape[2] and four.shape[1] > two.shape[1]
-    (gap,) = either.call(
-        "Compare", latents=latents, before=either.generator, after=adapted, fourth=adapted, labels="a\nb\nc"
-    )
-    assert two.shape[2] < gap.shape[2] < four.shape[2], "a place in between may stay empty"
+    given = {f"generators.generator_{number}": adapted for number in (1, 2, 4)}
+    (gap,) = either.call("Compare", latents=latents, **given, labels="a\nb\nc")
+    assert two.shape[2] < gap.shape[2] < four.shape[2], "a socket in between may stay empty"
+    (eight,) = either.call("Compare", latents=latents, generators=generators * 4, labels="\n".join("abcdefgh"))
+    assert eight.shape[2] > four.shape[2]
     for labels in ("before", "a\nb\nc", "same\nsame", ""):
         with pytest.raises(ValueError, match="for 2 generators"):
-            either.call("Compare", latents=latents, before=either.generator, after=adapted, labels=labels)
+            either.call("Compare", latents=latents, generators=generators, labels=labels)
 
 
 def test_plot_training(either: World) -> None:
@@ -1049,7 +1046,10 @@ def test_load_domain_rejects_other_files(either: World) -> None:
     sound = save(either, "Domain")
     (folder / "damaged.safetensors").write_bytes(sound.read_bytes()[:-2000])
     either.save(either.stranger, "models", "stylegan_nada", "domains", "whole.safetensors")
-    for file, words in (("damaged.safetensors", "Copy it again"), ("whole.safetensors", "choose it in Load Generator")):
+    for file, words in (
+        ("damaged.safetensors", "Copy it again"),
+        ("whole.safetensors", "choose it in Load StyleGAN Generator"),
+    ):
         with pytest.raises(ValueError, match=words):
             either.call("LoadDomain", generator=either.generator, file=file)
     with pytest.raises(ValueError, match="another generator"):

@@ -39,7 +39,7 @@ def test_settings_have_widgets_with_the_same_limits(world: World, name: str) -> 
     for item in world.module("nada_core.runtime.config").describe(settings_of(world)[name]):
         assert item.name in widgets, f"{name} has no widget for {item.name}: put it to the end"
         kind, options = widgets[item.name]
-        automatic = name != "EditByText" and item.name != "seed"  # -1 and "automatic" keep the generator's own setting
+        automatic = item.name != "seed"  # -1 and "automatic" keep the generator's own setting
         if kind in ("INT", "FLOAT"):
             assert options["min"] == (-1 if automatic or item.optional else item.low), item.name
             assert options["max"] == (2**31 - 1 if item.high is None else item.high), item.name
@@ -74,10 +74,14 @@ def test_default_widgets_give_the_recommended_settings(world: World, monkeypatch
     monkeypatch.setattr(
         world.module("nodes.photos"), "tune", lambda source, images, latents, *more, **_: capture(source, images, *more)
     )
-    (likeness,) = world.call("LoadLikeness", identity="portraits")
+    (similarity_networks,) = world.call("LoadLikeness", identity="portraits")
     given = {"generator": world.generator, "image": photos(1)}
     for name, more in (("InvertImage", {}), ("PivotalTuning", {"latents": world.latents(1)})):
-        for values in ({"likeness": likeness}, {"likeness": likeness, "settings": "by hand"}, {}):
+        for values in (
+            {"similarity_networks": similarity_networks},
+            {"similarity_networks": similarity_networks, "settings": "by hand"},
+            {},
+        ):
             with pytest.raises(ValueError, match="captured"):
                 world.call(name, **given, **more, **values)
     assert [repr(config) for config in taken[:2]] == [repr(INVERT)] * 2
@@ -93,8 +97,8 @@ def test_invert_then_pivotal_tuning(either: World) -> None:
     assert drawn.shape == (2, 64, 64, 3)
     (alone,) = either.call("DrawPortrait", seed=3, count=1)
     assert torch.equal(drawn[1:], alone), "a seed is the same person in any batch"
-    (likeness,) = either.call("LoadLikeness", identity="portraits")
-    given = {"generator": either.generator, "image": drawn, "likeness": likeness}
+    (similarity_networks,) = either.call("LoadLikeness", identity="portraits")
+    given = {"generator": either.generator, "image": drawn, "similarity_networks": similarity_networks}
     latents, inverted, report = either.call(
         "InvertImage", **given, **SHORT | {"steps": 12, "id": 0.1, "optimize_noise": "off"}
     )
@@ -209,7 +213,7 @@ def test_load_likeness_selects_networks(world: World) -> None:
     assert world.call("LoadLikeness") == ((None, None),)
     with pytest.raises(Refused, match="absent.pth"):
         world.call("LoadLikeness", identity="absent.pth")
-    given = {"generator": world.generator, "image": photos(1), "likeness": (perceptual, identity)}
+    given = {"generator": world.generator, "image": photos(1), "similarity_networks": (perceptual, identity)}
     _, _, report = world.call("InvertImage", **given, **SHORT | {"lpips": 0.5, "id": 0.1, "optimize_noise": "off"})
     assert "LPIPS (untrained trunk, relative only)" in report
 
@@ -251,8 +255,8 @@ def test_edit_by_text(world: World) -> None:
     given = {"generator": world.generator, "latents": latents, "guide": world.guide, "shift": shift}
     (edited,) = world.call("EditByText", **given, steps=2)
     assert edited.space == latents.space and not torch.equal(edited.ws, latents.ws)
-    (likeness,) = world.call("LoadLikeness", identity="portraits")
-    (with_identity,) = world.call("EditByText", **given, steps=2, likeness=likeness, id=1.0)
+    (similarity_networks,) = world.call("LoadLikeness", identity="portraits")
+    (with_identity,) = world.call("EditByText", **given, steps=2, similarity_networks=similarity_networks, id=1.0)
     assert not torch.equal(with_identity.ws, edited.ws)
     with pytest.raises(ValueError, match="id"):
         world.call("EditByText", **given, steps=2, id=1.0)

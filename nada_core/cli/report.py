@@ -20,6 +20,7 @@ from ..io.metadata import read_metadata, read_object
 from ..models.clip import ClipGuide
 from ..models.generator import Generator
 from ..models.lpips import Perceptual
+from ..models.summary import describe_generator
 
 
 def table(rows: Sequence[Sequence[object]]) -> str:
@@ -80,19 +81,11 @@ def about_generator(generator: Generator, raw: RawCheckpoint) -> str:
     """Sizes, and one row for each layer with the name that `--layers-names` takes."""
     counts = {name: weight.numel() for name, weight in generator.named_parameters()}
     rows: list[tuple[object, ...]] = [("layer", "resolution", "row", "kind", "parameters")]
-    synthesis = 0
     for layer in generator.layers():
         count = sum(counts[name] for name in layer.parameters)
-        synthesis += count
         row = "" if layer.w_index is None else layer.w_index
         rows.append((layer.name, layer.resolution, row, layer.kind, f"{count:,}"))
-    side = generator.resolution
-    return (
-        f"{generator.family} generator, {side} x {side} pixels ({raw.container} file)\n"
-        f"z {generator.z_dim}, w {generator.w_dim}, {generator.num_ws} rows of W+, {generator.c_dim or 'no'} classes\n"
-        f"{sum(counts.values()):,} parameters, {synthesis:,} of them in the layers below\n"
-        f"sha256 {raw.sha256}\n\n{table(rows)}"
-    )
+    return f"{describe_generator(generator)}\nsha256 {raw.sha256}\n\n{table(rows)}"
 
 
 def about_guide(name: str, guide: ClipGuide) -> str:

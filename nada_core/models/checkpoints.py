@@ -1,7 +1,7 @@
 """Load and save generators.
 
 Our own format is safetensors: the state dict, and as JSON metadata `family`, `spec`, the `version` of the format,
-`provenance`, and optionally `recommended` settings.
+`provenance`, and optionally `recommended` settings. A `license` in the metadata is read, and never guessed.
 """
 
 import json
@@ -47,8 +47,17 @@ def load_generator(path_or_builtin: str | Path) -> Generator:
     except ValueError as error:
         raise CheckpointError(f"{path}, read as {layout.name}: {error}") from error
     generator.source = raw.sha256
-    generator.recommended = read_object(path, raw.hints, "recommended") if raw.container == "safetensors" else {}
+    generator.layout = layout.name
+    if raw.container == "safetensors":
+        generator.recommended = read_object(path, raw.hints, "recommended")
+        generator.license = "MIT" if path in BUILTINS.values() else _license(raw.hints)
     return generator
+
+
+def _license(hints: Mapping[str, Any]) -> str | None:
+    """The license in the metadata of a file, under the name that other programs use, too."""
+    stated = hints.get("license") or hints.get("modelspec.license")
+    return stated.strip() or None if isinstance(stated, str) else None
 
 
 def _find_layout(path: Path, raw: RawCheckpoint) -> tuple[Layout, str]:

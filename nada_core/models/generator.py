@@ -46,6 +46,8 @@ class Generator(nn.Module):
     num_ws: int
     c_dim: int
     source: str | None = None  # sha256 of the file it was loaded from
+    layout: str | None = None  # the format of that file
+    license: str | None = None  # as that file states it
     recommended: Mapping[str, Any] = MappingProxyType({})  # settings stored in its file; see recommended_settings
     recompute: int = 0  # activation checkpointing of blocks from this resolution on; 0: off
     mapping: nn.Module  # called with z [N, z_dim] and a label [N, c_dim] or None; holds the buffer w_avg [C]

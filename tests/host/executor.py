@@ -9,7 +9,7 @@
 As in ComfyUI, validation runs before and outside of inference mode and everything else inside of it; fingerprints and
 validation get constants, and None for linked inputs; a node gets the inputs of the prompt and nothing else. Unlike
 ComfyUI, which runs the valid outputs of a partly invalid prompt, `run` raises for any error. Not supported: lazy
-inputs, expansion, blocked execution, growing inputs, concurrent prompts.
+inputs, expansion, blocked execution, growing widgets, concurrent prompts.
 """
 
 from __future__ import annotations

@@ -178,7 +178,8 @@ def io_facts(source: Source) -> dict[str, Any]:
         calls[f"Custom.{side}"] = source.constructor(side)
         options[f"Custom.{side}"] = source.option_keys(side)
     calls |= {f"DynamicCombo.{part}": source.constructor(f"DynamicCombo.{part}") for part in ("Input", "Option")}
-    options["DynamicCombo.Input"] = source.option_keys("DynamicCombo.Input")
+    calls |= {f"Autogrow.{part}": source.constructor(f"Autogrow.{part}") for part in ("Input", "TemplateNames")}
+    options |= {name: source.option_keys(name) for name in ("DynamicCombo.Input", "Autogrow.Input")}
     return {
         "public": sorted(
             public
@@ -186,6 +187,7 @@ def io_facts(source: Source) -> dict[str, Any]:
                 *TYPES,
                 *ENUMS,
                 "Custom",
+                "Autogrow",
                 "DynamicCombo",
                 "Input",
                 "WidgetInput",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from collections.abc import Iterable, Iterator
@@ -24,6 +25,16 @@ def inputs(declared: Iterable[Any]) -> Iterator[tuple[str, Any]]:
                 yield from ((f"{one.id}_{key}", nested) for key, nested in inputs(option.inputs))
 
 
+def sockets(declared: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the sockets of inputs that grow, with their keys: `images_image_1` belongs to `images`."""
+    for one in declared:
+        if one.io_type == "COMFY_AUTOGROW_V3":
+            for name in one.template.names:
+                socket = copy.copy(one.template.input)
+                socket.id = name
+                yield f"{one.id}_{name}", socket
+
+
 def texts(schemas: Iterable[Any]) -> dict[str, Any]:
     """Return all translatable texts of the nodes' schemas, in the format of nodeDefs.json."""
 
@@ -35,7 +46,7 @@ def texts(schemas: Iterable[Any]) -> dict[str, Any]:
         result[schema.node_id] = {
             "display_name": schema.display_name,
             "description": schema.description,
-            "inputs": {key: names(one) for key, one in inputs(schema.inputs)},
+            "inputs": {key: names(one) for key, one in (*inputs(schema.inputs), *sockets(schema.inputs))},
             "outputs": {str(index): names(one) for index, one in enumerate(schema.outputs)},
         }
     return result

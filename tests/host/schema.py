@@ -85,6 +85,28 @@ class DynamicComboOption:
         self.key, self.inputs = values["key"], values["inputs"]
 
 
+class AutogrowInput(Input):
+    """An input that grows: sockets with the names of its template, such as `images.image_1`."""
+
+    io_type = "COMFY_AUTOGROW_V3"
+
+    def as_dict(self) -> dict[str, Any]:
+        one = self.template
+        return super().as_dict() | {
+            "template": {"input": input_sections([one.input]), "names": one.names, "min": one.min}
+        }
+
+
+class AutogrowTemplateNames:
+    signature: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        values = bind(self.signature, "io.Autogrow.TemplateNames", args, kwargs)
+        self.input, self.names, self.min = values["input"], values["names"], values["min"]
+        if isinstance(self.input, WidgetInput):
+            raise NotImplementedError("The double does not support widgets that grow.")
+
+
 class Output(Declared):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -262,6 +284,26 @@ def build_schema(contract: dict[str, Any], hidden: type[Enum]) -> type:
     return dataclasses.make_dataclass("Schema", fields, bases=bases)
 
 
+def dynamic_types(contract: dict[str, Any]) -> dict[str, type]:
+    """The types of inputs that depend on others: io.DynamicCombo and io.Autogrow."""
+
+    def part(name: str, base: type, without: str = "") -> type:
+        facts = {"full_name": f"io.{name}", "signature": signature(contract["calls"][name])}
+        if without:
+            facts["option_keys"] = [key for key in contract["options"][name] if key != without]
+        return type(name.partition(".")[2], (base,), facts)
+
+    combo = {
+        "Input": part("DynamicCombo.Input", DynamicComboInput, "options"),
+        "Option": part("DynamicCombo.Option", DynamicComboOption),
+    }
+    grow = {
+        "Input": part("Autogrow.Input", AutogrowInput, "template"),
+        "TemplateNames": part("Autogrow.TemplateNames", AutogrowTemplateNames),
+    }
+    return {"DynamicCombo": type("DynamicCombo", (), combo), "Autogrow": type("Autogrow", (), grow)}
+
+
 def build_io(version: str) -> SimpleNamespace:
     """The names of `comfy_api.latest.io` that the contract has."""
     contract = facts(version)["io"]
@@ -286,22 +328,8 @@ def build_io(version: str) -> SimpleNamespace:
         sides = {kind: side(kind, type_name, io_type) for kind in ("Input", "Output")}
         return type(type_name, (), {"io_type": io_type, **sides})
 
-    combo = {
-        "Input": type(
-            "Input",
-            (DynamicComboInput,),
-            {
-                "full_name": "io.DynamicCombo.Input",
-                "option_keys": [key for key in contract["options"]["DynamicCombo.Input"] if key != "options"],
-                "signature": signature(contract["calls"]["DynamicCombo.Input"]),
-            },
-        ),
-        "Option": type(
-            "Option", (DynamicComboOption,), {"signature": signature(contract["calls"]["DynamicCombo.Option"])}
-        ),
-    }
     names: dict[str, Any] = {
-        "DynamicCombo": type("DynamicCombo", (), combo),
+        **dynamic_types(contract),
         **{name: declare(name, io_type) for name, io_type in contract["types"].items()},
         **enums,
         "Custom": lambda io_type: declare("Custom", io_type),

@@ -16,7 +16,7 @@ from .schema import WIDGETS, locked, overrides
 if TYPE_CHECKING:
     from .executor import Executor
 
-DYNAMIC = "COMFY_DYNAMICCOMBO_V3"
+DYNAMIC, AUTOGROW = "COMFY_DYNAMICCOMBO_V3", "COMFY_AUTOGROW_V3"
 CONVERSIONS = {"INT": int, "FLOAT": float, "STRING": str, "BOOLEAN": bool}
 
 
@@ -43,19 +43,32 @@ def expanded(
 ) -> dict[str, tuple[Any, dict[str, Any], str]]:
     """Return id -> (type, options, section) of all inputs, with those of the chosen option of each dynamic combo.
 
-    As in ComfyUI, a dynamic combo without a value, or with one that is no option, is no input at all.
+    As in ComfyUI, a dynamic combo without a value, or with one that is no option, is no input at all; an input that
+    grows is all of its sockets, of which the first `min` are required.
     """
     inputs: dict[str, tuple[Any, dict[str, Any], str]] = {}
     for section in ("required", "optional"):
         for name, spec in sections.get(section, {}).items():
             options = spec[1] if len(spec) > 1 else {}
-            if spec[0] != DYNAMIC:
+            if spec[0] == AUTOGROW:
+                inputs |= grown(options["template"], f"{prefix}{name}.")
+            elif spec[0] != DYNAMIC:
                 inputs[prefix + name] = (spec[0], options, section)
             for option in options.get("options", []) if spec[0] == DYNAMIC else []:
                 if sent.get(prefix + name) == option["key"]:
                     inputs[prefix + name] = (DYNAMIC, options, section)
                     inputs |= expanded(option["inputs"], sent, f"{prefix}{name}.")
     return inputs
+
+
+def grown(template: Mapping[str, Any], prefix: str) -> dict[str, tuple[Any, dict[str, Any], str]]:
+    """Return the sockets of an input that grows, as `expanded` does."""
+    ((section, inputs),) = ((section, inputs) for section, inputs in template["input"].items() if inputs)
+    ((io_type, options),) = inputs.values()
+    return {
+        prefix + name: (io_type, options, section if index < template["min"] else "optional")
+        for index, name in enumerate(template["names"])
+    }
 
 
 def nested(values: Mapping[str, Any], dynamic: set[str]) -> dict[str, Any]:
