@@ -50,8 +50,7 @@ class AdaptGenerator(io.ComfyNode):
                     optional=True,
                     tooltip="A held-out CLIP guide that is not one of the training guides. It scores the "
                     "generator about 12 times, or as StyleGAN Training Options say; the node returns the state with "
-                    "the best "
-                    "score.",
+                    "the best score.",
                 ),
                 SimilarityType.Input(
                     "similarity_networks",

@@ -18,8 +18,8 @@ class SaveLatents(io.ComfyNode):
             node_id="StyleGANNADA_SaveLatents",
             display_name="Save StyleGAN Latents",
             category=f"{ROOT}/save",
-            description="Saves latents to output/stylegan_nada/latents. Press R to list the file in Load "
-            "Latents. Saves you from inverting an image again.",
+            description="Saves latents to output/stylegan_nada/latents. Press R to list the file in "
+            "Load StyleGAN Latents. Saves you from inverting an image again.",
             search_aliases=["export latents", "save w", "npz"],
             is_output_node=True,
             hidden=[io.Hidden.prompt],

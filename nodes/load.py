@@ -105,8 +105,7 @@ class LoadGuide(io.ComfyNode):
             display_name="Load CLIP Guide",
             category=f"{ROOT}/load",
             description='Loads the CLIP model that compares images with text. "portraits" is built in and '
-            "works only with the built-in generator; use a published CLIP with a published "
-            "generator.",
+            "works only with the built-in generator; use a published CLIP with a published generator.",
             search_aliases=["clip", "open_clip", "load clip", "guide", "vit-b-32", "nada"],
             inputs=[
                 io.DynamicCombo.Input(

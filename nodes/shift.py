@@ -23,8 +23,7 @@ class ShiftFromText(io.ComfyNode):
             display_name="Shift from Text",
             category=f"{ROOT}/direction",
             description="The direction in CLIP space from one text to another. Training moves every image "
-            "along this direction from its own position, so images stay different from each "
-            "other.",
+            "along this direction from its own position, so images stay different from each other.",
             search_aliases=["prompt", "text direction", "source target", "clip text", "nada"],
             inputs=[
                 io.String.Input(

@@ -113,6 +113,19 @@ def test_defaults_survive_frontend_rounding(either: World) -> None:
                 assert type(default) is {"STRING": str, "BOOLEAN": bool}[kind], where
 
 
+def test_nodes_show_at_most_eight_widgets_at_first(either: World) -> None:
+    # The classic renderer shows advanced widgets, too.
+    shown = {}
+    for name in CONTRACT:
+        first = {key for key in either.widgets(name) if "." not in key}
+        for key, (kind, options) in either.widgets(name).items():
+            if kind == DYNAMIC:
+                sections = options["options"][0]["inputs"].values()
+                first |= {f"{key}.{one}" for section in sections for one in section}
+        shown[name] = len(first)
+    assert {name: count for name, count in shown.items() if count > 8} == {}
+
+
 # ---- widgets and settings -----------------------------------------------------------------------------------------
 
 
