@@ -24,7 +24,7 @@ class Recipe:
     Attributes:
         about: the kind of target.
         source, targets: phrases that work.
-        steps_factor, lr_factor: factors on steps and learning rate.
+        steps_factor: factor on the steps.
         settings, layers: new values for fields of AdaptConfig and LayerChoice.
         guides: CLIP models for generators of photos.
     """
@@ -34,7 +34,6 @@ class Recipe:
     targets: tuple[str, ...]
     advice: str
     steps_factor: float = 1.0
-    lr_factor: float = 1.0
     settings: Mapping[str, Any] = field(default_factory=dict)
     layers: Mapping[str, Any] = field(default_factory=dict)
     guides: tuple[str, ...] = GUIDES
@@ -44,7 +43,6 @@ class Recipe:
         return replace(
             base,
             steps=round(base.steps * self.steps_factor),
-            lr=base.lr * self.lr_factor,
             **self.settings,
             layers=replace(base.layers, **self.layers),
         )
@@ -72,8 +70,13 @@ RECIPES: dict[str, Recipe] = {
         targets=("The Joker", "Shrek", "Nicolas Cage", "Mona Lisa Painting"),
         advice="Write names with article and capital: The Joker; a joker is also a playing card.",
         steps_factor=5 / 6,
-        lr_factor=25.0,
-        settings={"batch": 4, "beta1": 0.9, "beta2": 0.999, "terms": {"direction": 1.0, "angle": 0.25}},
+        settings={
+            "batch": 4,
+            "lr": 0.05,  # styles are of the same size in every generator
+            "beta1": 0.9,
+            "beta2": 0.999,
+            "terms": {"direction": 1.0, "angle": 0.25},
+        },
         layers={"mode": "all", "train": "offsets"},
     ),
     "animal": Recipe(
