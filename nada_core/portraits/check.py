@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..guidance.prompts import TEMPLATES, fill
+from ..guidance.shifts import TextShift
 from ..models.arcface import Identity, load_identity
 from ..models.checkpoints import load_generator
 from ..models.clip import ClipGuide
@@ -22,6 +23,7 @@ from .fitting.corrupt import KINDS, corrupt
 from .fitting.generator import psnr
 from .fitting.identity import IDENTITY_STYLES, resample_context, sample_people
 from .judge import BROKEN, CLASSES, Judge
+from .misalignment import PictureSpan
 from .render import ATTRIBUTES, STYLES, readable, render, visible
 
 _SEED = 987_654  # no fit uses it
@@ -110,12 +112,23 @@ def identity_figures(identity: Identity, count: int = 200, style: str = STYLES[0
     return verified, _share(similarity.argmax(1) == torch.arange(count))
 
 
+@torch.no_grad()
+def misalignment_lines(guide: ClipGuide) -> Iterator[str]:
+    """Yield one line a target: how far the text direction is from the mean offset of the pictures."""
+    span = PictureSpan.measure(guide)
+    for target in STYLES[1:]:
+        m = span.misalignment(TextShift(STYLES[0], target).direction(guide), STYLES[0], target)
+        yield f"misalignment {guide.name}, {target}: {m.total:.4f} (leak {m.leak:.4f}, noise {m.noise:.4f})"
+
+
 def report() -> Iterator[str]:
     """Yield one line a figure, with its threshold."""
     yield f"generator, held out: {generator_psnr():.2f} dB (at least 30)"
     for name in built_in_guides():
         clean, attacked = guide_accuracy(load_guide(name))
         yield f"guide {name}: style {clean:.1%} (at least 95 %), attacked {attacked:.1%} (at least 75 %)"
+    for name in built_in_guides():
+        yield from misalignment_lines(load_guide(name))
     style, error, detected = judge_figures(Judge.load())
     yield f"judge: style {style:.1%} (at least 98 %), attribute error {error:.3f} (at most 0.06)"
     yield "judge, broken images detected: " + ", ".join(f"{kind} {share:.0%}" for kind, share in detected.items())

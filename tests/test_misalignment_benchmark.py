@@ -1,0 +1,115 @@
+"""The journal and the summary of `benchmarks.misalignment`, on fabricated rows."""
+
+from __future__ import annotations
+
+import json
+import random
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.misalignment import (
+    METHODS,
+    Condition,
+    Job,
+    Journal,
+    Rows,
+    by_condition,
+    comparisons,
+    key,
+    mean_rank,
+    overview,
+    p_value,
+    page,
+    paired,
+)
+
+KEYS = [f"row {index}" for index in range(40)]
+
+
+def test_every_row_is_claimed_once_by_workers_that_share_a_journal(tmp_path: Path) -> None:
+    def take_all(worker: int) -> list[str]:
+        journal, taken = Journal(tmp_path / "rows.jsonl", stale=60), []
+        while (free := journal.claim(KEYS)) is not None:
+            journal.finish(free, {"worker": worker})
+            taken.append(free)
+        return taken
+
+    with ThreadPoolExecutor(4) as pool:
+        taken = [key for part in pool.map(take_all, range(4)) for key in part]
+    assert sorted(taken) == sorted(KEYS)
+    assert set(Journal(tmp_path / "rows.jsonl", stale=60).rows()) == set(KEYS)
+
+
+def test_claims_of_dead_workers_expire_and_cut_off_lines_are_skipped(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    journal = Journal(path, stale=60)
+    journal.finish("a", {"judge": 1.0})
+    assert journal.claim(["a", "b"]) == "b" and journal.claim(["a", "b"]) is None
+    assert Journal(path, stale=0).claim(["a", "b"]) == "b"
+    with path.open("a") as file:
+        file.write(json.dumps({"key": "c", "time": 0, "row": {"judge": 0.5}})[:-9])  # killed while it wrote
+    journal.finish("d", {"judge": 0.25})
+    assert journal.rows() == {"a": {"judge": 1.0}, "d": {"judge": 0.25}}
+    assert journal.claim(["c"]) == "c"
+
+
+def test_keys_differ_in_everything_that_changes_a_row() -> None:
+    job = Job("joker", 0, 0.1, 0.0, "recipe")
+    others = [job._replace(**change) for change in ({"seed": 1}, {"leak": 0.2}, {"noise": 0.4}, {"target": "elf"})]
+    others += [job._replace(method=method) for method in METHODS if method != "recipe"]
+    keys = {key(other, "weights") for other in (job, *others)} | {key(job, "other weights")}
+    assert len(keys) == len(others) + 2
+
+
+def figures(job: Job, kept: float, noise: random.Random) -> dict[str, Any]:
+    measured = {"portraits-64": {"total": job.leak, "leak": job.leak, "noise": job.noise}}
+    kept += noise.gauss(0, 0.005)
+    row = {"judge": 1.0, "attributes": kept, "source_attributes": 1.0, "distance": 0.05, "source_distance": 0.1}
+    return {**row, "diversity": 0.9, "kept": kept, "job": list(job), "measured": measured}
+
+
+@pytest.fixture
+def rows() -> Rows:
+    """Four layers keep .05 more attributes where there is a leak, and equally many without."""
+    noise, rows = random.Random(0), {}
+    for target in ("joker", "zombie", "elf"):
+        for seed in range(3):
+            for leak in (0.0, 0.1):
+                for method, kept in (("recipe", 0.9 - leak), ("recipe k=4", 0.9 - leak / 2)):
+                    job = Job(target, seed, leak, 0.0, method)
+                    rows[job] = figures(job, kept, noise)
+    return rows
+
+
+def test_summary_finds_a_planted_difference(rows: Rows) -> None:
+    groups = by_condition(rows)
+    assert list(groups)[:2] == [Condition("recipe", 0.0, 0.0), Condition("recipe k=4", 0.0, 0.0)]
+    assert mean_rank(groups, Condition("recipe", 0.1, 0.0)) == "2.0 of 2"
+    (line,) = (line for line in paired(rows) if line.startswith("| recipe k=4, leak 0.1 | recipe, leak 0.1 |"))
+    assert "| 9 |" in line
+    change, p = line.split("|")[5].split("(p")
+    assert float(change) == pytest.approx(0.05, abs=0.01) and float(p.strip(" )")) < 0.01
+    assert p_value([0.0] * 9) == 1 and p_value([0.1, -0.1, 0.2, -0.2, 0.1, -0.1]) > 0.5
+
+
+def test_summary_compares_only_rows_of_equal_target_and_seed(rows: Rows) -> None:
+    lost = Job("elf", 2, 0.1, 0.0, "recipe")
+    del rows[lost]
+    lines = [line for line in paired(rows) if "| 8 |" in line]
+    assert len(lines) == 2  # against four layers at this leak, and against no leak
+    assert sum("| 8 |" in line for line in overview(rows)) == 1
+
+
+def test_comparisons_differ_in_one_thing() -> None:
+    conditions = [Condition(m, leak, noise) for m in METHODS for leak, noise in ((0.0, 0.0), (0.1, 0.0), (0.0, 0.4))]
+    for one, other in comparisons(conditions):
+        assert sum(a != b for a, b in zip(one, other, strict=True)) == 1
+
+
+def test_page_lists_every_row_and_nothing_else(rows: Rows) -> None:
+    text = page(rows, ["joker.jpg"])
+    assert text.count("| joker |") == 4 and "watercolor" not in text and "| 0.1 | 0 | 0.100 | 0.100 to 0.100" in text
+    assert "paper" not in text.split("## Paired differences")[1]
