@@ -2,6 +2,7 @@
 
 from ._host import ComfyExtension, io
 from .adapt import AdaptGenerator, PlotTraining
+from .core_clip import GuideFromClipVision, ShiftFromConditioning
 from .editing import EditByText, EditLatents, FindDirections
 from .encode import EncodeImage, LoadEncoder
 from .latents import Compare, InterpolateLatents, MixLatents, Render, SampleLatents
@@ -49,6 +50,8 @@ NODES: list[type[io.ComfyNode]] = [
     TrainingOptions,
     MixShifts,
     CheckPrompts,
+    GuideFromClipVision,
+    ShiftFromConditioning,
 ]
 
 

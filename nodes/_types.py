@@ -9,7 +9,7 @@ MOST = 8  # sockets of an input that grows
 
 GeneratorType = io.Custom("NADA_GENERATOR")  # nada_core.Generator: frozen, on the CPU
 GuideType = io.Custom("NADA_GUIDE")  # tuple of (ClipGuide, weight)
-ShiftType = io.Custom("NADA_SHIFT")  # TextShift, ImageShift or MixedShift
+ShiftType = io.Custom("NADA_SHIFT")  # a Shift of nada_core
 LayersType = io.Custom("NADA_LAYERS")  # dict of changed LayerChoice fields
 OptionsType = io.Custom("NADA_OPTIONS")  # dict of changed AdaptConfig fields
 LatentsType = io.Custom("NADA_LATENTS")  # Latents

@@ -25,6 +25,10 @@ _WORDS = (
         "connect Sample StyleGAN Latents with psi 0 and a label to start, one latent per image",
     ),
     (r"without a judge; pass a CLIP model that is no guide", "without a judge; connect a CLIP guide to judge"),
+    (
+        r"use a shift to images, or one of embeddings from elsewhere, or a guide with a text tower",
+        "use Shift from Images, Shift from Conditioning, or a guide of Load CLIP Guide",
+    ),
     (r"Read them with load_image, or scale them first", "Scale them first"),
     (r"load it with load_generator", "choose it in Load StyleGAN Generator"),
     (r"load it with load_guide", "choose it in Load CLIP Guide"),
