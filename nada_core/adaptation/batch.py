@@ -24,6 +24,7 @@ from ..guidance.targets import ClipTarget
 from ..models.generator import Generator, Noise
 from ..runtime.distributed import shard
 from ..runtime.precision import arithmetic
+from ..runtime.seeds import generator_on
 from .config import AdaptConfig
 
 
@@ -61,11 +62,12 @@ def draw_batch(source: Generator, config: AdaptConfig, rng: torch.Generator, ind
         key = index % config.pool
         seeds = torch.randint(2**31, (config.pool,), generator=torch.Generator().manual_seed(config.seed))
         rng = torch.Generator().manual_seed(int(seeds[key]))
-    z = torch.randn(config.batch, source.z_dim, generator=rng).to(source.w_avg.device)
+    device = source.w_avg.device
+    z = torch.randn(config.batch, source.z_dim, generator=rng).to(device, non_blocking=True)
     ws = source.map(z, source.one_hot(config.label, config.batch), config.psi)
     noise: Noise = config.noise  # type: ignore[assignment]
     if config.noise == "random":
-        noise = [shard(maps) for maps in source.draw_noise(config.batch, rng)]
+        noise = [shard(maps) for maps in source.draw_noise(config.batch, generator_on(device, rng))]
     augment = shared_augmentation(config.views, source.resolution, rng, mirror=config.mirror, patches=config.patches)
     return Batch(key, shard(ws), noise, augment)
 

@@ -44,10 +44,14 @@ def shared_augmentation(
         quarter[:, 0, 0] = quarter[:, 1, 1] = 0.5
         quarter[:, :, 2] = torch.rand(patches, 2, generator=rng) - 0.5
         theta = torch.cat([theta if count else torch.eye(2, 3)[None], quarter])
-    grids = F.affine_grid(theta, [len(theta), 3, size, size], align_corners=False)
+    grids: dict[torch.device, Tensor] = {}  # built where they are used, once
 
     def augment(images: Tensor) -> Tensor:
-        views = [grid.to(images).expand(len(images), -1, -1, -1) for grid in grids]
+        device = images.device
+        if device not in grids:
+            moved = theta.to(device, non_blocking=True)
+            grids[device] = F.affine_grid(moved, [len(theta), 3, size, size], align_corners=False)
+        views = [grid.to(images).expand(len(images), -1, -1, -1) for grid in grids[device]]
         return torch.cat(
             [F.grid_sample(images, view, padding_mode="reflection", align_corners=False) for view in views]
         )

@@ -17,3 +17,10 @@ def seeded(seed: int) -> torch.Generator:
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= MAX_SEED:
         raise ValueError(f"Got the seed {seed!r}, expected a whole number from 0 to {MAX_SEED}.")
     return torch.Generator().manual_seed(seed)
+
+
+def generator_on(device: torch.device, rng: torch.Generator) -> torch.Generator:
+    """A generator for large draws on a device, seeded by the next number of `rng`; on the CPU, `rng` itself."""
+    if device.type == rng.device.type:
+        return rng
+    return torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=rng)))
