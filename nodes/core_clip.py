@@ -30,22 +30,15 @@ class GuideFromClipVision(io.ComfyNode):
                     "clip_vision",
                     tooltip="From Load CLIP Vision: a CLIP model such as ViT-L/14, ViT-H/14 or ViT-bigG/14. SigLIP and "
                     "DINO do not work. It is not modified.",
-                ),
-                io.Boolean.Input(
-                    "antialias",
-                    default=True,
-                    advanced=True,
-                    tooltip="Use antialiasing when resizing images for CLIP, as in Load CLIP Guide.",
-                ),
+                )
             ],
             outputs=[GuideType.Output("guide", display_name="guide", tooltip="The frozen CLIP model, with weight 1.")],
         )
 
     @classmethod
     @normal_mode()
-    def execute(cls, clip_vision: Any, antialias: bool = True) -> Any:
-        config = getattr(clip_vision, "config", None)
-        guide = guide_from_vision_tower(clip_vision.get_sd(), config, antialias=antialias)
+    def execute(cls, clip_vision: Any) -> Any:
+        guide = guide_from_vision_tower(clip_vision.get_sd(), getattr(clip_vision, "config", None))
         guide.fingerprint  # noqa: B018  computed once here and cached, because it hashes all weights
         return io.NodeOutput(((guide, 1.0),))
 

@@ -183,7 +183,7 @@ CONTRACT = {
     ),
     "MixShifts": ("direction", ["first", "second", "share"], [("shift", "NADA_SHIFT")]),
     "CheckPrompts": ("direction", ["guide", "shift"], [("doubts", "STRING")]),
-    "GuideFromClipVision": ("load", ["clip_vision", "antialias"], [("guide", "NADA_GUIDE")]),
+    "GuideFromClipVision": ("load", ["clip_vision"], [("guide", "NADA_GUIDE")]),
     "ShiftFromConditioning": ("direction", ["guide", "source", "target"], [("shift", "NADA_SHIFT")]),
     "LoadDirections": ("load", ["generator", "file"], [("directions", "NADA_DIRECTIONS"), ("names", "STRING")]),
 }
