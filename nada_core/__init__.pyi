@@ -4,6 +4,7 @@ from .adaptation.adapt import Adaptation, Step, adapt
 from .adaptation.config import AdaptConfig, LayerChoice
 from .adaptation.layer_selection import inspect_layers
 from .adaptation.recipes import RECIPES
+from .adaptation.snapshots import Snapshot, filmstrip, find_snapshots, judge_snapshots, pick_snapshot
 from .guidance.clip_losses import TERMS, Views
 from .guidance.prompt_check import check_prompts
 from .guidance.shifts import EmbeddingShift, ImageShift, MixedShift, TextShift
@@ -54,6 +55,7 @@ __all__ = [
     "Perceptual",
     "RECIPES",
     "RawCheckpoint",
+    "Snapshot",
     "Step",
     "TERMS",
     "TextEditConfig",
@@ -71,12 +73,15 @@ __all__ = [
     "edit",
     "edit_by_text",
     "export_rosinality",
+    "filmstrip",
     "find_face",
+    "find_snapshots",
     "grid",
     "guide_from_vision_tower",
     "inspect_layers",
     "interpolate",
     "invert",
+    "judge_snapshots",
     "load_directions",
     "load_domain",
     "load_encoder",
@@ -87,6 +92,7 @@ __all__ = [
     "load_latents",
     "load_perceptual",
     "mix",
+    "pick_snapshot",
     "plot_bars",
     "plot_heat",
     "plot_lines",

@@ -12,6 +12,7 @@ from .load import CombineGuides, LoadGenerator, LoadGuide, LoadLikeness
 from .photos import AlignFace, DrawPortrait, InvertImage, PivotalTuning
 from .save import ApplyDomain, LoadDomain, SaveDomain, SaveGenerator
 from .shift import CheckPrompts, MixShifts, ShiftFromImages, ShiftFromText
+from .snapshots import PickSnapshot
 from .training_options import TrainingOptions
 
 NODES: list[type[io.ComfyNode]] = [
@@ -52,6 +53,7 @@ NODES: list[type[io.ComfyNode]] = [
     CheckPrompts,
     GuideFromClipVision,
     ShiftFromConditioning,
+    PickSnapshot,
 ]
 
 

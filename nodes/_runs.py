@@ -1,7 +1,8 @@
 """Trainings are not lost: unfinished ones have an autosave, the latest results stay in memory, and one can be stopped.
 
 An autosave is called `<fingerprint>.safetensors`. The fingerprint changes with every input that can change the result,
-so that the same inputs find the autosave again after Cancel, a crash or a restart.
+so that the same inputs find the autosave again after Cancel, a crash or a restart. The snapshots of a training lie in
+the folder `<fingerprint>`, also after it has finished.
 """
 
 from __future__ import annotations
@@ -10,38 +11,75 @@ import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..nada_core import Snapshot, find_snapshots
+from ..nada_core.adaptation.snapshots import snapshot_steps
 from ._host import output_folder
 from ._server import post_route, running_node
 
-RUNS, RUN_BYTES = 5, 4 << 30  # autosaves kept besides that of the running training, and their bytes
+RUNS, RUN_BYTES = 5, 4 << 30  # autosaves kept besides that of the running training, and their bytes; so for snapshots
 RESULTS = 3  # finished trainings remembered
 _OLD = 3600  # seconds after which a temporary file was left by a crash
-_NAME = re.compile(r"[0-9a-f]{16}\.safetensors")
+_NAME = re.compile(r"[0-9a-f]{16}(\.safetensors)?")
 
 
 def autosave_path(fingerprint: str) -> Path:
-    """Return the autosave of a training. Remove those of others beyond the limits, the oldest first."""
+    """Return the autosave of a training. Remove autosaves and snapshots of others beyond the limits, oldest first."""
     folder = output_folder() / "runs"
     own = folder / f"{fingerprint}.safetensors"
-    files = [path for path in folder.glob("*.safetensors") if _NAME.fullmatch(path.name) and path != own]
-    total = 0
-    for index, path in enumerate(sorted(files, key=_changed, reverse=True)):
-        total += path.stat().st_size
-        if index >= RUNS or total > RUN_BYTES:
-            path.unlink(missing_ok=True)
-    for path in folder.glob(".*.safetensors.*.part"):
-        if path.name.startswith(f".{own.name}") or time.time() - _changed(path) > _OLD:
+    others = [path for path in folder.glob("*") if _NAME.fullmatch(path.name) and path.stem != fingerprint]
+    for path in _beyond_limits([path for path in others if path.suffix]):
+        path.unlink(missing_ok=True)
+    for path in _beyond_limits([path for path in others if path.is_dir()]):
+        remove_snapshots(path.name)
+    for path in folder.rglob(".*.safetensors.*.part"):
+        is_own = path.name.startswith(f".{own.name}") or path.parent.name == fingerprint
+        if is_own or time.time() - _changed(path) > _OLD:
             path.unlink(missing_ok=True)
     return own
 
 
+def _beyond_limits(paths: Sequence[Path]) -> Iterator[Path]:
+    """Yield the autosaves, or the folders of snapshots, that the latest ones leave no room for."""
+    total = 0
+    for index, path in enumerate(sorted(paths, key=_changed, reverse=True)):
+        total += sum(one.stat().st_size for one in ([path] if path.is_file() else path.glob("*")))
+        if index >= RUNS or total > RUN_BYTES:
+            yield path
+
+
 def _changed(path: Path) -> float:
     return path.stat().st_mtime
+
+
+def snapshot_folder(fingerprint: str) -> Path:
+    return output_folder() / "runs" / fingerprint
+
+
+def saved_snapshots(fingerprint: str, every: int, done: int, is_over: bool) -> tuple[Snapshot, ...] | None:
+    """Return the snapshots of the first `done` steps; None if one of them is missing.
+
+    Args:
+        is_over: the training has ended, so that the last step has a snapshot, too.
+    """
+    if not every:
+        return ()
+    steps = snapshot_steps(every, done) if is_over else list(range(every, done + 1, every))
+    found = find_snapshots(snapshot_folder(fingerprint), fingerprint, steps)
+    return found if len(found) == len(steps) else None
+
+
+def remove_snapshots(fingerprint: str) -> None:
+    """Remove the snapshots of a training, and their folder if nothing else is in it."""
+    folder = snapshot_folder(fingerprint)
+    for path in folder.glob("step-*.safetensors"):
+        path.unlink(missing_ok=True)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 class RecentResults:

@@ -17,6 +17,7 @@ DomainType = io.Custom("NADA_DOMAIN")  # Domain: weight changes
 SimilarityType = io.Custom("NADA_SIMILARITY")  # (Perceptual | None, Identity | None)
 EncoderType = io.Custom("NADA_ENCODER")  # Encoder, including its generator
 DirectionsType = io.Custom("NADA_DIRECTIONS")  # Directions
+SnapshotsType = io.Custom("NADA_SNAPSHOTS")  # tuple of Snapshot: steps, losses and paths of domain files
 
 
 def several(name: str, each: str, kind: Any, tooltip: str) -> Any:

@@ -29,6 +29,8 @@ _WORDS = (
         r"use a shift to images, or one of embeddings from elsewhere, or a guide with a text tower",
         "use Shift from Images, Shift from Conditioning, or a guide of Load CLIP Guide",
     ),
+    (r"train again to get it", "set another snapshot_every in Adapt Generator and run again"),
+    (r"set snapshot_every of the training, such as to 25", "set snapshot_every of Adapt Generator, such as to 25"),
     (r"Read them with load_image, or scale them first", "Scale them first"),
     (r"load it with load_generator", "choose it in Load StyleGAN Generator"),
     (r"load it with load_guide", "choose it in Load CLIP Guide"),

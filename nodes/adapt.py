@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ..nada_core import Adaptation, AdaptConfig, Generator, Step, adapt, grid, plot_heat, plot_lines, render, sample
+from ..nada_core import plot_heat, plot_lines
 from ..nada_core.adaptation.provenance import run_fingerprint
-from ..nada_core.adaptation.resume import saved_progress
-from ._host import for_training, io, normal_mode, to_image, ui
-from ._runs import autosave_path, recent, stoppable
+from ..nada_core.adaptation.snapshots import MAX_SNAPSHOTS
+from ._host import io, normal_mode, to_image, ui
 from ._server import send_text
-from ._status import few, watch_steps
-from ._types import ROOT, DomainType, GeneratorType, GuideType, LayersType, OptionsType, ShiftType, SimilarityType
+from ._training import remembered, train
+from ._types import (
+    ROOT,
+    DomainType,
+    GeneratorType,
+    GuideType,
+    LayersType,
+    OptionsType,
+    ShiftType,
+    SimilarityType,
+    SnapshotsType,
+)
 from ._widgets import seed_input
 from .training_options import settings_input, training_config
-
-SHOWN = 4  # latents in the live preview
 
 
 class AdaptGenerator(io.ComfyNode):
@@ -45,6 +50,16 @@ class AdaptGenerator(io.ComfyNode):
                 ),
                 settings_input(),
                 seed_input("Random seed of the training. It stays fixed after a run."),
+                io.Int.Input(
+                    "snapshot_every",
+                    default=0,
+                    min=0,
+                    max=100_000,
+                    step=1,
+                    tooltip="Save a snapshot every so many steps and at the end, for Pick Snapshot; at most "
+                    f"{MAX_SNAPSHOTS}. They do not change the training. 0: none. The files lie in "
+                    "output/stylegan_nada/runs and take about 50 MB each at 1024 pixels; old ones are removed.",
+                ),
                 GuideType.Input(
                     "judge",
                     optional=True,
@@ -61,28 +76,7 @@ class AdaptGenerator(io.ComfyNode):
                     "options", optional=True, tooltip="From StyleGAN Training Options: less frequently used settings."
                 ),
             ],
-            outputs=[
-                GeneratorType.Output(
-                    "generator",
-                    display_name="adapted",
-                    tooltip="The fine-tuned generator. It takes the same latents as the source generator.",
-                ),
-                DomainType.Output(
-                    "domain",
-                    display_name="domain",
-                    tooltip="The weight changes made by training, for Save StyleGAN Domain or Apply StyleGAN Domain.",
-                ),
-                io.LossMap.Output(
-                    "training",
-                    display_name="training",
-                    tooltip="The losses and the trained layers of every step, for Plot StyleGAN Training.",
-                ),
-                io.String.Output(
-                    "chosen_because",
-                    display_name="chosen because",
-                    tooltip="Why the judge selected this step. Empty if no judge is connected.",
-                ),
-            ],
+            outputs=_outputs(),
         )
 
     @classmethod
@@ -94,100 +88,60 @@ class AdaptGenerator(io.ComfyNode):
         shift: Any,
         settings: dict[str, Any],
         seed: int,
+        snapshot_every: int = 0,
         layers: dict[str, Any] | None = None,
         judge: tuple = ((None, 1.0),),
         similarity_networks: tuple = (None, None),
         options: dict[str, Any] | None = None,
     ) -> Any:
-        held_out = _single(judge)
+        held_out = single_judge(judge)
         config = training_config(generator, settings, seed, layers, options, judged=held_out is not None)
         fingerprint = run_fingerprint(generator, guide, shift, config, held_out, *similarity_networks)
-        result = recent.get(fingerprint)
+        result = remembered(fingerprint, snapshot_every)
         if result is None:
-            result = _train(generator, guide, shift, config, held_out, similarity_networks, fingerprint)
+            result = train(generator, guide, shift, config, held_out, similarity_networks, fingerprint, snapshot_every)
         else:
             send_text(f"{config.steps} steps, remembered from an earlier run")
-        outputs, sheet = result
-        return io.NodeOutput(*outputs, ui=ui.PreviewImage(sheet, cls=cls))
+        outputs, snapshots, sheet = result
+        return io.NodeOutput(*outputs, snapshots, ui=ui.PreviewImage(sheet, cls=cls))
 
 
-def _train(
-    generator: Any,
-    guide: tuple,
-    shift: Any,
-    config: AdaptConfig,
-    judge: Any,
-    similarity_networks: tuple,
-    fingerprint: str,
-) -> tuple[tuple[Any, ...], Tensor]:
-    """Return the outputs of the node and the images before and after the training.
-
-    The training continues from its autosave, if there is one. A finished training is remembered.
-    """
-    path = autosave_path(fingerprint)
-    if done := saved_progress(path, fingerprint).get("index", 0):
-        send_text(f"Continuing after step {done}/{config.steps}")
-    else:
-        path.unlink(missing_ok=True)  # a file that cannot be read
-    with (
-        for_training(generator, guide, judge, *similarity_networks) as (source, guides, held_out, *networks),
-        stoppable() as stop,
-    ):
-        tick, preview = watch_steps(config.steps), _preview(source, config.label)
-        continued = (f"continued after step {done}",) if done else ()
-
-        def on_step(step: Step) -> None:
-            details = f"loss {step.loss:.3f}", few(step.layers), *continued
-            tick(step.index + 1, lambda: preview(step.generator), *details)
-
-        result = adapt(
-            source,
-            guides,
-            shift,
-            config,
-            on_step=on_step,
-            autosave=path,
-            resume=True,
-            judge=held_out,
-            perceptual=networks[0],
-            identity=networks[1],
-            stop=stop,
-            threads=0,
-        )
-        sheet = to_image(preview(result.generator))
-        adapted = result.generator.cpu()
-    steps, reason = len(result.history), result.chosen_because
-    if stopped := result.domain.provenance.get("stopped_after"):
-        reason = f"Stopped after {steps} of {config.steps} steps. {reason}".strip()
-    outputs = (adapted, result.domain, _training(result), reason)
-    if not stopped:
-        recent.add(fingerprint, (outputs, sheet))
-        path.unlink(missing_ok=True)
-    send_text(reason or f"{steps} steps, loss {result.history[-1]['loss']:.3f}")
-    return outputs, sheet
+def _outputs() -> list[Any]:
+    return [
+        GeneratorType.Output(
+            "generator",
+            display_name="adapted",
+            tooltip="The fine-tuned generator. It takes the same latents as the source generator.",
+        ),
+        DomainType.Output(
+            "domain",
+            display_name="domain",
+            tooltip="The weight changes made by training, for Save StyleGAN Domain or Apply StyleGAN Domain.",
+        ),
+        io.LossMap.Output(
+            "training",
+            display_name="training",
+            tooltip="The losses and the trained layers of every step, for Plot StyleGAN Training.",
+        ),
+        io.String.Output(
+            "chosen_because",
+            display_name="chosen because",
+            tooltip="Why the judge selected this step, and after how many steps the training was stopped with "
+            "Stop and keep. Empty otherwise.",
+        ),
+        SnapshotsType.Output(
+            "snapshots",
+            display_name="snapshots",
+            tooltip="The training every snapshot_every steps, for Pick Snapshot. Empty if snapshot_every is 0.",
+        ),
+    ]
 
 
-def _single(judge: tuple) -> Any:
+def single_judge(judge: tuple) -> Any:
+    """Return the only guide of a judge input; None if it is not connected."""
     if len(judge) != 1:
         raise ValueError(f"Got {len(judge)} guides as judge, expected 1; connect Load CLIP Guide directly.")
     return judge[0][0]
-
-
-def _preview(source: Generator, label: int | None) -> Callable[[Generator], Tensor]:
-    """Render a few latents with the source (top row) and with the generator in training (bottom row)."""
-    latents = sample(source, range(SHOWN), psi=0.7, label=label)
-    before = render(source, latents)
-    return lambda student: grid(torch.cat([before, render(student, latents)]), columns=SHOWN)
-
-
-def _training(result: Adaptation) -> dict[str, Any]:
-    """A ComfyUI LOSS_MAP, which the core loss graph can plot too, plus one curve per loss and the trained layers."""
-    history = result.history
-    curves = {"loss": [step["loss"] for step in history]}
-    if len(result.config.terms) > 1:
-        curves |= {term: [step["terms"][term] for step in history] for term in result.config.terms}
-    names = [layer.name for layer in result.generator.layers()]
-    return {**curves, "layers": {name: [float(name in step["layers"]) for step in history] for name in names}}
 
 
 class PlotTraining(io.ComfyNode):

@@ -64,6 +64,7 @@ CONTRACT = {
             "settings=kind of target: kind steps",
             "settings=by hand: steps batch lr direction_loss global_loss angle_loss",
             "seed",
+            "snapshot_every",
             "judge",
             "similarity_networks",
             "options",
@@ -73,7 +74,13 @@ CONTRACT = {
             ("domain", "NADA_DOMAIN"),
             ("training", "LOSS_MAP"),
             ("chosen_because", "STRING"),
+            ("snapshots", "NADA_SNAPSHOTS"),
         ],
+    ),
+    "PickSnapshot": (
+        "train",
+        ["generator", "snapshots", "latents", "pick", "pick=by step: step", "judge", "shift"],
+        [("generator", "NADA_GENERATOR"), ("domain", "NADA_DOMAIN"), ("filmstrip", "IMAGE"), ("figures", "STRING")],
     ),
     "PlotTraining": ("train", ["training", "smoothing"], [("plot", "IMAGE")]),
     "SampleLatents": (
@@ -300,7 +307,7 @@ class World:
 
     def adapt(self, **values: Any) -> tuple[Any, Any, Any]:
         inputs = self.training(**values)
-        generator, domain, training, _ = self.call("AdaptGenerator", **inputs)
+        generator, domain, training, *_ = self.call("AdaptGenerator", **inputs)
         return generator, domain, training
 
     def training(self, **values: Any) -> dict[str, Any]:

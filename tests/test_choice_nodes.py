@@ -36,8 +36,8 @@ def test_kind_of_target_changes_the_config(world: World, monkeypatch: pytest.Mon
     def capture(source: object, guides: object, shift: object, config: object, **_: object) -> None:
         raise ConfigCaptured(config)
 
-    monkeypatch.setattr(world.module("nodes.adapt"), "adapt", capture)
-    monkeypatch.setattr(world.module("nodes.adapt"), "_preview", lambda *_: None)
+    monkeypatch.setattr(world.module("nodes._training"), "adapt", capture)
+    monkeypatch.setattr(world.module("nodes._training"), "_preview", lambda *_: None)
 
     def config(**values: object) -> Any:
         given = {"generator": world.stranger, "guide": world.guide, "shift": world.shift}
@@ -57,11 +57,11 @@ def test_kind_of_target_changes_the_config(world: World, monkeypatch: pytest.Mon
 def test_judge_selects_the_best_step(world: World) -> None:
     (other,) = world.call("LoadGuide", guide="portraits-64")
     given = world.training()
-    *_, because = world.call("AdaptGenerator", **given, judge=other)
+    *_, because, _ = world.call("AdaptGenerator", **given, judge=other)
     assert "the best of 2 checkpoints by portraits-64" in because, "without StyleGAN Training Options, often enough"
     every = world.options(keep_every=2)
-    assert "the best of 1 checkpoints" in world.call("AdaptGenerator", **given, **every, judge=other)[-1]
-    assert world.call("AdaptGenerator", **given)[-1] == ""
+    assert "the best of 1 checkpoints" in world.call("AdaptGenerator", **given, **every, judge=other)[3]
+    assert world.call("AdaptGenerator", **given)[3] == ""
     (both,) = world.call("CombineGuides", guides=[world.guide, other])
     with pytest.raises(ValueError, match="Got 2 guides as judge"):
         world.call("AdaptGenerator", **given, judge=both)

@@ -145,8 +145,8 @@ def config_of(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[..., An
             world.call("AdaptGenerator", **given)
         return captured.value.args[0]
 
-    monkeypatch.setattr(world.module("nodes.adapt"), "adapt", capture)
-    monkeypatch.setattr(world.module("nodes.adapt"), "_preview", lambda *_: None)
+    monkeypatch.setattr(world.module("nodes._training"), "adapt", capture)
+    monkeypatch.setattr(world.module("nodes._training"), "_preview", lambda *_: None)
     return config
 
 
@@ -630,7 +630,7 @@ def hooks(module: nn.Module) -> int:
 
 def test_cancel_checks_lent_modules_only_and_leaves_no_hook(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     other, inside = nn.Linear(1, 1), []
-    adapt = world.module("nodes.adapt").adapt
+    adapt = world.module("nodes._training").adapt
 
     def watched(source: Any, *given: Any, **options: Any) -> Any:
         checks = world.host.checks
@@ -638,7 +638,7 @@ def test_cancel_checks_lent_modules_only_and_leaves_no_hook(world: World, monkey
         inside.append((world.host.checks - checks, hooks(source), len(nn.modules.module._global_forward_pre_hooks)))
         return adapt(source, *given, **options)
 
-    monkeypatch.setattr(world.module("nodes.adapt"), "adapt", watched)
+    monkeypatch.setattr(world.module("nodes._training"), "adapt", watched)
     adapted = world.adapt(steps=1)[0]
     ((checks, hooked, everywhere),) = inside
     assert checks == everywhere == 0 < hooked
@@ -711,7 +711,7 @@ def test_out_of_memory_error_names_the_remedy(
 ) -> None:
     nodes = training_prompt(world)
     room_for(0)
-    monkeypatch.setattr(world.module("nodes.adapt"), "_preview", lambda *_: None)
+    monkeypatch.setattr(world.module("nodes._training"), "_preview", lambda *_: None)
     result = world.executor.run(nodes)
     node_id, error = result.error
     assert node_id == "adapt" and isinstance(error, torch.cuda.OutOfMemoryError) and world.host.unloaded == 1

@@ -139,7 +139,7 @@ def test_stop_keeps_the_steps_so_far(either: World, monkeypatch: pytest.MonkeyPa
     prompt = training_prompt(either)
     with monkeypatch.context() as patch:
         patch.setattr(either.module("nada_core.adaptation.adapt"), "draw_batch", draw_batch)
-        stopped, domain, training, reason = either.executor.run(prompt).check()["adapt"]
+        stopped, domain, training, reason, _ = either.executor.run(prompt).check()["adapt"]
     assert len(training["loss"]) == domain.provenance["stopped_after"] == 3
     assert reason == "Stopped after 3 of 6 steps." == texts(either)[-2]
     either.executor = Executor(either.host, either.pack.nodes)

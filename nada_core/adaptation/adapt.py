@@ -31,6 +31,7 @@ from .layer_selection import trained_names
 from .objective import Objective, StepResult
 from .provenance import RunInputs
 from .resume import Autosave, check_autosave
+from .snapshots import Snapshot, SnapshotWriter, check_snapshots
 from .threads import choose_threads
 from .train_state import TrainState
 from .validation import Validator, check_judge
@@ -65,6 +66,7 @@ class Adaptation:
         history: one record a step: index, loss, terms, layers, movement, and candidate where the step was validated.
         domain: what the run changed, on the CPU; save it with `save_domain` or apply it in another strength.
         chosen_because: which checkpoint the judge chose and why; empty without a judge.
+        snapshots: those in the folder that belong to this run, by step; empty on other ranks than 0.
     """
 
     generator: Generator
@@ -72,6 +74,7 @@ class Adaptation:
     config: AdaptConfig
     domain: Domain
     chosen_because: str = ""
+    snapshots: tuple[Snapshot, ...] = ()
 
 
 def adapt(
@@ -87,6 +90,9 @@ def adapt(
     identity: FaceRecognizer | None = None,
     stop: Callable[[], bool] | None = None,
     threads: int | None = None,
+    snapshots: str | Path | None = None,
+    snapshot_every: int = 0,
+    fingerprint: str | None = None,
 ) -> Adaptation:
     """Train a copy of `generator` along `shift`; the one given stays bit-identical.
 
@@ -105,6 +111,8 @@ def adapt(
         stop: asked after every step; True ends the run, which returns its result so far.
         threads: CPU threads of the run, restored afterwards. 0 measures which number is quickest, before the first
             step. A resumed run takes the number of its autosave, because rounding depends on it. None: the caller's.
+        snapshots: a folder for a domain file every `snapshot_every` steps and at the end, at most 50 files.
+        fingerprint: the `run_fingerprint` of these inputs, to save the time of computing it again.
 
     Raises:
         ValueError: for inputs that do not fit each other, and for broken weights; before the first step.
@@ -117,19 +125,23 @@ def adapt(
     config = config or generator.recommended_settings("adapt", AdaptConfig)
     inputs = RunInputs(generator, weighted_guides(guides), shift, config, judge, perceptual, identity)
     _check(inputs, autosave, resume)
-    saver = None if autosave is None else Autosave(autosave, inputs.fingerprint(), config.autosave_every)
+    check_snapshots(snapshots, snapshot_every, config.steps)
+    run = fingerprint or (inputs.fingerprint() if autosave or snapshots else "")
+    saver = None if autosave is None else Autosave(autosave, run, config.autosave_every)
     number = choose_threads(inputs, threads, saver)
+    provenance = inputs.describe() | ({"threads": number} if number else {})
+    writer = None if snapshots is None else SnapshotWriter(snapshots, snapshot_every, run, provenance)
     with keep_freed_memory(generator.w_avg.device), tf32(config.precision == "tf32"), cpu_threads(number):
-        student, state = _train(inputs, on_step, saver, stop)
-    reason = state.validation.explain(judge.name, config.patience) if judge else ""
-    stopped = 0 if state.is_finished else state.index
-    notes = {"chosen_because": reason, "threads": number, "stopped_after": stopped}
-    provenance = inputs.describe() | {name: value for name, value in notes.items() if value}
-    return Adaptation(student, state.history, config, Domain.between(generator, student, provenance), reason)
+        student, state = _train(inputs, on_step, saver, writer, stop)
+    return _result(inputs, student, state, writer, provenance)
 
 
 def _train(
-    inputs: RunInputs, on_step: Callable[[Step], None] | None, saver: Autosave | None, stop: Callable[[], bool] | None
+    inputs: RunInputs,
+    on_step: Callable[[Step], None] | None,
+    saver: Autosave | None,
+    writer: SnapshotWriter | None,
+    stop: Callable[[], bool] | None,
 ) -> tuple[Generator, TrainState]:
     # Setup
     source, config = inputs.source, inputs.config
@@ -141,6 +153,7 @@ def _train(
 
     with _saved_on_exception(saver, state):
         state.validate_if_due(validator, student)
+        state.snapshot_if_due(writer, source, student)
         while not state.is_finished:
             # Select the layers to train
             if config.layers.mode != "adaptive" or state.index % config.layers.every == 0:
@@ -152,6 +165,7 @@ def _train(
             state.record(result.loss, result.terms)
             # Validate, save, report
             state.validate_if_due(validator, student)
+            state.snapshot_if_due(writer, source, student)
             if saver is not None and (state.index % saver.every == 0 or state.is_finished):
                 saver.save(state.save())
             if on_step is not None:
@@ -163,6 +177,17 @@ def _train(
     state.finalize()
     student.recompute = 0
     return student, state
+
+
+def _result(
+    inputs: RunInputs, student: Generator, state: TrainState, writer: SnapshotWriter | None, provenance: dict[str, Any]
+) -> Adaptation:
+    reason = state.validation.explain(inputs.judge.name, inputs.config.patience) if inputs.judge else ""
+    notes = {"chosen_because": reason, "stopped_after": 0 if state.is_finished else state.index}
+    provenance = provenance | {name: value for name, value in notes.items() if value}
+    domain = Domain.between(inputs.source, student, provenance)
+    snapshots = () if writer is None else writer.written(state.index)
+    return Adaptation(student, state.history, inputs.config, domain, reason, snapshots)
 
 
 @contextmanager

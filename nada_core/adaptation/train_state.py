@@ -6,7 +6,8 @@ StyleGAN-NADA (Gal et al., arXiv:2108.00946), section 4 and appendix I.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..guidance.targets import ClipTarget
+from ..models.domain import Domain
 from ..models.generator import Generator
 from ..runtime.batching import MicroBatcher
 from ..runtime.distributed import all_reduce, broadcast
@@ -21,6 +23,7 @@ from .config import AdaptConfig
 from .layer_selection import SelectedLayers, select_layers
 from .parameters import TrainedParameters
 from .resume import SavedRun
+from .snapshots import SnapshotWriter
 from .validation import ValidationHistory, Validator
 
 
@@ -95,16 +98,29 @@ class TrainState:
 
     def validate(self, validator: Validator, student: Generator) -> None:
         """Measure the weights that would be returned now, and keep them when they are the best so far."""
+        with self._averaged():
+            candidate = broadcast(validator.measure(student, self.index, self.batcher.size))
+            self.validation.add(candidate, self.parameters.copy("cpu"))
+        self.history[-1]["candidate"] = asdict(candidate)
+
+    def snapshot_if_due(self, writer: SnapshotWriter | None, source: Generator, student: Generator) -> None:
+        """Write the weights that would be returned now without a judge, if the last step is one with a snapshot."""
+        if writer is not None and self.history and writer.is_due(self.index, self.is_finished):
+            with self._averaged():
+                domain = Domain.between(source, student)
+            writer.write(domain, self.index, self.history[-1]["loss"])
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Inside, the generator has the average of the weights, where the run keeps one."""
         latest = self.parameters.copy() if self.average else {}
         self._is_updating = True
         try:
             self.parameters.load(self.average)
-            candidate = broadcast(validator.measure(student, self.index, self.batcher.size))
-            self.validation.add(candidate, self.parameters.copy("cpu"))
+            yield
         finally:
             self.parameters.load(latest)
             self._is_updating = False
-        self.history[-1]["candidate"] = asdict(candidate)
 
     @property
     def is_finished(self) -> bool:

@@ -21,7 +21,7 @@ from ..models.generator import Generator
 from .config import AdaptConfig
 
 _LATENTS = 64  # validated at each checkpoint
-_CHUNK = 8  # of these at a time
+CHUNK = 8  # of these at a time
 
 #: Diversity, relative to the source's, below which the score falls in proportion. A higher floor would penalize targets
 #: that are less diverse than photos in truth, such as sketches and statues.
@@ -122,7 +122,7 @@ class Validator:
 
     @torch.no_grad()
     def _embed(self, generator: Generator, chunk: int) -> Tensor:
-        chunks = self.ws.split(min(chunk, _CHUNK))
+        chunks = self.ws.split(min(chunk, CHUNK))
         return torch.cat([metrics.embed(self.target.guide, generator.synthesize(ws)) for ws in chunks])
 
 

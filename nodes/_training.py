@@ -1,0 +1,117 @@
+"""Runs of Adapt Generator: remembered, continued or begun anew, with the texts and previews on the node."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..nada_core import Adaptation, AdaptConfig, Generator, Snapshot, Step, adapt, grid, render, sample
+from ..nada_core.adaptation.resume import saved_progress
+from ..nada_core.adaptation.snapshots import check_snapshots
+from ._host import for_training, to_image
+from ._runs import autosave_path, recent, saved_snapshots, snapshot_folder, stoppable
+from ._server import send_text
+from ._status import few, watch_steps
+
+SHOWN = 4  # latents in the live preview
+
+
+def remembered(fingerprint: str, snapshot_every: int) -> tuple[tuple[Any, ...], tuple[Snapshot, ...], Tensor] | None:
+    """Return an earlier result, as `train` does, unless snapshots are missing."""
+    if (result := recent.get(fingerprint)) is None:
+        return None
+    outputs, sheet = result
+    snapshots = saved_snapshots(fingerprint, snapshot_every, len(outputs[2]["loss"]), is_over=True)
+    return None if snapshots is None else (outputs, snapshots, sheet)
+
+
+def _continued_from(path: Path, fingerprint: str, snapshot_every: int) -> int:
+    """Return after how many steps the training continues; remove an autosave that cannot be used.
+
+    Nor can one whose earlier steps have no snapshots: the output does not depend on an interruption.
+    """
+    done = int(saved_progress(path, fingerprint).get("index", 0))
+    if not done or saved_snapshots(fingerprint, snapshot_every, done, is_over=False) is None:
+        path.unlink(missing_ok=True)
+        return 0
+    return done
+
+
+def train(
+    generator: Any,
+    guide: tuple,
+    shift: Any,
+    config: AdaptConfig,
+    judge: Any,
+    similarity_networks: tuple,
+    fingerprint: str,
+    snapshot_every: int,
+) -> tuple[tuple[Any, ...], tuple[Snapshot, ...], Tensor]:
+    """Return the outputs of the node but the snapshots, the snapshots, and the images before and after the training.
+
+    The training continues from its autosave, if there is one. A finished training is remembered.
+    """
+    path, folder = autosave_path(fingerprint), snapshot_folder(fingerprint) if snapshot_every else None
+    check_snapshots(folder, snapshot_every, config.steps)
+    if done := _continued_from(path, fingerprint, snapshot_every):
+        send_text(f"Continuing after step {done}/{config.steps}")
+    with (
+        for_training(generator, guide, judge, *similarity_networks) as (source, guides, held_out, *networks),
+        stoppable() as stop,
+    ):
+        tick, preview = watch_steps(config.steps), _preview(source, config.label)
+        continued = (f"continued after step {done}",) if done else ()
+
+        def on_step(step: Step) -> None:
+            details = f"loss {step.loss:.3f}", few(step.layers), *continued
+            tick(step.index + 1, lambda: preview(step.generator), *details)
+
+        result = adapt(
+            source,
+            guides,
+            shift,
+            config,
+            on_step=on_step,
+            autosave=path,
+            resume=True,
+            judge=held_out,
+            perceptual=networks[0],
+            identity=networks[1],
+            stop=stop,
+            threads=0,
+            snapshots=folder,
+            snapshot_every=snapshot_every,
+            fingerprint=fingerprint,
+        )
+        sheet = to_image(preview(result.generator))
+        adapted = result.generator.cpu()
+    steps, reason = len(result.history), result.chosen_because
+    if stopped := result.domain.provenance.get("stopped_after"):
+        reason = f"Stopped after {steps} of {config.steps} steps. {reason}".strip()
+    outputs = (adapted, result.domain, _training(result), reason)
+    if not stopped:
+        recent.add(fingerprint, (outputs, sheet))
+        path.unlink(missing_ok=True)
+    send_text(reason or f"{steps} steps, loss {result.history[-1]['loss']:.3f}")
+    return outputs, result.snapshots, sheet
+
+
+def _preview(source: Generator, label: int | None) -> Callable[[Generator], Tensor]:
+    """Render a few latents with the source (top row) and with the generator in training (bottom row)."""
+    latents = sample(source, range(SHOWN), psi=0.7, label=label)
+    before = render(source, latents)
+    return lambda student: grid(torch.cat([before, render(student, latents)]), columns=SHOWN)
+
+
+def _training(result: Adaptation) -> dict[str, Any]:
+    """A ComfyUI LOSS_MAP, which the core loss graph can plot too, plus one curve per loss and the trained layers."""
+    history = result.history
+    curves = {"loss": [step["loss"] for step in history]}
+    if len(result.config.terms) > 1:
+        curves |= {term: [step["terms"][term] for step in history] for term in result.config.terms}
+    names = [layer.name for layer in result.generator.layers()]
+    return {**curves, "layers": {name: [float(name in step["layers"]) for step in history] for name in names}}
