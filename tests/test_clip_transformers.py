@@ -20,8 +20,10 @@ from torch import Tensor
 
 from nada_core import AdaptConfig, ImageShift, LayerChoice, TextShift, adapt
 from nada_core.adaptation.provenance import run_fingerprint
+from nada_core.cli import main as cli
 from nada_core.io.checkpoint_file import read_checkpoint
 from nada_core.models.clip import ClipGuide, GuideError
+from nada_core.models.clip_config import fitting_architectures
 from nada_core.models.clip_loading import load_guide
 from nada_core.models.clip_transformers import guide_from_vision_tower, to_open_clip
 from nada_core.models.file_kinds import describe
@@ -236,6 +238,34 @@ def test_file_of_another_architecture_is_refused(tmp_path: Path, vision: dict[st
     wide = architecture(tmp_path, "nada-test-wide", vision_cfg={**CONFIG["vision_cfg"], "width": 48})
     with pytest.raises(GuideError, match="nada-test-wide"):
         load_guide(tmp_path / "a.safetensors", wide)
+
+
+@pytest.mark.parametrize(
+    ("size", "names"),
+    [
+        ((768, 12, 32, 224, 512), {"ViT-B-32", "ViT-B-32-quickgelu"}),
+        ((1024, 24, 14, 224, 768), {"ViT-L-14", "ViT-L-14-quickgelu"}),
+        ((1280, 32, 14, 224, 1024), {"ViT-H-14", "ViT-H-14-quickgelu"}),
+        ((1664, 48, 14, 224, 1280), {"ViT-bigG-14", "ViT-bigG-14-quickgelu"}),
+        ((33, 2, 8, 16, 12), set()),
+    ],
+)
+def test_architectures_are_found_by_the_sizes_of_the_image_tower(size: tuple[int, ...], names: set[str]) -> None:
+    found = fitting_architectures(dict(zip(("width", "layers", "patch_size", "image_size", "dim"), size, strict=True)))
+    assert names <= set(found) and bool(names) == bool(found)
+
+
+def test_info_names_the_kind_of_clip_file(
+    tmp_path: Path, vision: dict[str, Tensor], model: dict[str, Tensor], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, state in (("tower", vision), ("whole", model), ("text", without(model, "text_projection"))):
+        save_file(state, tmp_path / f"{name}.safetensors")
+    assert cli.main(["info", str(tmp_path / "tower.safetensors")]) == 0
+    assert "weights of the image tower of a CLIP model" in capsys.readouterr().out
+    assert cli.main(["info", str(tmp_path / "whole.safetensors")]) == 0
+    assert "weights of a CLIP model" in capsys.readouterr().out
+    assert cli.main(["info", str(tmp_path / "text.safetensors")]) == 2
+    assert "text_projection" in capsys.readouterr().err
 
 
 def without(state: dict[str, Tensor], part: str) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from ..io.images import save_image
 from ..latents.sampling import Latents, check_latents, load_latents, render, sample
 from ..models.checkpoints import BUILTINS, export_rosinality, load_generator, read_provenance, save_generator
 from ..models.clip_loading import built_in_guides, load_guide
+from ..models.clip_transformers import clip_tensors
 from ..models.generator import Generator
 from ..models.ops import winograd
 from . import report
@@ -47,7 +48,7 @@ class Info(Command):
         kind = raw.kind
         if kind == "nada_run":
             return say(report.about_run(path, raw))
-        if kind != "nada_domain" and any(".visual." in f".{name}" for name in raw.tensors):
+        if kind != "nada_domain" and any(name.startswith("visual.") for name in clip_tensors(raw)):
             return say(report.about_clip(path, raw))
         say(
             report.about_domain(path, raw)

@@ -18,6 +18,8 @@ from ..guidance.shifts import TextShift
 from ..io.checkpoint_file import RawCheckpoint
 from ..io.metadata import read_metadata, read_object
 from ..models.clip import ClipGuide
+from ..models.clip_config import fitting_architectures
+from ..models.clip_transformers import clip_tensors, vision_size
 from ..models.generator import Generator
 from ..models.lpips import Perceptual
 from ..models.summary import describe_generator
@@ -98,10 +100,14 @@ def about_guide(name: str, guide: ClipGuide) -> str:
 
 
 def about_clip(path: Path, raw: RawCheckpoint) -> str:
+    state = clip_tensors(raw)
+    part = "" if any(not name.startswith(("visual.", "logit_")) for name in state) else "the image tower of "
+    fits = fitting_architectures(vision_size(state)) if "visual.class_embedding" in state else []
+    names = f"; these fit: {', '.join(fits)}" if fits else ""
     return (
-        f"weights of a CLIP model, {_numbers(raw):,} numbers ({raw.container} file)\nsha256 {raw.sha256}\n"
+        f"weights of {part}a CLIP model, {_numbers(raw):,} numbers ({raw.container} file)\nsha256 {raw.sha256}\n"
         f"use it with --guide ARCHITECTURE:{path}, where ARCHITECTURE is open_clip's name of the model or a config "
-        "file (.json)"
+        f"file (.json){names}"
     )
 
 

@@ -18,6 +18,7 @@ _LARGEST_FILE = 1 << 20  # bytes
 _LARGEST_NUMBER = 1_000_000  # the vocabulary of multilingual models is 250,000
 _MOST_LAYERS = 200
 _LARGEST_IMAGE = 2048
+_VISION_DEFAULTS = {"layers": 12, "width": 768, "patch_size": 16, "image_size": 224}  # of open_clip
 _REFERENCES = ("hf_", "timm_", "tokenizer_", "local-dir:", "hf-hub:")
 
 
@@ -59,6 +60,17 @@ def _values(name: str, value: Any) -> Iterator[tuple[str, Any]]:
             yield from _values(name, child)
     else:
         yield name, value
+
+
+def fitting_architectures(size: Mapping[str, int]) -> list[str]:
+    """Return open_clip's names of the architectures with an image tower of these sizes, see `vision_size`."""
+    import open_clip
+
+    def fits(config: Mapping[str, Any]) -> bool:
+        tower = {**_VISION_DEFAULTS, **config["vision_cfg"], "dim": config["embed_dim"]}
+        return "timm_model_name" not in tower and all(tower[key] == value for key, value in size.items())
+
+    return [name for name in open_clip.list_models() if fits(open_clip.get_model_config(name))]
 
 
 def check_size(model_name: str, weights: Path) -> None:

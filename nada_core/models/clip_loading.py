@@ -16,16 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..io.checkpoint_file import BUILTIN, RawCheckpoint, read_checkpoint
+from ..io.checkpoint_file import BUILTIN, read_checkpoint
 from ..io.errors import CheckpointError
 from ..io.pickle_machine import check_torch
 from .clip import ClipGuide, GuideError, ImageTower
 from .clip_config import check_size, read_config
-from .clip_transformers import is_transformers_layout, to_open_clip
+from .clip_transformers import clip_tensors
 from .file_kinds import describe
-
-#: Entries of OpenAI's state dicts that are sizes, not weights.
-_OPENAI_SIZES = ("input_resolution", "context_length", "vocab_size")
 
 
 def built_in_guides() -> dict[str, Path]:
@@ -146,7 +143,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     except CheckpointError as error:
         raise GuideError(str(error)) from error
     try:
-        state = _clip_tensors(raw)
+        state = clip_tensors(raw)
     except GuideError as error:
         raise GuideError(f"{path}: {error}") from error
     if not any(name.startswith("visual.") for name in state):
@@ -173,14 +170,6 @@ def _load_state(model: nn.Module, model_name: str, path: Path, state: dict[str, 
         raise GuideError(
             f"{path} does not hold weights of {model_name} ({_first_line(error)}). Use the architecture of the file."
         ) from error
-
-
-def _clip_tensors(raw: RawCheckpoint) -> dict[str, Tensor]:
-    """Return the tensors by open_clip's names, without the prefixes of training programs and OpenAI's sizes."""
-    state = {name.removeprefix("state_dict.").removeprefix("module."): value for name, value in raw.tensors.items()}
-    if is_transformers_layout(state):
-        state = to_open_clip(state)
-    return {name: value for name, value in state.items() if name not in _OPENAI_SIZES}
 
 
 def _tokenizer(model_name: str, cache_dir: str | None) -> Callable[[list[str]], Tensor]:

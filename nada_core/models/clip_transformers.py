@@ -14,7 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..io.checkpoint_file import RawCheckpoint
 from .clip import ClipGuide, GuideError, ImageTower
+
+#: Entries of OpenAI's state dicts that are sizes, not weights.
+_OPENAI_SIZES = ("input_resolution", "context_length", "vocab_size")
 
 #: Preprocessing of OpenAI's CLIP, by transformers' names.
 _NORMALIZATION = {"image_mean": (0.48145466, 0.4578275, 0.40821073), "image_std": (0.26862954, 0.26130258, 0.27577711)}
@@ -60,6 +64,18 @@ _INSTEAD = {"SigLIP": "Load a SigLIP model of open_clip by its name, such as ViT
 def is_transformers_layout(names: Iterable[str]) -> bool:
     """Whether tensors have the names of transformers' CLIP, whole or one tower."""
     return any(name.startswith(("vision_model.encoder.", "text_model.encoder.")) for name in names)
+
+
+def clip_tensors(raw: RawCheckpoint) -> dict[str, Tensor]:
+    """Return the tensors of a file by open_clip's names, without prefixes of training programs and OpenAI's sizes.
+
+    Raises:
+        GuideError: as `to_open_clip`.
+    """
+    state = {name.removeprefix("state_dict.").removeprefix("module."): value for name, value in raw.tensors.items()}
+    if is_transformers_layout(state):
+        state = to_open_clip(state)
+    return {name: value for name, value in state.items() if name not in _OPENAI_SIZES}
 
 
 def to_open_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -131,26 +147,30 @@ def guide_from_vision_tower(
         # The tower of LLaVA has no projection; ComfyUI 0.20 adds one that nothing has set.
         ignored = ("visual_", "text_") if any(key.startswith("multi_modal_projector.") for key in state) else ("text_",)
         state = to_open_clip({key: value for key, value in state.items() if not key.startswith(ignored)})
-    tower = {key.removeprefix("visual."): value for key, value in state.items() if key.startswith("visual.")}
-    size = vision_size(tower)
+    size = vision_size(state)
     usual_heads = 16 if size["width"] in _SIXTEEN_HEADS else max(size["width"] // 64, 1)
     heads = config.get("num_attention_heads") or usual_heads
     activation = config.get("hidden_act") or ("quick_gelu" if size["dim"] in (512, 768) else "gelu")
-    visual = _build(tower, size, heads, activation)
+    visual = _build(_image_tower(state), size, heads, activation)
     visual.image_mean, visual.image_std = (tuple(config.get(key) or own) for key, own in _NORMALIZATION.items())
     title = name or f"CLIP Vision {size['width']} x {size['layers']}, patch {size['patch_size']}"
     return ClipGuide(title, ImageTower(visual), None, size["dim"], antialias)
 
 
-def vision_size(tower: Mapping[str, Tensor]) -> dict[str, int]:
+def _image_tower(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix("visual."): value for name, value in state.items() if name.startswith("visual.")}
+
+
+def vision_size(state: Mapping[str, Tensor]) -> dict[str, int]:
     """Return width, layers, patch_size, image_size and dim of an image tower.
 
     Args:
-        tower: tensors with open_clip's names, without the prefix "visual.".
+        state: tensors with open_clip's names; the image tower has the prefix "visual.".
 
     Raises:
         GuideError: a tensor is missing, or has another shape than in a Vision Transformer of CLIP.
     """
+    tower = _image_tower(state)
     needed = ("conv1.weight", "class_embedding", "positional_embedding", "ln_pre.weight", "ln_post.weight")
     if absent := [name for name in needed if name not in tower]:
         raise GuideError(f"Got no {absent[0]}, expected the image tower of a Vision Transformer of CLIP.")
