@@ -37,7 +37,15 @@ class AdaptGenerator(io.ComfyNode):
             description="Fine-tunes a copy of the generator with StyleGAN-NADA: the CLIP guide supplies the loss, and "
             "no images of the target domain are needed. The preview shows the same latents before (top) and after "
             "(bottom) training so far. By default, the settings are those that the generator's file recommends.",
-            search_aliases=["stylegan-nada", "train", "fine-tune", "text to domain", "domain adaptation", "nada"],
+            search_aliases=[
+                "nada",
+                "stylegan-nada",
+                "train stylegan",
+                "finetune gan",
+                "fine-tune gan",
+                "text to domain",
+                "domain adaptation",
+            ],
             has_intermediate_output=True,
             inputs=[
                 GeneratorType.Input("generator", tooltip="The generator to start from. It is not modified."),

@@ -119,7 +119,7 @@ class InterpolateLatents(io.ComfyNode):
             category=f"{ROOT}/latents",
             description="Interpolates from each latent to the next, for animations. Render the result and "
             "pass the images to a video node.",
-            search_aliases=["latent walk", "animation", "morph", "interpolation", "video"],
+            search_aliases=["latent walk video", "latent walk", "stylegan video", "animation", "morph"],
             inputs=[
                 LatentsType.Input("latents", tooltip="The key frames, two or more."),
                 io.Int.Input(

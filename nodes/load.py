@@ -50,7 +50,7 @@ class LoadGenerator(io.ComfyNode):
             category=f"{ROOT}/load",
             description="Loads a StyleGAN2 generator: NVIDIA .pkl (PyTorch or TensorFlow), rosinality .pt, or "
             '.safetensors saved by this pack. Code stored in a file is never executed. "portraits" is built in.',
-            search_aliases=["load stylegan", "stylegan2", "checkpoint", "gan", "pkl", "ffhq", "nada"],
+            search_aliases=["stylegan", "stylegan2", "load stylegan", "checkpoint", "gan", "pkl", "ffhq"],
             inputs=[
                 io.Combo.Input(
                     "file",
@@ -106,7 +106,7 @@ class LoadGuide(io.ComfyNode):
             category=f"{ROOT}/load",
             description='Loads the CLIP model that compares images with text. "portraits" is built in and '
             "works only with the built-in generator; use a published CLIP with a published generator.",
-            search_aliases=["clip", "open_clip", "load clip", "guide", "vit-b-32", "nada"],
+            search_aliases=["clip guide", "open_clip", "clip for training", "vit-b-32", "openai clip"],
             inputs=[
                 io.DynamicCombo.Input(
                     "guide",
@@ -201,7 +201,15 @@ class LoadLikeness(io.ComfyNode):
             category=f"{ROOT}/load",
             description="Loads the networks for image similarity: LPIPS for perceptual similarity, and a face "
             "recognition network for identity.",
-            search_aliases=["lpips", "arcface", "identity loss", "perceptual loss", "ir-se50"],
+            search_aliases=[
+                "lpips",
+                "arcface",
+                "likeness",
+                "face recognition",
+                "identity loss",
+                "perceptual loss",
+                "ir-se50",
+            ],
             inputs=[
                 io.Combo.Input(
                     "perceptual",

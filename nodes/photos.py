@@ -157,7 +157,7 @@ class InvertImage(io.ComfyNode):
             description="GAN inversion: finds latents whose images match the given images as closely as "
             "possible. The latents can be edited, mixed and rendered with any fine-tuned "
             "generator. Align photos first.",
-            search_aliases=["projector", "gan inversion", "encode", "w+", "latent optimisation", "image to latent"],
+            search_aliases=["face inversion", "gan inversion", "photo to latent", "projector", "w+", "invert face"],
             inputs=[
                 GeneratorType.Input("generator", tooltip="The generator to invert. It is not modified."),
                 io.Image.Input("image", tooltip="One or more images of any size. The center square is used."),

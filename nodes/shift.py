@@ -24,7 +24,7 @@ class ShiftFromText(io.ComfyNode):
             category=f"{ROOT}/direction",
             description="The direction in CLIP space from one text to another. Training moves every image "
             "along this direction from its own position, so images stay different from each other.",
-            search_aliases=["prompt", "text direction", "source target", "clip text", "nada"],
+            search_aliases=["text direction", "source target", "target text", "clip text"],
             inputs=[
                 io.String.Input(
                     "source",
