@@ -154,7 +154,7 @@ def save_path(prefix: str, suffix: str, folder: str = "") -> Path:
         )
     if not folder and parts[0] in _OTHER_KINDS:
         raise ValueError(
-            f"Got filename_prefix {prefix!r}, but Load StyleGAN Generator does not list the subfolder {parts[0]}; "
+            f"Got filename_prefix {prefix!r}, but StyleGAN Loader does not list the subfolder {parts[0]}; "
             "use another folder."
         )
     own = Path(folder_paths.get_output_directory(), "stylegan_nada", folder)

@@ -32,7 +32,7 @@ _WORDS = (
     (r"train again to get it", "set another snapshot_every in Adapt Generator and run again"),
     (r"set snapshot_every of the training, such as to 25", "set snapshot_every of Adapt Generator, such as to 25"),
     (r"Read them with load_image, or scale them first", "Scale them first"),
-    (r"load it with load_generator", "choose it in Load StyleGAN Generator"),
+    (r"load it with load_generator", "choose it in StyleGAN Loader"),
     (r"load it with load_guide", "choose it in Load CLIP Guide"),
     (r"load it with load_identity", "choose it in Load LPIPS and Identity"),
     (r"load it with load_encoder", "choose it in Load StyleGAN Encoder"),

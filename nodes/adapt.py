@@ -32,7 +32,7 @@ class AdaptGenerator(io.ComfyNode):
     def define_schema(cls) -> Any:
         return io.Schema(
             node_id="StyleGANNADA_AdaptGenerator",
-            display_name="Adapt Generator",
+            display_name="Adapt Generator (Train StyleGAN-NADA)",
             category=f"{ROOT}/train",
             description="Fine-tunes a copy of the generator with StyleGAN-NADA: the CLIP guide supplies the loss, and "
             "no images of the target domain are needed. The preview shows the same latents before (top) and after "

@@ -57,9 +57,7 @@ class ChooseLayers(io.ComfyNode):
         if fields["mode"] == "named":
             fields["names"] = tuple(mode["names"].replace(",", " ").split())
             if not fields["names"]:
-                raise ValueError(
-                    "names is empty; enter layer names as Load StyleGAN Generator lists them, or choose all."
-                )
+                raise ValueError("names is empty; enter layer names as StyleGAN Loader lists them, or choose all.")
         rank = changes(LayerChoice, ("rank",), train) if train["train"] == "low-rank" else {}
         trained = {} if train["train"] == AUTOMATIC else {"train": train["train"]}
         return io.NodeOutput({**fields, **trained, **rank, **EXTRAS[extra]})
@@ -67,7 +65,7 @@ class ChooseLayers(io.ComfyNode):
 
 def _mode_input() -> Any:
     names = io.String.Input(
-        "names", default="", tooltip="Layer names from Load StyleGAN Generator, separated by commas or spaces."
+        "names", default="", tooltip="Layer names from StyleGAN Loader, separated by commas or spaces."
     )
     inputs = {mode: changes_inputs(LayerChoice, fields) for mode, fields in MODES.items()}
     inputs["named"] += [names]

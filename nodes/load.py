@@ -46,7 +46,7 @@ class LoadGenerator(io.ComfyNode):
     def define_schema(cls) -> Any:
         return io.Schema(
             node_id="StyleGANNADA_LoadGenerator",
-            display_name="Load StyleGAN Generator",
+            display_name="StyleGAN Loader",
             category=f"{ROOT}/load",
             description="Loads a StyleGAN2 generator: NVIDIA .pkl (PyTorch or TensorFlow), rosinality .pt, or "
             '.safetensors saved by this pack. Code stored in a file is never executed. "portraits" is built in.',

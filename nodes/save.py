@@ -20,8 +20,7 @@ class SaveGenerator(io.ComfyNode):
             node_id="StyleGANNADA_SaveGenerator",
             display_name="Save StyleGAN Generator",
             category=f"{ROOT}/save",
-            description="Saves a generator to output/stylegan_nada. Press R to list the file in Load StyleGAN "
-            "Generator.",
+            description="Saves a generator to output/stylegan_nada. Press R to list the file in StyleGAN Loader.",
             search_aliases=["export", "save stylegan", "rosinality", "checkpoint"],
             is_output_node=True,
             hidden=[io.Hidden.prompt],

@@ -305,7 +305,7 @@ def test_existing_folder_registrations_are_kept(monkeypatch: pytest.MonkeyPatch,
         assert room.find("stylegan_nada", "b.safetensors") == theirs / "b.safetensors"
 
 
-# ---- Load StyleGAN Generator -----------------------------------------------------------------------------------------
+# ---- StyleGAN Loader -----------------------------------------------------------------------------------------
 
 
 def test_load_generator_builtin(either: World) -> None:
@@ -1061,7 +1061,7 @@ def test_load_domain_rejects_other_files(either: World) -> None:
     either.save(either.stranger, "models", "stylegan_nada", "domains", "whole.safetensors")
     for file, words in (
         ("damaged.safetensors", "Copy it again"),
-        ("whole.safetensors", "choose it in Load StyleGAN Generator"),
+        ("whole.safetensors", "choose it in StyleGAN Loader"),
     ):
         with pytest.raises(ValueError, match=words):
             either.call("LoadDomain", generator=either.generator, file=file)

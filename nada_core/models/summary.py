@@ -1,4 +1,4 @@
-"""Describe a generator in a few lines, for `nada_core info` and for Load StyleGAN Generator."""
+"""Describe a generator in a few lines, for `nada_core info` and for StyleGAN Loader."""
 
 from .generator import Generator
 
