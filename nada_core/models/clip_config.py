@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..io.metadata import parse_json
+from .clip import GuideError
 
 _LARGEST_FILE = 1 << 20  # bytes
 _LARGEST_NUMBER = 1_000_000  # the vocabulary of multilingual models is 250,000
@@ -60,6 +61,25 @@ def _values(name: str, value: Any) -> Iterator[tuple[str, Any]]:
             yield from _values(name, child)
     else:
         yield name, value
+
+
+def hub_config(repository: str, cache_dir: str | None) -> dict[str, Any]:
+    """Return the model config of a repository of open_clip on the Hugging Face hub; downloads it on first use.
+
+    Raises:
+        GuideError: it is no config of open_clip, or asks transformers to run code of the repository.
+    """
+    from open_clip.pretrained import download_pretrained_from_hf
+
+    path = Path(download_pretrained_from_hf(repository, filename="open_clip_config.json", cache_dir=cache_dir))
+    whole = parse_json(path.read_text(encoding="utf-8"))
+    config = whole.get("model_cfg") if isinstance(whole, dict) else None
+    if not isinstance(config, dict) or not isinstance(config.get("embed_dim"), int):
+        raise GuideError(f"open_clip_config.json of {repository} has no model_cfg with embed_dim. Use another model.")
+    for name, value in _values("", config):
+        if name == "trust_remote_code" or (isinstance(value, str) and value.startswith("local-dir:")):
+            raise GuideError(f"{repository} asks for {name} = {value!r}, which is not allowed. Use another model.")
+    return config
 
 
 def fitting_architectures(size: Mapping[str, int]) -> list[str]:

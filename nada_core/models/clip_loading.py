@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,9 +21,12 @@ from ..io.checkpoint_file import BUILTIN, read_checkpoint
 from ..io.errors import CheckpointError
 from ..io.pickle_machine import check_torch
 from .clip import ClipGuide, GuideError, ImageTower
-from .clip_config import check_size, read_config
+from .clip_config import check_size, hub_config, read_config
 from .clip_transformers import clip_tensors
 from .file_kinds import describe
+
+#: Prefix of names of models on the Hugging Face hub, and what follows it.
+HUB, _REPOSITORY = "hf-hub:", re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def built_in_guides() -> dict[str, Path]:
@@ -44,9 +48,10 @@ def load_guide(
     """Load a frozen CLIP model.
 
     Args:
-        name_or_path: a built-in name ("portraits"); "architecture:tag" of published weights ("ViT-B-32:openai"), which
-            are downloaded on first use; or a local weights file, as "architecture:path", or as a path with
-            `architecture`. Local files of OpenAI's weights need the "-quickgelu" architectures.
+        name_or_path: a built-in name ("portraits"); "architecture:tag" of published weights ("ViT-B-32:openai"), or
+            "hf-hub:owner/name" of an open_clip model on the Hugging Face hub, which are downloaded on first use; or a
+            local weights file, as "architecture:path", or as a path with `architecture`. Local files of OpenAI's
+            weights need the "-quickgelu" architectures.
         architecture: an open_clip model name, or the path of an open_clip model config (.json).
         cache_dir: folder of downloaded weights; None: that of open_clip.
         antialias: see `ClipGuide.prepare`.
@@ -64,10 +69,13 @@ def load_guide(
 
     requested = os.fspath(name_or_path)
     model_name, weights = _resolve(requested, None if architecture is None else os.fspath(architecture))
-    published = open_clip.get_pretrained_cfg(model_name, weights)  # empty for a local file
+    repository = model_name.removeprefix(HUB) if model_name.startswith(HUB) else ""
+    # Empty for a local file.
+    published = {"hf_hub": repository} if repository else open_clip.get_pretrained_cfg(model_name, weights)
     try:
         if published:  # open_clip reads them with torch.load
             check_torch(requested)
+        config = hub_config(repository, cache_dir) if repository else open_clip.get_model_config(model_name)
         model, tokenizer = _create(model_name, weights, published, cache_dir)
     except GuideError:
         raise
@@ -78,9 +86,9 @@ def load_guide(
     except Exception as error:  # open_clip and the network raise many types
         built = f"The model {model_name} could not be built ({_first_line(error)}). Check its config."
         raise GuideError(_download_failed(model_name, published, error) if published else built) from error
-    built_in = requested in built_in_guides()
-    name = requested if built_in else f"{model_name}:{weights if published else Path(weights).name}"
-    return ClipGuide(name, model, tokenizer, open_clip.get_model_config(model_name)["embed_dim"], antialias).to(device)
+    as_requested = repository or requested in built_in_guides()
+    name = requested if as_requested else f"{model_name}:{weights if published else Path(weights).name}"
+    return ClipGuide(name, model, tokenizer, config["embed_dim"], antialias).to(device)
 
 
 def _create(
@@ -193,6 +201,10 @@ def _resolve(requested: str, architecture: str | None) -> tuple[str, str]:
 
     built_in = built_in_guides()
     weights = requested
+    if architecture is None and requested.startswith(HUB):
+        if not _REPOSITORY.fullmatch(requested.removeprefix(HUB)):
+            raise GuideError(f"Got {requested!r}, expected hf-hub:OWNER/NAME, such as hf-hub:timm/ViT-B-16-SigLIP.")
+        return requested, ""
     if architecture is None and requested in built_in:
         path = built_in[requested]
         architecture, weights = str(path), str(path.with_suffix(".safetensors"))
@@ -258,7 +270,8 @@ def _unknown(requested: str, built_in: Mapping[str, Path]) -> str:
     known = [*built_in, *open_clip.list_pretrained(as_str=True)]
     return (
         f"There is no guide {requested!r}.{_close_matches(requested, known)} Use a built-in name "
-        f"({', '.join(built_in) or 'none'}), 'architecture:tag' such as ViT-B-32:openai, or 'architecture:path'."
+        f"({', '.join(built_in) or 'none'}), 'architecture:tag' such as ViT-B-32:openai, 'hf-hub:owner/name', or "
+        "'architecture:path'."
     )
 
 
@@ -271,6 +284,11 @@ def _close_matches(name: str, known: Sequence[str]) -> str:
 def _download_failed(architecture: str, published: Mapping[str, Any], error: Exception) -> str:
     import open_clip
 
+    if architecture.startswith(HUB):
+        return (
+            f"{architecture} could not be downloaded ({_first_line(error)}). Check the name, and load it once with a "
+            "connection to the network; open_clip keeps it for later."
+        )
     local = f"{architecture}-quickgelu"
     local = local if published.get("quick_gelu") and local in open_clip.list_models() else architecture
     repository = published.get("hf_hub", "").strip("/")
