@@ -29,12 +29,13 @@ from .batch import Batch, draw_batch
 from .config import AdaptConfig
 from .layer_selection import trained_names
 from .objective import Objective, StepResult
+from .pairs import HoldOut
 from .provenance import RunInputs
 from .resume import Autosave, check_autosave
 from .snapshots import Snapshot, SnapshotWriter, check_snapshots
 from .threads import choose_threads
 from .train_state import TrainState
-from .validation import Validator, check_judge
+from .validation import Measure, Validator, check_judge
 from .weight_regularizer import WeightRegularizer
 
 
@@ -124,6 +125,22 @@ def adapt(
     """
     config = config or generator.recommended_settings("adapt", AdaptConfig)
     inputs = RunInputs(generator, weighted_guides(guides), shift, config, judge, perceptual, identity)
+    return train(inputs, on_step, autosave, resume, stop, threads, snapshots, snapshot_every, fingerprint)
+
+
+def train(
+    inputs: RunInputs,
+    on_step: Callable[[Step], None] | None = None,
+    autosave: str | Path | None = None,
+    resume: bool = False,
+    stop: Callable[[], bool] | None = None,
+    threads: int | None = None,
+    snapshots: str | Path | None = None,
+    snapshot_every: int = 0,
+    fingerprint: str | None = None,
+) -> Adaptation:
+    """Check the inputs of a run and train; see `adapt`, which describes arguments and errors."""
+    generator, config = inputs.source, inputs.config
     _check(inputs, autosave, resume)
     check_snapshots(snapshots, snapshot_every, config.steps)
     run = fingerprint or (inputs.fingerprint() if autosave or snapshots else "")
@@ -160,6 +177,8 @@ def _train(
                 state.select_layers(student, objective.targets)
             # Forward both generators, backward, update
             batch = draw_batch(source, config, state.rng, state.index)
+            if inputs.pairs is not None:
+                batch = inputs.pairs.add_to(batch, state.rng, keep=objective.uses_source)
             result = _backward(objective, batch, state)
             state.optimizer_step(result.loss)
             state.record(result.loss, result.terms)
@@ -182,7 +201,7 @@ def _train(
 def _result(
     inputs: RunInputs, student: Generator, state: TrainState, writer: SnapshotWriter | None, provenance: dict[str, Any]
 ) -> Adaptation:
-    reason = state.validation.explain(inputs.judge.name, inputs.config.patience) if inputs.judge else ""
+    reason = state.validation.explain(inputs.judged_by, inputs.config.patience)
     notes = {"chosen_because": reason, "stopped_after": 0 if state.is_finished else state.index}
     provenance = provenance | {name: value for name, value in notes.items() if value}
     domain = Domain.between(inputs.source, student, provenance)
@@ -208,7 +227,10 @@ def _check(inputs: RunInputs, autosave: str | Path | None, resume: bool) -> None
     check_batch_size(config.batch)
     check_precision(config.precision, inputs.source.w_avg.device)
     check_autosave(autosave, resume)
-    check_judge(inputs.judge, guides, config)
+    if inputs.pairs is None:
+        check_judge(inputs.judge, guides, config)
+    else:
+        inputs.pairs.check(guided=bool(guides))
     if config.similarity_weights:
         check_networks(config.similarity_weights, inputs.perceptual, inputs.identity)
 
@@ -220,17 +242,19 @@ def _trainable_copy(generator: Generator, config: AdaptConfig) -> Generator:
     return student
 
 
-def _build_objective(inputs: RunInputs, student: Generator, state: TrainState) -> tuple[Objective, Validator | None]:
+def _build_objective(inputs: RunInputs, student: Generator, state: TrainState) -> tuple[Objective, Measure | None]:
     """The objective and, with a judge, the validator. Both start at the source's images where the shift needs them."""
     source, config, shift = inputs.source, inputs.config, inputs.shift
-    images = source_images(source, config.seed, config.label) if needs_source_images(shift) else None
-    targets = clip_targets(list(inputs.guides), shift, images)
+    images = source_images(source, config.seed, config.label) if shift and needs_source_images(shift) else None
+    targets = clip_targets(list(inputs.guides), shift, images) if shift else ()
     weights, start = state.parameters.weights, state.parameters.start
     regularizer = WeightRegularizer.build(config, student, targets, weights, start)
     objective = Objective(
         config, source, student, targets, inputs.perceptual, inputs.identity, regularizer, state.scaler
     )
-    if inputs.judge is None:
+    if inputs.pairs is not None and inputs.pairs.held_out:
+        return objective, HoldOut(inputs.pairs)
+    if inputs.judge is None or shift is None:
         return objective, None
     return objective, Validator(clip_targets(inputs.judge, shift, images)[0], source, config)
 

@@ -10,8 +10,9 @@ Shapes: N latents of this process, L rows of W+, C width of a row, V views, D em
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,13 +20,21 @@ from torch.utils.checkpoint import checkpoint
 
 from ..guidance.augment import shared_augmentation
 from ..guidance.clip_losses import embed
-from ..guidance.reconstruction import ReconstructionLoss
 from ..guidance.targets import ClipTarget
 from ..models.generator import Generator, Noise
 from ..runtime.distributed import shard
 from ..runtime.precision import arithmetic
 from ..runtime.seeds import generator_on
 from .config import AdaptConfig
+
+
+class ImageLoss(Protocol):
+    """Terms of images [n, 3, R, R] that are the rows `rows` [n] of a batch, each [n], with their weights."""
+
+    @property
+    def weights(self) -> Mapping[str, float]: ...
+
+    def terms(self, images: Tensor, rows: Tensor) -> dict[str, Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,7 @@ class Batch:
     ws: Tensor  # [N, L, C]
     noise: Noise  # a name, or one map [N, 1, R, R] a convolution
     augment: Callable[[Tensor], Tensor]  # [n, 3, R, R] -> [V n, 3, R, R]
+    losses: tuple[ImageLoss, ...] = ()  # terms of the student's images alone
 
     def split(self, chunk: int) -> list[tuple[Tensor, Noise]]:
         """Latents with their noise maps, at most `chunk` at a time."""
@@ -51,7 +61,7 @@ class Outputs:
 
     images: Tensor  # [N, 3, R, R]
     embeddings: tuple[Tensor, ...]  # one [V N, D] a CLIP model
-    reconstruction: dict[str, Tensor]  # term -> [N], unweighted
+    terms: dict[str, Tensor]  # term of the losses -> [N], unweighted
 
 
 @torch.no_grad()
@@ -78,16 +88,16 @@ def run_batch(
     batch: Batch,
     chunk: int,
     precision: str,
-    reconstruction: ReconstructionLoss | None = None,
+    losses: Sequence[ImageLoss] = (),
 ) -> Outputs:
     """Render a batch and embed its views, `chunk` latents at a time."""
-    names = tuple(reconstruction.weights) if reconstruction else ()
+    names = tuple(name for loss in losses for name in loss.weights)
 
     def run_chunk(ws: Tensor, noise: Noise, rows: Tensor) -> tuple[Tensor, ...]:
         with arithmetic(precision, ws.device):
             images = generator.synthesize(ws, noise)
-        terms = reconstruction.terms(images, rows) if reconstruction else {}
-        return images, *(terms[name] for name in names), *embed(targets, batch.augment(images))
+        terms = {name: value for loss in losses for name, value in loss.terms(images, rows).items()}
+        return images, *(terms[name] for name in names), *(embed(targets, batch.augment(images)) if targets else ())
 
     rows = torch.arange(len(batch.ws), device=batch.ws.device)
     if chunk >= len(batch.ws):

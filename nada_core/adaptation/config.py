@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..guidance.clip_losses import RELATIVE_TERMS, TERMS
 from ..runtime.config import setting, settings
 from ..runtime.precision import PRECISIONS
+
+PAIR_STEPS, PAIR_BATCH = 300, 4  # of an adaptation to pairs
 
 
 @settings
@@ -150,3 +154,65 @@ class AdaptConfig:
     def similarity_weights(self) -> dict[str, float]:
         """Weights of the terms that keep images close to the source's, without those that are 0."""
         return {name: weight for name, weight in (("lpips", self.lpips), ("id", self.id)) if weight}
+
+
+@settings
+class PairsConfig:
+    """Settings of an adaptation to pairs. Create them with `for_training`: some depend on the generator."""
+
+    l1: float = setting(4.0, "weight of the L1 distance at several scales", low=0.0, high=1e4, step=0.05)
+    edges: float = setting(
+        4.0, "weight of the L1 distance of the gradients, which keeps edges sharp", low=0.0, high=1e4, step=0.05
+    )
+    lpips: float = setting(0.0, "weight of the LPIPS distance", low=0.0, high=1e4, step=0.05)
+    focus: float = setting(
+        3.0, "extra weight of regions that the edit changed; 0 weighs all pixels alike", low=0.0, high=100.0, step=0.5
+    )
+    locality: float = setting(
+        0.0,
+        "weight of the coarse L1 distance between latents: the edit of a latent between two pairs should lie between "
+        "theirs",
+        low=0.0,
+        high=1e4,
+        step=0.05,
+    )
+    hold_out: float = setting(
+        0.25, "share of at least 8 pairs that is held out to choose the best step", low=0.0, high=0.5, step=0.05
+    )
+    min_direction: float = setting(
+        0.8,
+        "reject pairs whose change in CLIP space agrees with that of the other pairs less than this; 0 keeps all",
+        low=0.0,
+        high=1.0,
+        step=0.05,
+    )
+    max_rank: float = setting(
+        0.1,
+        "reject pairs whose image resembles more than this share of the other latents better than its own; 1 keeps all",
+        low=0.0,
+        high=1.0,
+        step=0.05,
+    )
+    training: AdaptConfig = AdaptConfig()
+
+    def __post_init__(self) -> None:
+        if not self.weights:
+            raise ValueError("PairsConfig.l1, edges and lpips are 0; give at least one a weight, such as l1 4.")
+        if self.training.pool:
+            raise ValueError(
+                f"PairsConfig.training.pool is {self.training.pool}, expected 0: every step draws pairs anew."
+            )
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weights of the pair terms, without those that are 0."""
+        weights = {"pair_l1": self.l1, "pair_edges": self.edges, "pair_lpips": self.lpips}
+        return {name: weight for name, weight in weights.items() if weight}
+
+    @classmethod
+    def for_training(cls, base: AdaptConfig) -> PairsConfig:
+        """Return settings for a generator whose settings for a shift are `base`: its optimizer, other lengths."""
+        training = replace(
+            base, pool=0, steps=PAIR_STEPS, batch=PAIR_BATCH, keep_every=max(1, PAIR_STEPS // 12), patience=4
+        )
+        return cls(training=training)

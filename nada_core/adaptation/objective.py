@@ -15,7 +15,7 @@ from ..guidance.reconstruction import FaceRecognizer, Features, ReconstructionLo
 from ..guidance.targets import ClipTarget
 from ..models.generator import Generator
 from ..runtime.distributed import all_gather, world_size
-from .batch import Batch, run_batch
+from .batch import Batch, ImageLoss, run_batch
 from .config import AdaptConfig
 from .layer_selection import only_trainable
 from .weight_regularizer import WeightRegularizer
@@ -50,6 +50,11 @@ class Objective:
     scaler: torch.amp.GradScaler
     source_embeddings: dict[int, tuple[Tensor, ...]] = field(default_factory=dict)
 
+    @property
+    def uses_source(self) -> bool:
+        """Whether images are compared with the source's."""
+        return bool(self.targets or self.config.similarity_weights)
+
     def backward(self, batch: Batch, names: frozenset[str], zero_grad: Callable[[], None], chunk: int) -> StepResult:
         """Args:
         names: the student's parameters that receive gradients.
@@ -57,13 +62,18 @@ class Objective:
             what is retried with a smaller chunk; `zero_grad` therefore comes first.
         """
         zero_grad()
-        before, reconstruction = self._source(batch, chunk)
+        before, similarity = self._source(batch, chunk)
+        losses = (*batch.losses, *similarity)
+        weights = {name: weight for loss in losses for name, weight in loss.weights.items()}
         with only_trainable(self.student, names), torch.enable_grad():
-            student = run_batch(self.student, self.targets, batch, chunk, self.config.precision, reconstruction)
-            loss, terms = objective(self.targets, self.config.terms, all_gather(before), all_gather(student.embeddings))
-            for name, values in student.reconstruction.items():
+            student = run_batch(self.student, self.targets, batch, chunk, self.config.precision, losses)
+            loss, terms = student.images.new_zeros(()), dict[str, float]()
+            if self.targets:
+                embeddings = all_gather(before), all_gather(student.embeddings)
+                loss, terms = objective(self.targets, self.config.terms, *embeddings)
+            for name, values in student.terms.items():
                 (values,) = all_gather([values])
-                loss = loss + self.config.similarity_weights[name] * values.mean()
+                loss = loss + weights[name] * values.mean()
                 terms = {**terms, name: float(values.detach().mean())}
             if self.regularizer is not None:
                 penalty = self.regularizer()
@@ -74,15 +84,17 @@ class Objective:
         return StepResult(student.images, loss.item(), terms)
 
     @torch.no_grad()
-    def _source(self, batch: Batch, chunk: int) -> tuple[tuple[Tensor, ...], ReconstructionLoss | None]:
-        """The embeddings of the source's images, and the loss that compares images with them."""
-        if batch.key in self.source_embeddings:
-            return self.source_embeddings[batch.key], None
-        source = run_batch(self.source, self.targets, batch, chunk, self.config.precision)
+    def _source(self, batch: Batch, chunk: int) -> tuple[tuple[Tensor, ...], tuple[ImageLoss, ...]]:
+        """The embeddings of the source's images, and the losses that compare images with them."""
         weights = self.config.similarity_weights
+        if batch.key in self.source_embeddings:
+            return self.source_embeddings[batch.key], ()
+        if not self.uses_source:
+            return (), ()
+        source = run_batch(self.source, self.targets, batch, chunk, self.config.precision)
         if weights:
             loss = ReconstructionLoss(source.images, weights, self.perceptual, self.identity, chunk)
-            return source.embeddings, loss
+            return source.embeddings, (loss,)
         if self.config.pool:
             self.source_embeddings[batch.key] = source.embeddings
-        return source.embeddings, None
+        return source.embeddings, ()

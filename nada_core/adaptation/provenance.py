@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from ..guidance.prompts import TEMPLATES
 from ..guidance.reconstruction import FaceRecognizer, Features
-from ..guidance.shifts import EmbeddingShift, ImageShift, Shift, ShiftPart, shift_parts
+from ..guidance.shifts import EmbeddingShift, ImageShift, PairShift, Shift, ShiftPart, shift_parts
 from ..guidance.targets import weighted_guides
 from ..models.clip import ClipGuide
 from ..models.generator import Generator
 from .config import AdaptConfig
+from .pairs import Pairs
 
 #: Settings that change neither weights nor history, up to rounding.
 _NEUTRAL = ("autosave_every", "chunk", "checkpointing")
@@ -33,22 +34,32 @@ class RunInputs:
 
     source: Generator
     guides: tuple[tuple[ClipGuide, float], ...]
-    shift: Shift
+    shift: Shift | None  # None: pairs alone
     config: AdaptConfig
     judge: ClipGuide | None = None
     perceptual: Features | None = None
     identity: FaceRecognizer | None = None
+    pairs: Pairs | None = None
+
+    @property
+    def judged_by(self) -> str:
+        """What chooses the best step; empty when none is chosen."""
+        if self.judge is not None:
+            return self.judge.name
+        return f"{len(self.pairs.held_out)} held-out pairs" if self.pairs and self.pairs.held_out else ""
 
     def describe(self) -> dict[str, Any]:
         """A JSON-ready provenance; prompt templates are listed where they are not the default ones."""
-        parts = shift_parts(self.shift)
+        parts = shift_parts(self.shift) if self.shift else ()
         mixed = [{**_describe_shift(part), "weight": weight} for part, weight in parts]
         description = {
             "source": {"sha256": self.source.source},
-            **({"mixed": mixed} if len(parts) > 1 else _describe_shift(parts[0][0])),
+            **({"mixed": mixed} if len(parts) > 1 else _describe_shift(parts[0][0]) if parts else {}),
             "guides": [{"name": g.name, "fingerprint": g.fingerprint, "weight": weight} for g, weight in self.guides],
             "config": asdict(self.config),
         }
+        if self.pairs is not None:
+            description["pairs"] = self.pairs.describe()
         if self.judge is not None:
             description["judge"] = {"name": self.judge.name, "fingerprint": self.judge.fingerprint}
         return description
@@ -58,14 +69,19 @@ class RunInputs:
         description = self.describe()
         description["source"] = self.source.spec()
         description["config"] = {k: v for k, v in description["config"].items() if k not in _NEUTRAL}
+        description.get("pairs", {}).pop("rejected", None)  # follows from the other inputs
         for guide in [*description["guides"], description.get("judge", {})]:
             guide.pop("name", None)
         tensors = {f"source.{name}": value for name, value in self.source.state_dict().items()}
-        for index, (part, _) in enumerate(shift_parts(self.shift)):
+        for index, (part, _) in enumerate(shift_parts(self.shift) if self.shift else ()):
             if isinstance(part, ImageShift):
                 tensors[f"shift.{index}"] = part.images
             if isinstance(part, EmbeddingShift):
                 tensors[f"shift.{index}"] = torch.stack([part.source, part.target])
+            if isinstance(part, PairShift):
+                tensors |= {f"shift.{index}.before": part.before, f"shift.{index}.after": part.after}
+        if self.pairs is not None:
+            tensors |= self.pairs.tensors()
         for role, network in (("perceptual", self.perceptual), ("identity", self.identity)):
             if isinstance(network, nn.Module):
                 tensors |= {f"{role}.{name}": value for name, value in network.state_dict().items()}
@@ -90,6 +106,8 @@ def _describe_shift(shift: ShiftPart) -> dict[str, Any]:
         return {"images": len(shift.images)}
     if isinstance(shift, EmbeddingShift):
         return {"embeddings": {"count": len(shift.source), "origin": shift.origin}}
+    if isinstance(shift, PairShift):
+        return {"pairs": len(shift.before)}
     templates = {} if shift.templates == TEMPLATES else {"templates": shift.templates}
     return {"prompts": {"source": shift.source, "target": shift.target, **templates}}
 

@@ -34,5 +34,5 @@ def _sample_step(inputs: RunInputs) -> None:
     with torch.enable_grad():
         ws = ws.clone().requires_grad_()
         images = batch.augment(inputs.source.synthesize(ws, noise))
-        loss = torch.stack([guide.encode_images(images).sum() for guide, _ in inputs.guides]).sum()
-        torch.autograd.grad(loss, ws)  # leaves no gradients in the networks
+        outputs = [guide.encode_images(images).sum() for guide, _ in inputs.guides] or [images.sum()]
+        torch.autograd.grad(torch.stack(outputs).sum(), ws)  # leaves no gradients in the networks

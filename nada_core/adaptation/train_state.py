@@ -24,7 +24,7 @@ from .layer_selection import SelectedLayers, select_layers
 from .parameters import TrainedParameters
 from .resume import SavedRun
 from .snapshots import SnapshotWriter
-from .validation import ValidationHistory, Validator
+from .validation import Measure, ValidationHistory
 
 
 class TrainState:
@@ -90,13 +90,13 @@ class TrainState:
         self.index += 1
         self._boundary, self._is_updating = (self.rng.get_state(), self.layers), False
 
-    def validate_if_due(self, validator: Validator | None, student: Generator) -> None:
+    def validate_if_due(self, validator: Measure | None, student: Generator) -> None:
         """Validate the last step if it is one that is validated and was not yet, as after an interruption."""
         due = self.index % max(self.config.keep_every, 1) == 0 or self.index == self.config.steps
         if validator is not None and self.history and due and "candidate" not in self.history[-1]:
             self.validate(validator, student)
 
-    def validate(self, validator: Validator, student: Generator) -> None:
+    def validate(self, validator: Measure, student: Generator) -> None:
         """Measure the weights that would be returned now, and keep them when they are the best so far."""
         with self._averaged():
             candidate = broadcast(validator.measure(student, self.index, self.batcher.size))

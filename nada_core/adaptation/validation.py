@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -58,24 +58,40 @@ class Candidate:
         )
 
 
+@dataclass(frozen=True)
+class HoldOutLoss:
+    """One checkpoint of a run as measured by its loss on pairs that are held out."""
+
+    steps: int
+    loss: float
+
+    @property
+    def score(self) -> float:
+        return -self.loss
+
+    def __str__(self) -> str:
+        return f"loss {self.loss:.4f}"
+
+
 @dataclass
 class ValidationHistory:
     """The candidates of a run and the values of the best one, on the CPU."""
 
-    candidates: list[Candidate] = field(default_factory=list)
+    candidates: list[Candidate | HoldOutLoss] = field(default_factory=list)
     best_values: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def from_records(cls, history: Iterable[Mapping[str, Any]], best_values: dict[str, Tensor]) -> ValidationHistory:
         """Rebuild it from a run's history."""
-        return cls([Candidate(**record["candidate"]) for record in history if "candidate" in record], best_values)
+        records = [record["candidate"] for record in history if "candidate" in record]
+        return cls([HoldOutLoss(**one) if "loss" in one else Candidate(**one) for one in records], best_values)
 
     @property
     def best_index(self) -> int:
         """Index of the highest score; of equal ones the first, which is nearer the source."""
         return max(range(len(self.candidates)), key=lambda index: self.candidates[index].score)
 
-    def add(self, candidate: Candidate, values: dict[str, Tensor]) -> None:
+    def add(self, candidate: Candidate | HoldOutLoss, values: dict[str, Tensor]) -> None:
         """Append a candidate and keep its values when it is the best so far."""
         self.candidates.append(candidate)
         if self.best_index == len(self.candidates) - 1:
@@ -94,6 +110,12 @@ class ValidationHistory:
         if best is not last:
             text += f" Step {last.steps}: {last}."
         return text + (" Stopped early: no improvement." if self.is_over(patience) else "")
+
+
+class Measure(Protocol):
+    """Measures a checkpoint after `steps` steps, `chunk` latents at a time: a `Validator`, or pairs held out."""
+
+    def measure(self, student: Generator, steps: int, chunk: int) -> Candidate | HoldOutLoss: ...
 
 
 class Validator:

@@ -17,11 +17,11 @@ from ..guidance.shifts import TextShift
 from ..io.checkpoint_file import RawCheckpoint, read_checkpoint
 from ..io.grid import compare_grid, grid
 from ..io.images import save_image
-from ..latents.sampling import Latents, check_latents, load_latents, render, sample
+from ..latents.sampling import Latents, load_latents, render, sample
 from ..models.checkpoints import BUILTINS, export_rosinality, load_generator, read_provenance, save_generator
 from ..models.clip_loading import built_in_guides, load_guide
 from ..models.clip_transformers import clip_tensors
-from ..models.generator import Generator
+from ..models.generator import Generator, check_latents
 from ..models.ops import winograd
 from . import report
 from .arguments import Command, File, Files, GeneratorName, Seeds, Text, Whole, flag, required

@@ -127,8 +127,47 @@ def _mean_direction(differences: Tensor) -> Tensor:
     return F.normalize(F.normalize(differences, dim=-1).mean(dim=0, keepdim=True), dim=-1)
 
 
+@dataclass(frozen=True, eq=False)
+class PairShift:
+    """A shift along the mean of the changes from images to edited versions of them, both [N, 3, H, W] in -1..1.
+
+    The images before the edit are usually the generator's own, as in DATID-3D (arXiv:2211.16374).
+    """
+
+    before: Tensor = field(repr=False)
+    after: Tensor = field(repr=False)
+
+    def __post_init__(self) -> None:
+        shapes = list(self.before.shape), list(self.after.shape)
+        if any(len(shape) != 4 or shape[1] != 3 or not shape[0] for shape in shapes):
+            raise ValueError(f"Got images of shapes {shapes[0]} and {shapes[1]}, expected [N, 3, H, W] twice.")
+        if len(self.before) != len(self.after):
+            raise ValueError(
+                f"Got {len(self.before)} images before and {len(self.after)} after, expected pairs in the same order."
+            )
+        for images in (self.before, self.after):
+            if not images.isfinite().all() or images.abs().max() > 1.5:  # resampling overshoots -1..1 a little
+                raise ValueError("Got images beyond -1..1. Read them with load_image, or scale them first.")
+
+    def direction(self, guide: ClipGuide, source: Tensor | None = None) -> Tensor:
+        """Return the unit direction [1, D]: the change of each pair, normalized, then averaged; `source` is ignored."""
+        difference = _embed(guide, self.after) - _embed(guide, self.before)
+        if difference.norm(dim=-1).max() < 1e-6:
+            raise ValueError(f"The images before and after are equal to the guide {guide.name}; use edited ones.")
+        return _mean_direction(difference)
+
+    def target_embedding(self, guide: ClipGuide) -> Tensor:
+        """Return the normalized mean embedding [1, D] of the edited images, for the global loss."""
+        return F.normalize(_embed(guide, self.after).mean(dim=0, keepdim=True), dim=-1)
+
+
+@torch.no_grad()
+def _embed(guide: ClipGuide, images: Tensor) -> Tensor:
+    return torch.cat([guide.encode_images(part.to(guide.mean.device)) for part in images.split(8)])
+
+
 #: The shifts that a `MixedShift` is made of.
-ShiftPart: TypeAlias = TextShift | ImageShift | EmbeddingShift
+ShiftPart: TypeAlias = TextShift | ImageShift | EmbeddingShift | PairShift
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +179,7 @@ class MixedShift:
 
     def __post_init__(self) -> None:
         if not self.shifts or not all(isinstance(part, ShiftPart) for part in self.shifts):
-            raise ValueError(f"Got {self.shifts!r:.80} to mix, expected TextShift, ImageShift or EmbeddingShift.")
+            raise ValueError(f"Got {self.shifts!r:.80} to mix, expected parts such as TextShift or ImageShift.")
         if self.weights and len(self.weights) != len(self.shifts):
             raise ValueError(f"Got {len(self.weights)} weights for {len(self.shifts)} shifts, expected one each.")
         if self.weights and (min(self.weights) < 0 or not 0 < sum(self.weights) < math.inf):

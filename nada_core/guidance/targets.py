@@ -74,7 +74,7 @@ def check_devices(
         raise ValueError("torch.inference_mode is on, which forbids training; use torch.inference_mode(False).")
     generator.one_hot(label, 1)
     device = generator.w_avg.device
-    for guide, _ in weighted_guides(guides):
+    for guide, _ in weighted_guides(guides) if guides else ():
         if guide.mean.device != device:
             devices = f"The generator is on {device}, the guide {guide.name} on {guide.mean.device}"
             raise ValueError(f"{devices}; move one with .to(device).")

@@ -24,10 +24,10 @@ from torch import Tensor
 from ..io.checkpoint_file import RawCheckpoint, read_checkpoint
 from ..io.errors import DamagedCheckpointError, UnsupportedCheckpointError
 from ..io.metadata import read_description, write_safetensors
-from ..models.generator import Generator, same_space
+from ..models.generator import Generator, check_space, same_space
 from ..runtime.seeds import seeded
 from .foreign_directions import read_foreign_directions
-from .sampling import Latents, check_space, row_slice
+from .sampling import Latents, row_slice
 
 KIND = "nada_directions"
 VERSION = 1

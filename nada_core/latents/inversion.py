@@ -17,13 +17,13 @@ from torch import Tensor
 
 from ..guidance.reconstruction import FaceRecognizer, Features, ReconstructionLoss, check_networks, psnr, weight
 from ..io.images import square
-from ..models.generator import Generator
+from ..models.generator import Generator, check_latents
 from ..runtime.allocator import keep_freed_memory
 from ..runtime.batching import MicroBatcher
 from ..runtime.config import setting, settings
 from ..runtime.precision import tf32
 from ..runtime.schedules import lr_scale
-from .sampling import Latents, check_latents, render
+from .sampling import Latents, render
 
 SPACES = ("w", "w+", "w then w+")
 _ADVICE = "Take a smaller perceptual network, or none, or a generator of lower resolution."

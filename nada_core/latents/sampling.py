@@ -20,7 +20,7 @@ from torch import Tensor
 from ..io.checkpoint_file import RawCheckpoint, read_checkpoint
 from ..io.errors import DamagedCheckpointError, UnsupportedCheckpointError
 from ..io.metadata import read_description, write_safetensors
-from ..models.generator import Generator, same_space
+from ..models.generator import Generator, check_latents, check_space, same_space
 from ..runtime.batching import MicroBatcher
 from ..runtime.seeds import seeded
 
@@ -291,24 +291,3 @@ def row_slice(rows: tuple[int, int] | None, count: int) -> slice:
     if not 0 <= first < last <= count:
         raise ValueError(f"Got rows {first} to {last} (exclusive), expected 0 <= first < last <= {count}.")
     return slice(first, last)
-
-
-def check_space(subject: str, space: str, generator: Generator) -> None:
-    """Raise ValueError when `space` is known and not the generator's."""
-    if not generator.accepts(space):
-        raise ValueError(
-            f"{subject} come from another generator (space {space[:12]}, this one is {generator.space()[:12]}); "
-            "use the one they were made with, or one adapted from it."
-        )
-
-
-def check_latents(generator: Generator, ws: Tensor, space: str, count: int, subject: str = "These latents") -> None:
-    """Raise ValueError for latents [N, L, C] that are not the generator's, or not `count`."""
-    check_space(subject, space, generator)
-    if ws.shape[1:] != (generator.num_ws, generator.w_dim):
-        raise ValueError(
-            f"{subject} have {list(ws.shape[1:])} rows and columns, expected [{generator.num_ws}, "
-            f"{generator.w_dim}]; use the generator they were made with."
-        )
-    if len(ws) != count:
-        raise ValueError(f"Got {count} images and {len(ws)} latents, expected one latent per image, in their order.")

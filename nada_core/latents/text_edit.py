@@ -21,13 +21,13 @@ from ..guidance.reconstruction import FaceRecognizer
 from ..guidance.shifts import TextShift
 from ..guidance.targets import ClipTarget, check_devices, clip_targets
 from ..models.clip import ClipGuide
-from ..models.generator import Generator
+from ..models.generator import Generator, check_latents
 from ..runtime.allocator import keep_freed_memory
 from ..runtime.batching import MicroBatcher
 from ..runtime.config import setting, settings
 from ..runtime.precision import tf32
 from ..runtime.schedules import lr_scale
-from .sampling import Latents, check_latents, render, row_slice, synthesize
+from .sampling import Latents, render, row_slice, synthesize
 
 OBJECTIVES = ("global", "direction")
 SPACES = ("w", "w+")

@@ -190,6 +190,27 @@ def same_space(first: str, second: str) -> bool:
     return not first or not second or first == second or {len(first), len(second)} == {_SPACE_LENGTH, 64}
 
 
+def check_space(subject: str, space: str, generator: Generator) -> None:
+    """Raise ValueError when `space` is known and not the generator's."""
+    if not generator.accepts(space):
+        raise ValueError(
+            f"{subject} come from another generator (space {space[:12]}, this one is {generator.space()[:12]}); "
+            "use the one they were made with, or one adapted from it."
+        )
+
+
+def check_latents(generator: Generator, ws: Tensor, space: str, count: int, subject: str = "These latents") -> None:
+    """Raise ValueError for latents [N, L, C] that are not the generator's, or not `count`."""
+    check_space(subject, space, generator)
+    if ws.shape[1:] != (generator.num_ws, generator.w_dim):
+        raise ValueError(
+            f"{subject} have {list(ws.shape[1:])} rows and columns, expected [{generator.num_ws}, "
+            f"{generator.w_dim}]; use the generator they were made with."
+        )
+    if len(ws) != count:
+        raise ValueError(f"Got {count} images and {len(ws)} latents, expected one latent per image, in their order.")
+
+
 def _fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(tensors):
