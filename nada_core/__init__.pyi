@@ -1,13 +1,14 @@
 """The public names of nada_core and where they are defined; read by type checkers and by `__init__.py`."""
 
 from .adaptation.adapt import Adaptation, Step, adapt
-from .adaptation.config import AdaptConfig, LayerChoice
+from .adaptation.adapt_to_pairs import adapt_to_pairs
+from .adaptation.config import AdaptConfig, LayerChoice, PairsConfig
 from .adaptation.layer_selection import inspect_layers
 from .adaptation.recipes import RECIPES
 from .adaptation.snapshots import Snapshot, filmstrip, find_snapshots, judge_snapshots, pick_snapshot
 from .guidance.clip_losses import TERMS, Views
 from .guidance.prompt_check import check_prompts
-from .guidance.shifts import EmbeddingShift, ImageShift, MixedShift, TextShift
+from .guidance.shifts import EmbeddingShift, ImageShift, MixedShift, PairShift, TextShift
 from .io.checkpoint_file import RawCheckpoint
 from .io.errors import CheckpointError
 from .io.grid import compare_grid, grid
@@ -52,6 +53,8 @@ __all__ = [
     "LayerChoice",
     "MixedShift",
     "NoFaceError",
+    "PairShift",
+    "PairsConfig",
     "Perceptual",
     "RECIPES",
     "RawCheckpoint",
@@ -64,6 +67,7 @@ __all__ = [
     "Tuning",
     "Views",
     "adapt",
+    "adapt_to_pairs",
     "align",
     "boundary",
     "build",

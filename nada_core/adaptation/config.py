@@ -8,7 +8,7 @@ from ..guidance.clip_losses import RELATIVE_TERMS, TERMS
 from ..runtime.config import setting, settings
 from ..runtime.precision import PRECISIONS
 
-PAIR_STEPS, PAIR_BATCH = 300, 4  # of an adaptation to pairs
+PAIR_STEPS, PAIR_BATCH = 200, 4  # of an adaptation to pairs
 
 
 @settings
@@ -213,6 +213,6 @@ class PairsConfig:
     def for_training(cls, base: AdaptConfig) -> PairsConfig:
         """Return settings for a generator whose settings for a shift are `base`: its optimizer, other lengths."""
         training = replace(
-            base, pool=0, steps=PAIR_STEPS, batch=PAIR_BATCH, keep_every=max(1, PAIR_STEPS // 12), patience=4
+            base, pool=0, steps=PAIR_STEPS, batch=PAIR_BATCH, keep_every=max(1, PAIR_STEPS // 10), patience=4
         )
         return cls(training=training)

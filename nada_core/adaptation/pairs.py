@@ -92,7 +92,7 @@ class Pairs:
         noise: Noise = latents.noise if isinstance(latents.noise, str) else list(latents.noise)  # type: ignore[assignment]
         after = square(images, source.resolution).detach().cpu()
         pairs = cls(source, latents.ws.cpu(), noise, after, after, config, perceptual, tuple(range(len(images))))
-        return replace(pairs, before=pairs.render(source, torch.arange(len(images))))
+        return replace(pairs, before=pairs.render(source, torch.arange(len(images))).clamp(-1, 1))
 
     def filtered(self, guides: Sequence[tuple[ClipGuide, float]], identity: FaceRecognizer | None, seed: int) -> Pairs:
         """Reject wrong pairs, and hold some of the others out.

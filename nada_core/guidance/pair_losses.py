@@ -1,6 +1,8 @@
 """Losses of learning from pairs: L1 at several scales, L1 of gradients, and LPIPS between an image of the student and
-what an image model made of the source's image. That such pairs can teach a generator is known from DATID-3D (arXiv:2211.16374) and PODIA-3D
-(arXiv:2304.01900), which train adversarially.
+what an image model made of the source's image.
+
+That such images can teach a generator is known from DATID-3D (arXiv:2211.16374) and PODIA-3D (arXiv:2304.01900), which
+train adversarially.
 
 Letters: N images, n images of a chunk, P targets of a batch, R pixels a side.
 """
