@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypedDict
 
 from torch import Tensor
+from typing_extensions import Unpack
 
 from ..guidance.reconstruction import FaceRecognizer, Features
 from ..guidance.shifts import Shift
@@ -25,6 +27,19 @@ from .provenance import RunInputs
 Guides = ClipGuide | Sequence[ClipGuide | tuple[ClipGuide, float]]
 
 
+class RunOptions(TypedDict, total=False):
+    """Arguments of `adapt` that decide how a run is watched and saved, not its result."""
+
+    on_step: Callable[[Step], None] | None
+    autosave: str | Path | None
+    resume: bool
+    stop: Callable[[], bool] | None
+    threads: int | None
+    snapshots: str | Path | None
+    snapshot_every: int
+    fingerprint: str | None
+
+
 def adapt_to_pairs(
     generator: Generator,
     latents: LatentsLike,
@@ -34,11 +49,7 @@ def adapt_to_pairs(
     shift: Shift | None = None,
     perceptual: Features | None = None,
     identity: FaceRecognizer | None = None,
-    on_step: Callable[[Step], None] | None = None,
-    autosave: str | Path | None = None,
-    resume: bool = False,
-    stop: Callable[[], bool] | None = None,
-    threads: int | None = None,
+    **options: Unpack[RunOptions],
 ) -> Adaptation:
     """Train a copy of `generator` to draw edited images [N, C, H, W] from their latents.
 
@@ -53,7 +64,7 @@ def adapt_to_pairs(
         shift: trains the CLIP terms of `config.training`, such as the directional loss, on pairs and random latents.
         perceptual: the network of the LPIPS terms.
         identity: the network of the id term; it also helps to find wrong pairs.
-        on_step, autosave, resume, stop, threads: as for `adapt`.
+        options: as for `adapt`.
 
     Raises:
         ValueError: as `adapt`, and for latents of another generator or number, fewer than two pairs, images that are
@@ -64,7 +75,7 @@ def adapt_to_pairs(
     if guides:
         check_devices(generator, guides, inputs.config.label)
     pairs = inputs.pairs.filtered(weighted_guides(guides) if guides else (), identity, inputs.config.seed)
-    return train(replace(inputs, pairs=pairs), on_step, autosave, resume, stop, threads)
+    return train(replace(inputs, pairs=pairs), **options)
 
 
 def pair_inputs(
