@@ -28,7 +28,6 @@ from torch import Tensor, nn
 
 from ._cancel import cancellable
 from ._server import send_text
-from ._words import in_node_words
 
 __all__ = [
     "DIRECTIONS",
@@ -195,18 +194,22 @@ def from_image(image: Tensor, channels: int = 3) -> Tensor:
 # ---- torch under ComfyUI ------------------------------------------------------------------------------------------
 
 
+#: The core names a setting with its class, AdaptConfig.lr; widgets have the name alone.
+_FIELD = re.compile(r"\b[A-Z]\w+(?:Config|Choice)\.(?=[a-z])")
+
+
 @contextmanager
 def normal_mode() -> Iterator[None]:
     """Disable ComfyUI's inference mode: tensors created inside it can never require gradients.
 
-    Errors of the core become plain ValueErrors in the words of the nodes, because the page shows type and message.
+    Errors of the core become plain ValueErrors with the names of widgets, because the page shows type and message.
     """
     with torch.inference_mode(False), torch.enable_grad():
         try:
             yield
         except Exception as error:
             notes = getattr(error, "__notes__", [])  # the page shows none
-            text = in_node_words(" ".join([str(error), *notes]))
+            text = _FIELD.sub("", " ".join([str(error), *notes]))
             send_text(f"Error: {text}")  # the page hides the message behind "View details"
             if isinstance(error, ValueError | FloatingPointError):
                 raise ValueError(text) from error

@@ -423,7 +423,7 @@ def test_similarity_networks_never_see_more_than_a_chunk() -> None:
 
 
 def test_similarity_term_without_network_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"id term weighs 1, .*load_identity"):
+    with pytest.raises(ValueError, match=r"id term weighs 1, .*face recognition network"):
         adapt(generator(), guide(), SHIFT, settings(id=1.0), perceptual=Small())
 
 

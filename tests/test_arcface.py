@@ -232,7 +232,7 @@ def test_safetensors_of_another_kind_is_refused(tmp_path: Path) -> None:
     [
         ("visual.conv1.weight", "a CLIP model"),
         ("text_model.encoder.layers.0.mlp.fc1.weight", "a CLIP model"),
-        ("g_ema.conv1.conv.modulation.weight", "a generator; load it with load_generator"),
+        ("g_ema.conv1.conv.modulation.weight", "a generator; load it as a generator"),
         ("state_dict.module.encoder_q.layer4.0.conv1.weight", "MoCo"),
         ("layer4.0.conv1.weight", "a ResNet"),
         ("input_layer.0.weight", "begin with"),
@@ -248,9 +248,9 @@ def test_other_files_are_named(tmp_path: Path, name: str, guess: str) -> None:
 
 def test_generators_encoders_and_missing_files_are_refused(tmp_path: Path) -> None:
     save_generator(generator(), tmp_path / "g.safetensors", {})
-    with pytest.raises(UnsupportedCheckpointError, match="load_generator"):
+    with pytest.raises(UnsupportedCheckpointError, match="as a generator"):
         load_identity(tmp_path / "g.safetensors")
-    with pytest.raises(UnsupportedCheckpointError, match="load_encoder"):
+    with pytest.raises(UnsupportedCheckpointError, match="as an encoder"):
         load_identity(write(tmp_path / "e.pt", "e4e"))
     with pytest.raises(CheckpointError, match="no such file"):
         load_identity(tmp_path / "nothing.pth")

@@ -65,7 +65,7 @@ def test_judge_selects_the_best_step(world: World) -> None:
     (both,) = world.call("CombineGuides", guides=[world.guide, other])
     with pytest.raises(ValueError, match="Got 2 guides as judge"):
         world.call("AdaptGenerator", **given, judge=both)
-    with pytest.raises(ValueError, match="keep_every 2 without a judge; connect"):
+    with pytest.raises(ValueError, match="keep_every 2 without a judge"):
         world.call("AdaptGenerator", **given, **every)
 
 
@@ -74,5 +74,5 @@ def test_similarity_terms_reduce_the_change(world: World) -> None:
     given = world.training(id=1.0)
     training = world.call("AdaptGenerator", **given, similarity_networks=similarity_networks)[2]
     assert len(training["loss"]) == 2
-    with pytest.raises(ValueError, match="id.*Load LPIPS and Identity"):
+    with pytest.raises(ValueError, match="id term weighs 1.*face recognition network"):
         world.call("AdaptGenerator", **given)

@@ -326,7 +326,7 @@ def transformers_layout(state: dict[str, Tensor]) -> dict[str, Tensor]:
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git-lfs"),
         ("cut", "safetensors file"),
         ("transformers", "text tower"),
-        ("generator", "load_generator"),
+        ("generator", "as a generator"),
     ],
 )
 def test_file_that_is_no_clip_model_is_named(folder: Path, tmp_path: Path, content: bytes | str, kind: str) -> None:

@@ -302,7 +302,7 @@ def test_other_families_are_refused_by_name(vision: dict[str, Tensor], tmp_path:
             guide_from_vision_tower(state, config)
     for state, named in ((DINOV2, "DINOv2"), (siglip, "SigLIP")):
         save_file(state, tmp_path / "other.safetensors")
-        assert named in describe(read_checkpoint(tmp_path / "other.safetensors"), "load_guide")
+        assert named in describe(read_checkpoint(tmp_path / "other.safetensors"), "as a guide")
         with pytest.raises(GuideError, match=named):
             load_guide(tmp_path / "other.safetensors", architecture(tmp_path, "nada-test-other-family"))
 

@@ -64,7 +64,7 @@ def test_clip_vision_can_be_combined_and_judge(world: World, clip_vision: ClipVi
 
 def test_text_with_an_image_guide_is_refused_before_the_training(world: World, clip_vision: ClipVision) -> None:
     (guide,) = world.call("GuideFromClipVision", clip_vision=clip_vision)
-    with pytest.raises(ValueError, match="no text tower.*Shift from Images.*Shift from Conditioning"):
+    with pytest.raises(ValueError, match="no text tower"):
         world.call("AdaptGenerator", **world.training(guide=guide))
     assert not any(bar.ticks for bar in world.host.bars)
     with pytest.raises(ValueError, match="no text tower"):

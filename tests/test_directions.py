@@ -264,7 +264,7 @@ def test_foreign_directions_are_loaded(tmp_path: Path) -> None:
         result = load_directions(tmp_path / name, made)
         assert torch.equal(result.vectors, vectors) and torch.equal(result.scale, scale), name
         assert result.space == made.space()
-        with pytest.raises(ValueError, match="pass its generator"):
+        with pytest.raises(ValueError, match="also needs its generator"):
             load_directions(tmp_path / name)
     assert load_directions(tmp_path / "age.npy", made).names == ("age",) and result.names[6] == "pca 6"
 

@@ -203,7 +203,7 @@ def test_other_files_are_named(tmp_path: Path) -> None:
     save_file({"visual.x": torch.zeros(1)}, tmp_path / "clip.safetensors")
     write_torch(tmp_path / "g.pt", {"g_ema": {"x": torch.zeros(1)}})
     for name, words in (
-        ("g.safetensors", "a generator saved by this package; load it with load_generator"),
+        ("g.safetensors", "a generator saved by this package; load it as a generator"),
         ("run.safetensors", "the autosave of a run"),
         ("clip.safetensors", "a CLIP model"),
         ("g.pt", r"begin with \['g_ema\.x"),

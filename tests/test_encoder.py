@@ -302,7 +302,7 @@ def changed(change: str) -> dict[str, Any]:
         ("type", UnsupportedCheckpointError, "'BackboneEncoderUsingLastLayerIntoW'; known are GradualStyleEncoder"),
         ("no type", UnsupportedCheckpointError, "encoder type None"),
         ("decoder", CheckpointError, "without its decoder"),
-        ("encoder", UnsupportedCheckpointError, "load it with load_generator"),
+        ("encoder", UnsupportedCheckpointError, "load it as a generator"),
         ("StyleGAN3", UnsupportedCheckpointError, "no StyleGAN2"),
         ("rows", CheckpointError, "7 rows"),
         ("pyramid", CheckpointError, "do not fit the encoder's type"),
@@ -323,10 +323,10 @@ def test_unknown_and_damaged_encoders_are_refused(tmp_path: Path, change: str, k
 
 def test_whole_files_of_other_kinds_are_refused(tmp_path: Path) -> None:
     save_generator(decoder(), tmp_path / "g.safetensors", {})
-    with pytest.raises(UnsupportedCheckpointError, match="load it with load_generator"):
+    with pytest.raises(UnsupportedCheckpointError, match="load it as a generator"):
         load_encoder(tmp_path / "g.safetensors")
     write_torch(tmp_path / "face.pth", face_state())
-    with pytest.raises(UnsupportedCheckpointError, match="a face recogniser; load it with load_identity"):
+    with pytest.raises(UnsupportedCheckpointError, match="a face recogniser; load it as an identity network"):
         load_encoder(tmp_path / "face.pth")
     write_torch(tmp_path / "other.pth", {"layer.weight": torch.zeros(2)})
     with pytest.raises(UnsupportedCheckpointError, match="none of the usual files"):
@@ -340,5 +340,5 @@ def test_whole_files_of_other_kinds_are_refused(tmp_path: Path) -> None:
 
 
 def test_generator_is_not_loaded_from_an_encoder_file(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedCheckpointError, match="an encoder .*load_encoder"):
+    with pytest.raises(UnsupportedCheckpointError, match="an encoder .*as an encoder"):
         load_generator(write(tmp_path / "encoder.pt", "psp"))

@@ -94,8 +94,8 @@ def test_gradients_reach_the_image(known: Tensor) -> None:
     ("weights", "message"),
     [
         ({"mse": 0.0}, "None of the terms mse has a weight"),
-        ({"mse": 1.0, "lpips": 0.8}, "lpips term weighs 0.8, but there is no network.*load_perceptual"),
-        ({"id": 0.1}, "id term weighs 0.1, but there is no network.*load_identity"),
+        ({"mse": 1.0, "lpips": 0.8}, "lpips term weighs 0.8, but there is no network.*LPIPS network"),
+        ({"id": 0.1}, "id term weighs 0.1, but there is no network.*face recognition network"),
     ],
 )
 def test_term_without_its_network_is_refused(weights: dict[str, float], message: str) -> None:

@@ -226,19 +226,14 @@ def test_invalid_settings_are_rejected(world: World) -> None:
 
 
 def test_angle_loss_with_one_latent_is_rejected(world: World) -> None:
-    with pytest.raises(ValueError, match=r"^batch is 1, but the losses angle") as caught:
+    with pytest.raises(ValueError, match=r"^batch is 1, but the terms angle") as caught:
         world.adapt(batch=1, angle_loss=0.5)
     assert type(caught.value) is ValueError and "set batch to 2 or more" in str(caught.value)
 
 
-def test_node_errors_name_no_python(world: World) -> None:
-    words = world.module("nodes._words").in_node_words
-    for name in (
-        "AdaptConfig.lr is 5",
-        "an encoder; load it with load_encoder",
-        "latents; load them with load_latents",
-    ):
-        assert not re.search(r"Config|load_\w+", words(name)), name
+def test_node_errors_name_the_widget_without_its_class(world: World) -> None:
+    with pytest.raises(ValueError, match=r"^mirror is True, but views is 0"):
+        world.adapt(mirror="on", views=0)
 
 
 def test_builtin_recipe_fits_the_widgets(world: World) -> None:
@@ -1059,10 +1054,7 @@ def test_load_domain_rejects_other_files(either: World) -> None:
     sound = save(either, "Domain")
     (folder / "damaged.safetensors").write_bytes(sound.read_bytes()[:-2000])
     either.save(either.stranger, "models", "stylegan_nada", "domains", "whole.safetensors")
-    for file, words in (
-        ("damaged.safetensors", "Copy it again"),
-        ("whole.safetensors", "choose it in StyleGAN Loader"),
-    ):
+    for file, words in (("damaged.safetensors", "Copy it again"), ("whole.safetensors", "load it as a generator")):
         with pytest.raises(ValueError, match=words):
             either.call("LoadDomain", generator=either.generator, file=file)
     with pytest.raises(ValueError, match="another generator"):
@@ -1188,3 +1180,28 @@ def test_invalid_graph_fails_at_the_right_node(world: World, case: str) -> None:
     assert node_id == where and isinstance(error, ValueError)
     with pytest.raises(ValueError, match=words):
         result.check()
+
+
+def test_link_colors_cover_the_socket_types(world: World) -> None:
+    script = (ROOT / "web" / "link_colors.js").read_text(encoding="utf-8")
+    kinds = {one.io_type for cls in world.pack.nodes for one in cls.GET_SCHEMA().outputs}
+    colors = dict(re.findall(r"^  (\w+): '(#[0-9a-f]{6})'", script, re.MULTILINE))
+    assert colors.keys() == {kind for kind in kinds if kind.startswith("NADA_")}
+    assert len(set(colors.values())) == len(colors)
+
+
+#: What a user types into the node search, and the node that is meant.
+SEARCHES = {
+    "stylegan": "LoadGenerator",
+    "nada": "AdaptGenerator",
+    "train stylegan": "AdaptGenerator",
+    "finetune gan": "AdaptGenerator",
+    "latent walk video": "InterpolateLatents",
+    "face inversion": "InvertImage",
+}
+
+
+@pytest.mark.parametrize("words", SEARCHES)
+def test_search_words_are_an_alias_of_one_node(either: World, words: str) -> None:
+    found = [name for name, entry in either.executor.object_info().items() if words in (entry["search_aliases"] or ())]
+    assert found == [PREFIX + SEARCHES[words]]

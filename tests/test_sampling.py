@@ -376,7 +376,7 @@ def test_foreign_latents_are_loaded(tmp_path: Path) -> None:
     for name, wanted in expected.items():
         loaded = load_latents(tmp_path / name, made)
         assert torch.equal(loaded.ws, wanted) and loaded.noise == "const" and loaded.space == made.space(), name
-        with pytest.raises(ValueError, match="pass its generator"):
+        with pytest.raises(ValueError, match="also needs its generator"):
             load_latents(tmp_path / name)
 
 

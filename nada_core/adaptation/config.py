@@ -141,11 +141,13 @@ class AdaptConfig:
         if self.patience and not self.keep_every:
             raise ValueError("AdaptConfig.patience needs a positive keep_every, such as 25.")
         if not any(self.terms.values()):
-            raise ValueError("AdaptConfig.terms are all 0; give at least one a weight, such as direction 1.")
+            raise ValueError(
+                "The weights of all loss terms are 0; give at least one a weight, such as 1 for the direction loss."
+            )
         if self.batch == 1 and (relative := [name for name in RELATIVE_TERMS if self.terms.get(name)]):
             raise ValueError(
-                f"AdaptConfig.batch is 1, but the terms {', '.join(relative)} compare the images of a batch; take a "
-                "batch of at least 2, or set them to 0."
+                f"AdaptConfig.batch is 1, but the terms {', '.join(relative)} compare the images of a batch; set "
+                "batch to 2 or more, or the weights of these terms to 0."
             )
         if self.mirror and not self.views:
             raise ValueError("AdaptConfig.mirror is True, but views is 0, so there is no view to mirror; set views.")

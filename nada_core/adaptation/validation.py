@@ -152,7 +152,9 @@ def check_judge(judge: ClipGuide | None, guides: Iterable[ClipGuide], config: Ad
     """Refuse a judge without `keep_every`, `keep_every` without a judge, and a judge among the guides."""
     if judge is None:
         if config.keep_every:
-            raise ValueError(f"Got keep_every {config.keep_every} without a judge; pass a CLIP model that is no guide.")
+            raise ValueError(
+                f"Got keep_every {config.keep_every} without a judge; give a CLIP model that is no guide as judge."
+            )
         return
     if not config.keep_every:
         raise ValueError(

@@ -92,11 +92,12 @@ def check_networks(weights: Mapping[str, float], perceptual: object | None, iden
     """Raise ValueError when no term has a weight, or a term with a weight lacks its network."""
     if not any(weights.values()):
         raise ValueError(f"None of the terms {', '.join(weights) or '(none given)'} has a weight; give mse at least 1.")
-    for name, parameter, network in (("lpips", "perceptual", perceptual), ("id", "identity", identity)):
+    kinds = (("lpips", "an LPIPS network", perceptual), ("id", "a face recognition network", identity))
+    for name, kind, network in kinds:
         if weights.get(name) and network is None:
             raise ValueError(
-                f"The {name} term weighs {weights[name]:g}, but there is no network to compute it; pass "
-                f"{parameter}=load_{parameter}(...), or set {name} to 0."
+                f"The {name} term weighs {weights[name]:g}, but there is no network to compute it; give {kind}, "
+                f"or set {name} to 0."
             )
 
 

@@ -62,7 +62,7 @@ class ImageShift:
         if len(shape) != 4 or shape[1] != 3 or not 1 <= shape[0] <= 10:
             raise ValueError(f"Got style images of shape {shape}, expected [N, 3, H, W] with 1 to 10 images.")
         if not self.images.isfinite().all() or self.images.abs().max() > 1.5:  # resampling overshoots -1..1 a little
-            raise ValueError("Got style images beyond -1..1. Read them with load_image, or scale them first.")
+            raise ValueError("Got style images beyond -1..1. Scale them to that range first.")
 
     def direction(self, guide: ClipGuide, source: Tensor | None = None) -> Tensor:
         """Return the unit direction [1, D] from the mean of `source`, embeddings [M, D] of generated images."""

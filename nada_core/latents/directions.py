@@ -231,7 +231,7 @@ def _from_our_file(path: str | Path, raw: RawCheckpoint) -> Directions:
 
 def _from_foreign_file(path: str | Path, raw: RawCheckpoint, generator: Generator | None) -> Directions:
     if generator is None:
-        raise ValueError(f"{path}: not written by save_directions; for a file of another program pass its generator.")
+        raise ValueError(f"{path}: not written by this package; a file of another program also needs its generator.")
     vectors, scale = read_foreign_directions(path, raw, generator)
     stem = Path(path).stem
     names = (stem,) if len(vectors) == 1 else tuple(f"{stem} {index}" for index in range(len(vectors)))

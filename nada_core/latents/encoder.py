@@ -208,7 +208,7 @@ def _build(raw: RawCheckpoint) -> Encoder:
     encoder_tensors, decoder_tensors = _under(tensors, "encoder."), _under(tensors, "decoder.")
     if not any(name.startswith("body.") for name in encoder_tensors):
         raise UnsupportedCheckpointError(
-            f"not an encoder; it looks like {describe(raw, 'load_encoder')}. Expected a pSp, e4e or ReStyle "
+            f"not an encoder; it looks like {describe(raw, 'as an encoder')}. Expected a pSp, e4e or ReStyle "
             "checkpoint, a .pt with state_dict, opts and latent_avg."
         )
     if not decoder_tensors:

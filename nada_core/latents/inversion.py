@@ -163,8 +163,10 @@ def _origin(generator: Generator, count: int, start: Latents | None) -> _Origin:
     mean = generator.w_avg
     if start is None:
         if generator.c_dim:
-            example = "start=sample(generator, seeds, psi=0, label=...), one latent per image"
-            raise ValueError(f"Got a conditional generator and nothing to start from; pass {example}.")
+            raise ValueError(
+                "Got a conditional generator and nothing to start from; give one start latent per image, such as "
+                "samples of its class with psi 0."
+            )
         z = torch.randn(10_000, generator.z_dim, generator=torch.Generator().manual_seed(123))
         spread = (generator.map(z.to(mean.device))[:, 0] - mean).square().sum(1).mean().sqrt().item()
         return _Origin(mean.expand(count, 1, -1).clone(), "const", spread)

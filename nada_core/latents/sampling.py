@@ -229,7 +229,7 @@ def load_latents(path: str | Path, generator: Generator | None = None) -> Latent
 
 def _from_foreign_file(path: str | Path, raw: RawCheckpoint, generator: Generator | None) -> Latents:
     if generator is None:
-        raise ValueError(f"{path}: not written by save_latents; for a file of another program pass its generator.")
+        raise ValueError(f"{path}: not written by this package; a file of another program also needs its generator.")
     tensors = _foreign_latents(path, raw)
     ws = torch.cat([_to_rows(path, value.float(), generator) for value in tensors.values()])
     keys = [name.removesuffix("latent") + "noise" for name in tensors]

@@ -121,7 +121,10 @@ def _check(
         raise ValueError(f"Got a {type(shift).__name__}, expected a TextShift: phrases for now and for the result.")
     check_latents(generator, latents.ws, latents.space, len(latents))
     if config.id and identity is None:
-        raise ValueError(f"The id term weighs {config.id:g}, but there is no network to compute it; pass identity.")
+        raise ValueError(
+            f"The id term weighs {config.id:g}, but there is no network to compute it; give "
+            "a face recognition network, or set id to 0."
+        )
     last = generator.num_ws if config.last_row is None else config.last_row
     return row_slice((config.first_row, last), generator.num_ws)
 

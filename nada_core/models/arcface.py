@@ -157,8 +157,9 @@ def _small_face(raw: RawCheckpoint) -> SmallFace:
 def _arc_face(raw: RawCheckpoint) -> ArcFace:
     if "input_layer.0.weight" not in raw.tensors or "output_layer.3.weight" not in raw.tensors:
         raise UnsupportedCheckpointError(
-            f"not a face recogniser; it looks like {describe(raw, 'load_identity')}. Expected model_ir_se50.pth of "
-            "InsightFace_Pytorch, which pSp, e4e and ReStyle link to; ComfyUI: models/stylegan_nada/identity."
+            f"not a face recogniser; it looks like {describe(raw, 'as an identity network')}. Expected "
+            "model_ir_se50.pth of InsightFace_Pytorch, which pSp, e4e and ReStyle link to; ComfyUI: "
+            "models/stylegan_nada/identity."
         )
     with torch.device("meta"):
         trunk = trunk_of(raw.tensors)

@@ -71,7 +71,7 @@ def _find_layout(path: Path, raw: RawCheckpoint) -> tuple[Layout, str]:
         raise UnsupportedCheckpointError(f"{path}: {error} Tried: {tried}.") from error
     if network is None or any("encoder.body." in name for name in raw.tensors):  # an encoder contains a generator
         raise UnsupportedCheckpointError(
-            f"{path}: no generator; it looks like {describe(raw, 'load_generator')}. Tried: {tried}."
+            f"{path}: no generator; it looks like {describe(raw, 'as a generator')}. Tried: {tried}."
         )
     return network
 

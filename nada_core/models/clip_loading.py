@@ -155,7 +155,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     except GuideError as error:
         raise GuideError(f"{path}: {error}") from error
     if not any(name.startswith("visual.") for name in state):
-        raise GuideError(f"{path} is no CLIP model; it looks like {describe(raw, 'load_guide')}.")
+        raise GuideError(f"{path} is no CLIP model; it looks like {describe(raw, 'as a guide')}.")
     return state
 
 

@@ -192,7 +192,7 @@ def read_domain(path: str | Path) -> Domain:
     """
     raw = read_checkpoint(path)
     if raw.kind != KIND:
-        raise UnsupportedCheckpointError(f"{path}: no domain; it looks like {describe(raw, 'read_domain')}.")
+        raise UnsupportedCheckpointError(f"{path}: no domain; it looks like {describe(raw, 'as a domain')}.")
     description = read_description(path, raw.hints, VERSION)
     provenance = read_object(path, raw.hints, "provenance")
     shapes = read_object(path, raw.hints, "shapes")

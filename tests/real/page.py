@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -70,9 +70,9 @@ class Page:
         if response.status >= 400 and response.url.startswith(self.server.url) and "user.css" not in response.url:
             self.errors.append(f"{response.status} {response.url}")
 
-    def open(self, locale: str = "en") -> None:
-        """Open the page in a language and wait until it is ready."""
-        self.server.post("/settings", {**SETTINGS, "Comfy.Locale": locale})
+    def open(self, locale: str = "en", settings: Mapping[str, Any] | None = None) -> None:
+        """Open the page in a language, with further settings, and wait until it is ready."""
+        self.server.post("/settings", {**SETTINGS, "Comfy.Locale": locale, **(settings or {})})
         self.tab.goto(self.server.url, wait_until="domcontentloaded")
         self.tab.wait_for_function(READY, timeout=120_000)
         self.tab.wait_for_timeout(2000)  # extensions go on loading; a graph loaded before fails to find its definitions
@@ -168,6 +168,19 @@ class Page:
         self.tab.get_by_role("dialog").wait_for(state="hidden")
         self.tab.wait_for_function("() => app.graph._nodes.length > 0")
         self._settle()
+
+    def search(self, words: str) -> list[str]:
+        """Type words into the node search and return the titles of the results, best first. Closes the search."""
+        box = self.tab.locator("#graph-canvas").bounding_box()
+        self.tab.mouse.dblclick(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        self.tab.wait_for_timeout(500)
+        self.tab.keyboard.type(words)
+        self.tab.wait_for_timeout(1000)  # the list is filled after a pause
+        # A result has several lines; the first one is the title.
+        found = [text.strip().splitlines()[0].strip() for text in self.tab.get_by_role("option").all_inner_texts()]
+        self.tab.keyboard.press("Escape")
+        self.tab.wait_for_timeout(300)
+        return found
 
     def close_dialog(self) -> None:
         """Close all dialogs."""

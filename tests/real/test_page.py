@@ -22,6 +22,7 @@ LOCALES = sorted((pack_path() / "locales").glob("*/nodeDefs.json"))
 
 SHORTEN = """() => { for (const node of app.graph._nodes) if (node.type === 'StyleGANNADA_AdaptGenerator')
     node.widgets.find(widget => widget.name === 'settings.steps').value = 3 }"""
+EMPTY = {"last_node_id": 0, "last_link_id": 0, "nodes": [], "links": [], "groups": [], "version": 0.4}
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -110,6 +111,72 @@ def test_node_texts_are_translated(page: Page, path: Path) -> None:
     page.open(path.parent.name)
     for node_type, told in read(path).items():
         assert page.title_of(node_type) == told["display_name"]
+
+
+#: What a user types into the node search, and the node that has to be first.
+SEARCHES = {
+    "stylegan": "LoadGenerator",
+    "nada": "AdaptGenerator",
+    "train stylegan": "AdaptGenerator",
+    "finetune gan": "AdaptGenerator",
+    "latent walk video": "InterpolateLatents",
+    "face inversion": "InvertImage",
+}
+
+
+def test_node_search_shows_the_node_first(page: Page) -> None:
+    page.load(EMPTY)
+    first = {words: page.search(words)[0] for words in SEARCHES}
+    assert first == {words: page.title_of(PREFIX + name) for words, name in SEARCHES.items()}
+
+
+GROW = """async () => {
+    const [compare, ...loaders] = ['Compare', 'LoadGenerator', 'LoadGenerator', 'LoadGenerator'].map((name, index) => {
+        const node = LiteGraph.createNode('StyleGANNADA_' + name)
+        node.pos = [index ? 100 : 500, 100 + 150 * index]
+        app.graph.add(node)
+        return node
+    })
+    const sockets = () => compare.inputs.map(input => input.name).filter(name => name.startsWith('generators.'))
+    const before = sockets()
+    for (const loader of loaders) {
+        const free = input => input.name.startsWith('generators.') && !input.link
+        loader.connect(0, compare, compare.inputs.findIndex(free))
+        await new Promise(done => setTimeout(done, 200))
+    }
+    return [before, sockets()]
+}"""
+
+
+def test_compare_grows_a_socket_for_each_generator(page: Page) -> None:
+    page.load(EMPTY)
+    before, after = page.tab.evaluate(GROW)
+    names = [f"generators.generator_{number}" for number in range(1, 5)]
+    assert before == names[:2] and after == names
+    prompt = page.export()["output"]
+    (compare,) = (node["inputs"] for node in prompt.values() if node["class_type"] == f"{PREFIX}Compare")
+    assert [name for name in compare if name.startswith("generators.")] == names[:3]
+    assert page.errors == []
+
+
+COLORS = """() => {
+    const style = getComputedStyle(document.documentElement)
+    const { link_type_colors: links } = app.canvas.constructor, sockets = app.canvas.default_connection_color_byType
+    const read = type => [links[type], sockets[type], style.getPropertyValue('--color-datatype-' + type).trim()]
+    return ['NADA_GENERATOR', 'NADA_LATENTS', 'IMAGE'].map(read)
+}"""
+
+
+def test_links_have_a_color_for_each_type(page: Page) -> None:
+    generators, latents, images = page.tab.evaluate(COLORS)
+    assert set(generators) == {"#9575ff"} and set(latents) == {"#f06292"}
+    try:
+        page.open(settings={"Comfy.ColorPalette": "light"})
+        assert page.tab.evaluate(COLORS)[:2] == [generators, latents]
+        assert images[0] not in {"", *generators, *latents}
+    finally:
+        page.open(settings={"Comfy.ColorPalette": "dark"})
+    assert page.errors == []
 
 
 # ---- the tools themselves ----
