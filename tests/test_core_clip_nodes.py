@@ -56,7 +56,7 @@ def test_clip_vision_guides_a_training_to_images(either: World, clip_vision: Cli
 def test_clip_vision_can_be_combined_and_judge(world: World, clip_vision: ClipVision) -> None:
     (guide,) = world.call("GuideFromClipVision", clip_vision=clip_vision)
     (shift,) = world.call("ShiftFromImages", images=torch.rand(1, 32, 32, 3))
-    *_, because = world.call("AdaptGenerator", **world.training(shift=shift), judge=guide)
+    because = world.call("AdaptGenerator", **world.training(shift=shift), judge=guide)[3]
     assert "CLIP Vision" in because
     (both,) = world.call("CombineGuides", guides=[world.guide, guide])
     assert len(world.adapt(guide=both, shift=shift)[2]["loss"]) == 2
