@@ -87,7 +87,7 @@ def about_generator(generator: Generator, raw: RawCheckpoint) -> str:
         count = sum(counts[name] for name in layer.parameters)
         row = "" if layer.w_index is None else layer.w_index
         rows.append((layer.name, layer.resolution, row, layer.kind, f"{count:,}"))
-    return f"{describe_generator(generator)}\nsha256 {raw.sha256}\n\n{table(rows)}"
+    return f"{describe_generator(generator)}\nsha256 {raw.sha256} ({raw.container} file)\n\n{table(rows)}"
 
 
 def about_guide(name: str, guide: ClipGuide) -> str:
