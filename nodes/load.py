@@ -26,7 +26,7 @@ PUBLISHED = (
     "ViT-B-16:laion2b_s34b_b88k",
     "ViT-L-14:datacomp_xl_s13b_b90k",
 )
-OWN_FILE = "own file"
+OWN_FILE, OTHER_MODEL = "own file", "another open_clip model"
 _NONE = "(no CLIP model found)"
 ARCHITECTURES = (
     "ViT-B-32-quickgelu",
@@ -38,6 +38,8 @@ ARCHITECTURES = (
     "ViT-B-16",
     "ViT-L-14",
     "ViT-H-14",
+    "ViT-bigG-14",
+    "ViT-B-16-SigLIP",
 )
 
 
@@ -113,9 +115,10 @@ class LoadGuide(io.ComfyNode):
                     options=[
                         *(io.DynamicCombo.Option(name, []) for name in (*built_in, *PUBLISHED)),
                         io.DynamicCombo.Option(OWN_FILE, _own_file_inputs()),
+                        io.DynamicCombo.Option(OTHER_MODEL, _other_model_inputs()),
                     ],
                     tooltip="A built-in guide; published weights as ARCHITECTURE:TAG, which open_clip downloads "
-                    "on first use; or own file: a file in models/stylegan_nada/guides.",
+                    "on first use; own file: a file in models/stylegan_nada/guides; another open_clip model: others.",
                 )
             ],
             outputs=[GuideType.Output("guide", display_name="guide", tooltip="The frozen CLIP model, with weight 1.")],
@@ -135,7 +138,7 @@ class LoadGuide(io.ComfyNode):
             config = path.with_suffix(".json")
             loaded = load_guide(path, config if config.is_file() else guide["architecture"])
         else:
-            loaded = load_guide(guide["guide"])
+            loaded = load_guide(guide["model"].strip() if guide["guide"] == OTHER_MODEL else guide["guide"])
         loaded.fingerprint  # noqa: B018  computed once here and cached, because it hashes all weights
         return io.NodeOutput(((loaded, 1.0),))
 
@@ -154,6 +157,17 @@ def _own_file_inputs() -> list[Any]:
             tooltip="Architecture of the file. OpenAI weights need a -quickgelu architecture. An open_clip config "
             "(.json) with the same file name takes precedence.",
         ),
+    ]
+
+
+def _other_model_inputs() -> list[Any]:
+    return [
+        io.String.Input(
+            "model",
+            default="ViT-B-16-SigLIP:webli",
+            tooltip="ARCHITECTURE:TAG of any model that open_clip lists, or hf-hub:OWNER/NAME of an open_clip model on "
+            "the Hugging Face hub, such as hf-hub:chs20/fare2-clip. It is downloaded on first use.",
+        )
     ]
 
 

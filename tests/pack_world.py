@@ -22,7 +22,11 @@ WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", DYNAMIC)
 #: "a=2 or more: c d e": the input a grows from two sockets, c and d.
 CONTRACT = {
     "LoadGenerator": ("load", ["file"], [("generator", "NADA_GENERATOR"), ("layers", "STRING"), ("info", "STRING")]),
-    "LoadGuide": ("load", ["guide", "guide=own file: file architecture"], [("guide", "NADA_GUIDE")]),
+    "LoadGuide": (
+        "load",
+        ["guide", "guide=own file: file architecture", "guide=another open_clip model: model"],
+        [("guide", "NADA_GUIDE")],
+    ),
     "CombineGuides": (
         "load",
         [

@@ -82,6 +82,22 @@ def test_other_clip_vision_models_are_refused_by_name(
         world.call("GuideFromClipVision", clip_vision=other)
 
 
+def test_load_guide_reads_other_open_clip_models_by_name(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = []
+    loaded = world.guide[0][0]
+    monkeypatch.setattr(world.module("nodes.load"), "load_guide", lambda name, *_: names.append(name) or loaded)
+    given = "  hf-hub:chs20/fare2-clip "
+    world.call("LoadGuide", guide="another open_clip model", model=given)
+    world.call("LoadGuide", guide="another open_clip model")
+    assert names == [given.strip(), "ViT-B-16-SigLIP:webli"]
+
+
+def test_misspelled_model_names_are_refused(world: World) -> None:
+    for name in ("hf-hub:fare", "ViT-B-16-SigLIP:web", ""):
+        with pytest.raises(ValueError, match=repr(name) if ":" not in name else name.split(":")[1]):
+            world.call("LoadGuide", guide="another open_clip model", model=name)
+
+
 @pytest.fixture
 def large(world: World) -> Any:
     """A guide with the sizes of ViT-H/14, which is never run."""
