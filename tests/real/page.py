@@ -173,9 +173,10 @@ class Page:
         """Type words into the node search and return the titles of the results, best first. Closes the search."""
         box = self.tab.locator("#graph-canvas").bounding_box()
         self.tab.mouse.dblclick(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-        self.tab.wait_for_timeout(500)
+        self.tab.get_by_role("combobox").last.wait_for()
         self.tab.keyboard.type(words)
-        self.tab.wait_for_timeout(1000)  # the list is filled after a pause
+        self.tab.wait_for_timeout(1500)  # the list is filled after a pause
+        self.tab.get_by_role("option").first.wait_for()
         # A result has several lines; the first one is the title.
         found = [text.strip().splitlines()[0].strip() for text in self.tab.get_by_role("option").all_inner_texts()]
         self.tab.keyboard.press("Escape")

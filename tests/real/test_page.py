@@ -152,7 +152,8 @@ def test_compare_grows_a_socket_for_each_generator(page: Page) -> None:
     page.load(EMPTY)
     before, after = page.tab.evaluate(GROW)
     names = [f"generators.generator_{number}" for number in range(1, 5)]
-    assert before == names[:3] and after == names
+    assert before in (names[:2], names[:3])  # frontend 1.49 shows one more
+    assert after == names
     prompt = page.export()["output"]
     (compare,) = (node["inputs"] for node in prompt.values() if node["class_type"] == f"{PREFIX}Compare")
     assert [name for name in compare if name.startswith("generators.")] == names[:3]
