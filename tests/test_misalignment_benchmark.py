@@ -10,21 +10,20 @@ from typing import Any
 
 import pytest
 
-from benchmarks.misalignment import (
-    METHODS,
+from benchmarks.misalignment import plan
+from benchmarks.misalignment_page import (
     Condition,
-    Job,
-    Journal,
     Rows,
     by_condition,
     comparisons,
-    key,
+    gains,
     mean_rank,
     overview,
     p_value,
     page,
     paired,
 )
+from benchmarks.misalignment_rows import METHODS, ORACLES, Job, Journal, key
 
 KEYS = [f"row {index}" for index in range(40)]
 
@@ -43,7 +42,7 @@ def test_every_row_is_claimed_once_by_workers_that_share_a_journal(tmp_path: Pat
     assert set(Journal(tmp_path / "rows.jsonl", stale=60).rows()) == set(KEYS)
 
 
-def test_claims_of_dead_workers_expire_and_cut_off_lines_are_skipped(tmp_path: Path) -> None:
+def test_claims_without_a_row_expire_and_cut_off_lines_are_skipped(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     journal = Journal(path, stale=60)
     journal.finish("a", {"judge": 1.0})
@@ -107,6 +106,18 @@ def test_comparisons_differ_in_one_thing() -> None:
     conditions = [Condition(m, leak, noise) for m in METHODS for leak, noise in ((0.0, 0.0), (0.1, 0.0), (0.0, 0.4))]
     for one, other in comparisons(conditions):
         assert sum(a != b for a, b in zip(one, other, strict=True)) == 1
+
+
+def test_plan_holds_whole_comparisons_first_and_oracles_once() -> None:
+    jobs = plan(["joker", "elf"], [0, 1], [0.0, 0.1], [0.0, 0.4], ["recipe", "oracle"])
+    assert [job.seed for job in jobs] == sorted(job.seed for job in jobs) and len(set(jobs)) == len(jobs)
+    assert len(jobs) == 2 * 2 * (4 + 1) and {job[2:4] for job in jobs if job.method in ORACLES} == {(0.0, 0.0)}
+
+
+def test_gain_is_the_share_of_the_oracles() -> None:
+    oracle = {("elf", 0): {"distance": 0.02, "source_distance": 0.1}}
+    assert gains({("elf", 1): {"distance": 0.06, "source_distance": 0.1}}, oracle) == "0.50"
+    assert gains(oracle, oracle) == "1.00" and gains({("joker", 0): {}}, oracle) == "-"
 
 
 def test_page_lists_every_row_and_nothing_else(rows: Rows) -> None:
