@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from nvidia_pickle import dump, network, persistent
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nada_core.io.checkpoint_file import RawCheckpoint, sha256
@@ -19,6 +21,7 @@ from nada_core.models.domain import Domain
 from nada_core.models.layout import find_network
 from nada_core.models.stylegan2 import StyleGAN2
 from nada_core.models.stylegan2_layouts import LAYOUTS, rosinality_names, to_rosinality
+from nada_core.models.summary import describe_generator
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -318,3 +321,25 @@ def test_damaged_metadata_is_refused(tmp_path: Path) -> None:
         write_safetensors(tmp_path / "x", state, metadata)
         with pytest.raises(CheckpointError, match=words):
             load_generator(tmp_path / "x")
+
+
+@pytest.mark.parametrize("key", ["license", "modelspec.license"])
+def test_license_is_read_from_the_metadata_and_never_guessed(tmp_path: Path, key: str) -> None:
+    made, path = toy(), tmp_path / "ffhq.safetensors"
+    save_generator(made, path, {}, recommended={"adapt": {"steps": 5}})
+    assert load_generator(path).license is None
+    tensors, hints = load_file(path), safe_open(path, "pt").metadata()
+    save_file(tensors, path, {**hints, key: "CC-BY-4.0"})
+    loaded = load_generator(path)
+    assert loaded.license == "CC-BY-4.0" and "license: CC-BY-4.0" in describe_generator(loaded)
+    assert "recommended settings: adapt\n" in describe_generator(loaded)
+    export_rosinality(loaded, tmp_path / "ffhq.pt")
+    other = load_generator(tmp_path / "ffhq.pt")
+    assert other.license is None and "rosinality" in str(other.layout)
+    assert load_generator("portraits").license == "MIT"
+
+
+def test_description_has_the_sizes() -> None:
+    lines = describe_generator(toy(c_dim=3)).splitlines()
+    assert lines[0] == "stylegan2 generator, 32 x 32 pixels" and "8 rows of W+, 3 classes" in lines[2]
+    assert "not loaded from a file" in lines[1] and lines[-1] == "license: not stated in the file"
