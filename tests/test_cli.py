@@ -495,6 +495,45 @@ def test_judge_explains_the_chosen_step(run: Run, shelf: Path, tmp_path: Path, m
     assert code == 2 and "keep_every" in err
 
 
+def test_snapshots_are_written_drawn_and_picked(run: Run, shelf: Path, tmp_path: Path) -> None:
+    code, out, _ = run(*quick(shelf, "--steps", 5, "--snapshot-every", 2))
+    folder = Path("out/zombie-snapshots")
+    names = [f"step-{step:06}.safetensors" for step in (2, 4, 5)]
+    assert code == 0 and sorted(path.name for path in folder.iterdir()) == names
+    assert all(f"wrote {folder / name}" in out for name in names) and load_image("out/zombie-snapshots.png").ndim == 4
+    code, out, _ = run("pick", shelf / "a.safetensors", folder, "--step", 4, "--out", "out/four.safetensors")
+    assert code == 0 and "step 4" in out and read_provenance("out/four.safetensors")["snapshot"]["step"] == 4
+    expected = load_domain(load_generator(shelf / "a.safetensors"), folder / names[1]).state_dict()
+    assert all(
+        torch.equal(value, expected[name])
+        for name, value in load_generator("out/four.safetensors").state_dict().items()
+    )
+    judge = ("--judge", f"{shelf / 'guide-64.json'}:{shelf / 'guide-64.safetensors'}")
+    code, out, err = run("pick", shelf / "a.safetensors", folder, *judge, "--out", "out/best.safetensors")
+    assert code == 0 and out.count("score ") == 3, err
+    assert f"step {read_provenance('out/best.safetensors')['snapshot']['step']}" in out.splitlines()
+    for words, value in (
+        (("--step", 3), "2, 4, 5"),
+        (("--step", 2, *judge), "--judge"),
+        (("--judge", "portraits"), "judge"),
+    ):
+        code, _, err = run("pick", shelf / "a.safetensors", folder, *words, "--out", "out/none.safetensors")
+        assert code == 2 and value in err, err
+    code, _, err = run("pick", shelf / "a.safetensors", tmp_path, "--out", "out/none.safetensors")
+    assert code == 2 and "no snapshots" in err
+
+
+def test_snapshots_of_an_earlier_run_are_replaced_with_force_only(run: Run, shelf: Path) -> None:
+    assert run(*quick(shelf, "--steps", 5, "--snapshot-every", 2))[0] == 0
+    for path in Path("out").glob("*.*"):
+        path.unlink()
+    code, _, err = run(*quick(shelf, "--steps", 5, "--snapshot-every", 3))
+    assert code == 2 and "zombie-snapshots" in err
+    assert run(*quick(shelf, "--steps", 5, "--snapshot-every", 3, "--force"))[0] == 0
+    files = sorted(path.name for path in Path("out/zombie-snapshots").iterdir())
+    assert files == ["step-000003.safetensors", "step-000005.safetensors"]
+
+
 def test_identity_network_is_loaded_for_the_id_term(run: Run, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 

@@ -147,6 +147,157 @@ def test_stop_keeps_the_steps_so_far(either: World, monkeypatch: pytest.MonkeyPa
     assert len(whole[2]["loss"]) == 6 and not same(whole[0], stopped) and whole[3] == ""
 
 
+# ---- snapshots ----------------------------------------------------------------------------------------------------
+
+
+def snapshot_prompt(world: World, pick: dict[str, Any], **values: Any) -> dict[str, Any]:
+    return {
+        **training_prompt(world, snapshot_every=2, **values),
+        **world.prompt(
+            judge=("LoadGuide", {"guide": "portraits-64"}),
+            latents=("SampleLatents", {"generator": "load.0", "count": 3}),
+            pick=(
+                "PickSnapshot",
+                {
+                    "generator": "load.0",
+                    "snapshots": "adapt.4",
+                    "latents": "latents.0",
+                    "judge": "judge.0",
+                    "shift": "shift.0",
+                    **pick,
+                },
+            ),
+        ),
+    }
+
+
+def folders(world: World) -> list[Path]:
+    return [path for path in autosaves(world) if path.is_dir()]
+
+
+def test_snapshot_is_picked_by_step_and_by_judge(either: World) -> None:
+    by_step = {"pick": "by step", "pick.step": 4}
+    result = either.executor.run(snapshot_prompt(either, by_step)).check()
+    snapshots, (generator, domain, strip, figures) = result["adapt"][4], result["pick"]
+    assert [one.step for one in snapshots] == [2, 4, 6] and domain.provenance["snapshot"]["step"] == 4
+    assert same(generator, domain.apply(result["load"][0])) and strip.shape[0] == 1
+    assert [line.partition(":")[0] for line in figures.splitlines()] == ["step 2", "step 4", "step 6"]
+    assert texts(either)[-2] == figures.splitlines()[1] or figures.splitlines()[1] in texts(either)
+    assert result.ui["pick"]["images"]
+    best = either.executor.run(snapshot_prompt(either, {"pick": "by judge"})).check()
+    assert "adapt" in best.cached
+    scores = {int(line.split()[1].rstrip(":")): float(line.split()[5].rstrip(":")) for line in figures.splitlines()}
+    assert scores[best["pick"][1].provenance["snapshot"]["step"]] == max(scores.values())
+    last = either.executor.run(snapshot_prompt(either, {"pick": "by step"})).check()
+    assert last["pick"][1].provenance["snapshot"]["step"] == 6
+
+
+def test_pick_snapshot_names_what_is_missing(world: World) -> None:
+    adapted = world.call("AdaptGenerator", **world.training(snapshot_every=1))
+    given = {"generator": world.generator, "snapshots": adapted[4], "latents": world.latents()}
+    with pytest.raises(ValueError, match=r"step 7.*1, 2"):
+        world.call("PickSnapshot", **given, pick="by step", step=7)
+    with pytest.raises(ValueError, match="judge"):
+        world.call("PickSnapshot", **given, pick="by judge")
+    with pytest.raises(ValueError, match="shift"):
+        world.call("PickSnapshot", **given, judge=world.call("LoadGuide", guide="portraits-64")[0])
+    with pytest.raises(ValueError, match="Got portraits as judge"):
+        world.call("PickSnapshot", **given, pick="by judge", judge=world.guide, shift=world.shift)
+    with pytest.raises(ValueError, match="snapshot_every"):
+        world.call("PickSnapshot", **{**given, "snapshots": world.call("AdaptGenerator", **world.training())[4]})
+    with pytest.raises(ValueError, match="mapping network"):
+        strange = {"generator": world.stranger, "latents": world.latents(generator=world.stranger)}
+        world.call("PickSnapshot", **{**given, **strange})
+    adapted[4][0].path.unlink()
+    with pytest.raises(ValueError, match="step 1.*snapshot_every"):
+        world.call("PickSnapshot", **given)
+
+
+def test_training_runs_again_only_for_missing_snapshots(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def adapt(every: int) -> tuple[Any, ...]:
+        return world.call("AdaptGenerator", **{**world.training(steps=4), "snapshot_every": every})
+
+    first = adapt(0)
+    assert first[4] == () and not autosaves(world)
+    second = adapt(1)
+    assert [one.step for one in second[4]] == [1, 2, 3, 4] and same(second[0], first[0])
+    (folder,) = folders(world)
+    monkeypatch.setattr(world.module("nodes._training"), "adapt", None)
+    assert [one.step for one in adapt(2)[4]] == [2, 4] and adapt(0)[0] is second[0]
+    monkeypatch.undo()
+    next(folder.glob("step-000002*")).unlink()
+    again = adapt(2)
+    assert [one.step for one in again[4]] == [2, 4] and same(again[0], first[0])
+
+
+def test_unfinished_training_without_snapshots_starts_again_for_them(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for earlier, starts_again in ((0, True), (2, False)):
+        prompt = training_prompt(world, snapshot_every=earlier)
+        with monkeypatch.context() as patch:
+            interrupt_at_step(world, patch, 3)
+            assert world.executor.run(prompt).error
+        world.host.texts.clear()
+        world.host.interrupted = False
+        made = world.executor.run(training_prompt(world, snapshot_every=2)).check()["adapt"][4]
+        assert [one.step for one in made] == [2, 4, 6]
+        assert any("Continuing" in text for text in texts(world)) is not starts_again
+        world.reset()
+
+
+def test_too_many_snapshots_are_refused_and_lose_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"steps": 60}
+    with monkeypatch.context() as patch:
+        interrupt_at_step(world, patch, 2)
+        assert world.executor.run(training_prompt(world, **values)).error
+    world.host.interrupted = False
+    (autosave,) = autosaves(world)
+    error = world.executor.run(training_prompt(world, **values, snapshot_every=1)).error
+    assert error is not None and "snapshot_every 1" in str(error[1]) and autosaves(world) == [autosave]
+
+
+def test_snapshots_of_old_trainings_are_removed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = world.module("nodes._runs")
+    place = world.host.output / "stylegan_nada" / "runs"
+    names = [f"{number:016x}" for number in range(10)]
+    for age, name in enumerate(names):
+        (place / name).mkdir(parents=True)
+        (place / name / "step-000002.safetensors").write_bytes(b"x" * 1000)
+        os.utime(place / name, (10**9 - age, 10**9 - age))
+    (place / names[8] / "mine.txt").touch()
+    os.utime(place / names[8], (10**9 - 8, 10**9 - 8))
+    (place / names[0] / ".step-000004.safetensors.abcd.part").touch()
+    runs.autosave_path(names[0])
+    assert {path.name for path in folders(world)} == {*names[:6], names[8]}
+    assert [path.name for path in (place / names[8]).iterdir()] == ["mine.txt"], "other files are left alone"
+    assert [path.name for path in (place / names[0]).iterdir()] == ["step-000002.safetensors"]
+    monkeypatch.setattr(runs, "RUN_BYTES", 2500)
+    runs.autosave_path(names[0])
+    assert {path.name for path in folders(world)} == {*names[:3], names[8]}
+
+
+def test_stopped_training_has_the_snapshots_so_far(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs, drawn = world.module("nodes._runs"), world.module("nada_core.adaptation.adapt").draw_batch
+
+    def draw_batch(source: Any, config: Any, state: Any, index: int) -> Any:
+        if index == 2:
+            assert runs.request_stop({"node_id": "adapt"}) == {"stopping": True}
+        return drawn(source, config, state, index)
+
+    monkeypatch.setattr(world.module("nada_core.adaptation.adapt"), "draw_batch", draw_batch)
+    made = world.executor.run(training_prompt(world, snapshot_every=2)).check()["adapt"]
+    assert made[3] == "Stopped after 3 of 6 steps." and [one.step for one in made[4]] == [2]
+
+
+def test_run_is_fingerprinted_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, calls = world.module("nada_core.adaptation.provenance").RunInputs, []
+    fingerprint = inputs.fingerprint
+    monkeypatch.setattr(inputs, "fingerprint", lambda self: (calls.append(1), fingerprint(self))[1])
+    world.call("AdaptGenerator", **world.training(snapshot_every=1))
+    assert calls == [1]
+
+
 # ---- texts on the nodes -------------------------------------------------------------------------------------------
 
 

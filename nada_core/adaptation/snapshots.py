@@ -47,7 +47,10 @@ class Snapshot:
     def read(self) -> Domain:
         """Read the domain. Raises CheckpointError as `read_domain` does."""
         if not self.path.exists():
-            raise CheckpointError(f"{self.path}: the snapshot of step {self.step} was removed; train again to get it.")
+            raise CheckpointError(
+                f"{self.path}: the snapshot of step {self.step} was removed. Train again to write it; a cached run "
+                "starts again when snapshot_every changes."
+            )
         return read_domain(self.path)
 
 

@@ -14,6 +14,7 @@ import torch
 from .. import __version__
 from . import file_commands as files
 from . import photo_commands as photos
+from . import snapshot_commands as snapshots
 from . import training_commands as training
 from .arguments import Command, parse
 from .progress import printable, printable_output, say
@@ -24,6 +25,7 @@ COMMANDS: dict[str, type[Command]] = {
     "convert": files.Convert,
     "sample": files.Sample,
     "adapt": training.Adapt,
+    "pick": snapshots.Pick,
     "compare": files.Compare,
     "align": photos.Align,
     "encode": photos.Encode,

@@ -19,6 +19,7 @@ from ..adaptation.adapt import Adaptation, Step, adapt
 from ..adaptation.config import AdaptConfig, LayerChoice
 from ..adaptation.layer_selection import inspect_layers
 from ..adaptation.recipes import RECIPES
+from ..adaptation.snapshots import filmstrip
 from ..guidance.prompt_check import check_prompts
 from ..guidance.shifts import ImageShift, MixedShift, TextShift
 from ..io.errors import CheckpointError
@@ -54,6 +55,7 @@ from .arguments import (
 )
 from .profile import measure
 from .progress import device_of, prepare, progress, say
+from .snapshot_commands import prepare_snapshots
 
 Target = Annotated[str, one_of(portraits.TARGETS)]
 RecipeName = Annotated[str | None, one_of(RECIPES)]
@@ -134,6 +136,9 @@ class Adapt(Command):
     force: FlagCreatePairsOff[bool] = flag(False, "overwrite an earlier result")
     autosave: File = flag(None, "state of the run for --resume; removed when the result is saved (default: beside OUT)")
     resume: FlagCreatePairsOff[bool] = flag(False, "continue from the autosave; give all other flags as before")
+    snapshot_every: Annotated[int, value("N", int)] = flag(
+        0, "save the weight changes every N steps and at the end, for `pick`; at most 50 times; 0: never"
+    )
     config: Annotated[AdaptConfig, arg(name="training")] = AdaptConfig()
 
     @classmethod
@@ -154,7 +159,10 @@ class Adapt(Command):
     def _run_on(self, device: torch.device) -> None:
         path = result_path(self.out, self.target or Path((self.image or ("adapted",))[0]).stem)
         autosave = Path(self.autosave) if self.autosave else path.with_suffix(".autosave.safetensors")
+        snapshots = path.with_name(f"{path.stem}-snapshots") if self.snapshot_every else None
         prepare(path, *_plot_paths(path).values(), force=self.force)
+        if snapshots is not None and not self.resume:
+            prepare_snapshots(snapshots, self.force)
         if not (names := self.guide or self.stored_guides):
             raise ValueError("--guide is missing: the generator's file names no CLIP models; try ViT-B-32:openai.")
         source = load_generator(self.generator).to(device)
@@ -171,10 +179,14 @@ class Adapt(Command):
             with progress(self.config.steps) as tick:
                 networks = (judge, perceptual, identity)
                 on_step = None if rank() else _on_step(tick)
-                result = adapt(source, guides, shift, self.config, on_step, autosave, self.resume, *networks)
+                inputs = (source, guides, shift, self.config, on_step, autosave, self.resume, *networks)
+                result = adapt(*inputs, snapshots=snapshots, snapshot_every=self.snapshot_every)
             if rank():  # rank 0 has the same weights and writes them
                 return
             files = _save_result(result, path, self.generator, self._picture(source, result.generator))
+            if result.snapshots:
+                strip = filmstrip(source, result.snapshots, self._draw)
+                files += [*(one.path for one in result.snapshots), save_image(strip, _plot_paths(path)["snapshots"])]
             autosave.unlink(missing_ok=True)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(report.how_to_resume(autosave)) from None
@@ -191,13 +203,15 @@ class Adapt(Command):
         share = self.image_weight
         return images if text is None else MixedShift((text, images), (1 - share, share))
 
+    def _draw(self, generator: Generator) -> Tensor:
+        return render(generator, sample(generator, range(8), label=self.config.label))
+
     def _picture(self, source: Generator, adapted: Generator) -> Tensor:
-        latents = sample(source, range(8), label=self.config.label)
         before, after = (
             f"before: {self.source}" if self.target else "before",
             self.target or f"{len(self.image)} images",
         )
-        columns = {before: render(source, latents), f"after: {after}": render(adapted, latents)}
+        columns = {before: self._draw(source), f"after: {after}": self._draw(adapted)}
         return compare_grid(columns, [f"seed {seed}" for seed in range(8)])
 
 
@@ -264,7 +278,7 @@ def _save_result(
 
 
 def _plot_paths(path: Path) -> dict[str, Path]:
-    return {name: path.with_name(f"{path.stem}-{name}.png") for name in ("before-after", "loss", "layers")}
+    return {name: path.with_name(f"{path.stem}-{name}.png") for name in ("before-after", "loss", "layers", "snapshots")}
 
 
 def _selection_plot(result: Adaptation) -> Tensor:
