@@ -57,6 +57,11 @@ def chain(info: Info, *classes: str) -> Prompt:
                     first = options["options"][0]
                     nested = first["inputs"].get("required", {})
                     inputs |= {key: first["key"], **{f"{key}.{one}": _default(*two) for one, two in nested.items()}}
+                elif kind == "COMFY_AUTOGROW_V3":
+                    template = options["template"]
+                    ((socket, _),) = template["input"]["required"].values()
+                    first = template["names"][: template["min"]]
+                    inputs |= {f"{key}.{one}": newest[socket] for one in first}
                 elif isinstance(kind, list) or (kind in WIDGETS and not options.get("forceInput")):
                     inputs[key] = _default(kind, options)
                 elif group == "required":

@@ -173,7 +173,7 @@ class Page:
         """Type words into the node search and return the titles of the results, best first. Closes the search."""
         box = self.tab.locator("#graph-canvas").bounding_box()
         self.tab.mouse.dblclick(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-        self.tab.get_by_role("combobox").last.wait_for()
+        self.tab.wait_for_function("() => document.activeElement?.tagName === 'INPUT'")
         self.tab.keyboard.type(words)
         self.tab.wait_for_timeout(1500)  # the list is filled after a pause
         self.tab.get_by_role("option").first.wait_for()

@@ -29,7 +29,7 @@ def graph(info: dict[str, Any], target: str) -> Prompt:
     prompt = chain(info, *(PREFIX + name for name in TRAINING), "PreviewImage", f"{PREFIX}SaveGenerator")
     (load,), (adapt,) = (find(prompt, PREFIX + name) for name in ("LoadGenerator", "AdaptGenerator"))
     (compare,), (sample,) = (find(prompt, PREFIX + name) for name in ("Compare", "SampleLatents"))
-    prompt[compare]["inputs"] |= {"before": [load, 0], "after": [adapt, 0]}
+    prompt[compare]["inputs"] |= {"generators.generator_1": [load, 0], "generators.generator_2": [adapt, 0]}
     prompt[sample]["inputs"]["generator"] = [load, 0]
     return changed(prompt, f"{PREFIX}ShiftFromText", target=target)
 
