@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from page import Page
     from server import Event, Server
 
-ADAPT, SAVE = f"{PREFIX}AdaptGenerator", f"{PREFIX}SaveGenerator"
+ADAPT, SAVE, PICK = f"{PREFIX}AdaptGenerator", f"{PREFIX}SaveGenerator", f"{PREFIX}PickSnapshot"
 
 
 @pytest.fixture
@@ -72,6 +73,26 @@ def test_stopped_training_is_kept(server: Server, training: Prompt) -> None:
     (path,) = run.outputs[find(prompt, SAVE)[0]]["text"]
     assert Path(path).is_file()
     assert server.post("/stylegan_nada/stop", {"node_id": adapt}) == {"stopping": False}
+
+
+def test_snapshot_is_picked_without_training_again(server: Server, info: dict[str, Any]) -> None:
+    names = ("LoadGenerator", "LoadGuide", "ShiftFromText", "AdaptGenerator", "SampleLatents", "PickSnapshot")
+    prompt = changed(short(chain(info, *(PREFIX + name for name in names)), steps=6), ADAPT, snapshot_every=2)
+    (adapt,), (pick,), (load,) = (find(prompt, name) for name in (ADAPT, PICK, f"{PREFIX}LoadGenerator"))
+    prompt[pick]["inputs"]["generator"] = [load, 0]
+    first = server.run(prompt)
+    assert first.status == "success", first.error
+    assert texts(first.events, pick)[-1].startswith("step 6: loss ") and first.outputs[pick]["images"]
+    (folder,) = (server.base / "output" / "stylegan_nada" / "runs").iterdir()
+    assert sorted(path.name for path in folder.iterdir()) == [f"step-{step:06}.safetensors" for step in (2, 4, 6)]
+    again = server.run(changed(prompt, PICK, **{"pick.step": 4}))
+    assert again.status == "success", again.error
+    assert adapt in again.cached and texts(again.events, pick)[-1].startswith("step 4: loss ")
+    wrong = server.run(changed(prompt, PICK, **{"pick.step": 5}))
+    assert wrong.error is not None and "2, 4, 6" in wrong.error["exception_message"]
+    shutil.rmtree(folder)
+    gone = server.run(changed(prompt, PICK, **{"pick.step": 2}))
+    assert gone.error is not None and "snapshot_every" in gone.error["exception_message"]
 
 
 def test_error_is_shown_on_its_node(server: Server, training: Prompt) -> None:
