@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from tiny import changed, copied, generator
 from torch import Tensor
 
-from nada_core import AdaptConfig, ImageShift, LayerChoice, TextShift, adapt
+from nada_core import AdaptConfig, ImageShift, LayerChoice, PairShift, TextShift, adapt
 from nada_core.adaptation.provenance import run_fingerprint
 from nada_core.cli import main as cli
 from nada_core.io.checkpoint_file import read_checkpoint
@@ -195,8 +195,9 @@ def test_image_only_guide_refuses_text(guide: ClipGuide) -> None:
             act()
 
 
-def test_image_only_guide_adapts_to_images(guide: ClipGuide) -> None:
-    shift, config = ImageShift(noise(3)), AdaptConfig(steps=2, batch=2, layers=LayerChoice(mode="all"))
+@pytest.mark.parametrize("shift", [ImageShift(noise(3)), PairShift(noise(2), -noise(2))], ids=["images", "pairs"])
+def test_image_only_guide_adapts_to_images(guide: ClipGuide, shift: ImageShift | PairShift) -> None:
+    config = AdaptConfig(steps=2, batch=2, layers=LayerChoice(mode="all"))
     result = adapt(generator(), guide, shift, config)
     before, after = generator().state_dict(), result.generator.state_dict()
     assert any(not torch.equal(before[name], after[name]) for name in before)
@@ -312,7 +313,17 @@ def test_broken_towers_are_refused(vision: dict[str, Tensor]) -> None:
         (without(vision, "post_layernorm"), {}, "ln_post.weight"),
         (without(vision, "layers.1.mlp.fc1.bias"), {}, "c_fc.bias"),
         ({**vision, "vision_model.embeddings.position_embedding.weight": torch.zeros(6, 32)}, {}, r"\[6, 32\]"),
+        ({**vision, "vision_model.embeddings.position_embedding.weight": torch.tensor(1.0)}, {}, r"\[\]"),
+        (
+            {**vision, "vision_model.embeddings.patch_embedding.weight": torch.zeros(32, 3, 8, 4)},
+            {},
+            r"\[32, 3, 8, 4\]",
+        ),
+        ({**vision, "vision_model.embeddings.patch_embedding.weight": torch.tensor(1.0)}, {}, r"conv1.*\[\]"),
+        ({**vision, "visual_projection.weight": torch.zeros(3)}, {}, r"visual_projection.*\[3\]"),
+        ({**vision, "vision_model.encoder.layers.0.self_attn.k_proj.bias": torch.zeros(3)}, {}, "q_proj.bias"),
         (vision, {"hidden_act": "relu"}, "'relu'"),
+        (vision, {"num_attention_heads": -2}, "-2 heads"),
         (vision, {"num_attention_heads": 3}, "3 heads"),
     ]
     for state, config, named in cases:

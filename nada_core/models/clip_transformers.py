@@ -93,7 +93,10 @@ def to_open_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             "space of the images. Use the file of the whole CLIP model, or its image tower alone."
         )
     result = {name: state[old] for old, name in _NAMES.items() if old in state}
-    result |= {name: state[old].T.contiguous() for old, name in _TRANSPOSED.items() if old in state}
+    for old, name in _TRANSPOSED.items():
+        if old in state:
+            _check_shape(old, state[old], state[old].ndim == 2)
+            result[name] = state[old].T.contiguous()
     for name, value in state.items():
         if not (match := _BLOCK.fullmatch(name)):
             continue
@@ -105,8 +108,15 @@ def to_open_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             projections = [name.replace(part, one) for one in _PROJECTIONS]
             if absent := [one for one in projections if one not in state]:
                 raise GuideError(f"Got no {absent[0]}, expected it beside {name}. The file is incomplete.")
-            result[f"{place}attn.in_proj_{kind}"] = torch.cat([state[one] for one in projections])
+            parts = [state[one] for one in projections]
+            _check_shape(name, value, value.ndim > 0 and all(one.shape == value.shape for one in parts))
+            result[f"{place}attn.in_proj_{kind}"] = torch.cat(parts)
     return result
+
+
+def _check_shape(name: str, value: Tensor, fits: bool) -> None:
+    if not fits:
+        raise GuideError(f"Got {name} of shape {list(value.shape)}, which does not fit a CLIP model. Use another file.")
 
 
 def other_family(names: Iterable[str]) -> str | None:
@@ -175,10 +185,11 @@ def vision_size(state: Mapping[str, Tensor]) -> dict[str, int]:
     if absent := [name for name in needed if name not in tower]:
         raise GuideError(f"Got no {absent[0]}, expected the image tower of a Vision Transformer of CLIP.")
     kernel, positions = tower["conv1.weight"], tower["positional_embedding"]
-    side = math.isqrt(max(len(positions) - 1, 0))
-    if kernel.ndim != 4 or not side or side**2 != len(positions) - 1:
-        shapes = f"{list(kernel.shape)} and {list(positions.shape)}"
-        raise GuideError(f"Got patches and positions of shapes {shapes}, expected those of square images.")
+    _check_shape("conv1.weight", kernel, kernel.ndim == 4 and kernel.numel() > 0 and kernel.shape[2] == kernel.shape[3])
+    side = math.isqrt(max(len(positions) - 1, 0)) if positions.ndim == 2 else 0  # one row is the class token
+    _check_shape("positional_embedding", positions, side > 0 and side**2 == len(positions) - 1)
+    if "proj" in tower:
+        _check_shape("proj", tower["proj"], tower["proj"].ndim == 2)
     return {
         "width": len(kernel),
         "layers": len({name.split(".")[2] for name in tower if name.startswith("transformer.resblocks.")}),
@@ -193,7 +204,7 @@ def _build(tower: Mapping[str, Tensor], size: Mapping[str, int], heads: int, act
     from open_clip.transformer import QuickGELU, VisionTransformer
 
     activations = {"quick_gelu": QuickGELU, "gelu": nn.GELU}
-    if activation not in activations or size["width"] % heads:
+    if activation not in activations or heads < 1 or size["width"] % heads:
         raise GuideError(
             f"Got hidden_act {activation!r} and {heads} heads in a width of {size['width']}, expected quick_gelu or "
             "gelu, and a number of heads that divides the width."

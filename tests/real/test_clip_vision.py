@@ -52,6 +52,10 @@ def test_text_encoders_project_as_the_shift_expects(inside: dict[str, Any]) -> N
     assert inside["projected"] == {"sdxl": True, "sd2": True, "flux": False, "sd3": False}
 
 
+def test_pooled_output_equals_the_text_embedding_of_open_clip(inside: dict[str, Any]) -> None:
+    assert inside["text_difference"] < 1e-5
+
+
 @pytest.fixture
 def training(own_server: Server) -> Prompt:
     ours = ("GuideFromClipVision", "ShiftFromImages", "AdaptGenerator", "SampleLatents", "Render")

@@ -139,6 +139,7 @@ def _inside(order: dict[str, str]) -> dict[str, Any]:
         "memory_changed": memory != [repr(one.model) for one in comfy.model_management.current_loaded_models],
         **_core_gradients(torch, comfy.clip_model, comfy.clip_vision.load(path)),
         "projected": _projected(),
+        "text_difference": _text_difference(torch),
     }
 
 
@@ -154,6 +155,30 @@ def _core_gradients(torch: Any, clip_model: Any, loaded: Any) -> dict[str, Any]:
     except RuntimeError as error:
         told = str(error)
     return {"preprocessing_gradient": image.grad.abs().max().item(), "network_error": told}
+
+
+def _text_difference(torch: Any) -> float:
+    """How far the pooled output of a small clip_g is from the text embedding of open_clip with the same weights."""
+    import open_clip
+    from comfy.sdxl_clip import SDXLClipG, SDXLClipGTokenizer
+
+    from nada_core.models.clip_transformers import to_open_clip
+
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 2}
+    encoder = SDXLClipG(dtype=torch.float32, model_options={"clip_g_model_config": sizes})
+    rng = torch.Generator().manual_seed(0)
+    weights = {
+        name: torch.randn(value.shape, generator=rng) * 0.3 for name, value in encoder.transformer.state_dict().items()
+    }
+    encoder.transformer.load_state_dict(weights)
+    text = {"width": 64, "heads": 2, "layers": 3, "mlp_ratio": 2.0}
+    vision = {"image_size": 32, "patch_size": 16, "width": 64, "layers": 1}
+    ours = open_clip.CLIP(64, vision, text).eval()
+    ours.load_state_dict(to_open_clip(weights), strict=False)
+    words = "a pencil drawing of a face"
+    with torch.no_grad():
+        pooled = encoder.encode_token_weights(SDXLClipGTokenizer().tokenize_with_weights(words))[1]
+        return (ours.encode_text(open_clip.tokenize([words])) - pooled).abs().max().item()
 
 
 def _projected() -> dict[str, bool]:
