@@ -19,6 +19,7 @@ from nada_core.latents.sampling import sample
 from nada_core.portraits import SOURCE, TARGETS, Verdict, render
 from nada_core.portraits.content import Content
 
+_DRAWN = ("recipe", "recipe k=4", "short recipe", "short recipe k=4", "short paper", "oracle")
 _FIGURES = tuple(Verdict.__dataclass_fields__)
 Rows = dict[Job, dict[str, Any]]
 
@@ -230,26 +231,28 @@ tests. *Diversity error*: absolute logarithm of the diversity; lower is better. 
 
 {details}
 
+Grids of seed 0: source, some methods with their leak (+ noise), and the reference; one latent per row.
+
 {grids}
 """
 
 
 def draw(runs: Path, rows: Rows, folder: Path) -> list[str]:
-    """Draw one grid a target that has rows with seed 0: source, conditions, reference; one latent per row."""
+    """Draw one grid a target that has rows with seed 0: source, some methods, reference; one latent per row."""
     source, content = load_generator("portraits"), Content.load()
     latents = sample(source, range(SHOWN), psi=1.0)
     names = []
     for target in TARGETS:
         columns = {SOURCE: render_latents(source, latents, batch=8)}
-        for condition in by_condition(rows):
+        for condition in (c for c in by_condition(rows) if c.method in _DRAWN):
             job = Job(target, 0, condition.leak, condition.noise, condition.method)
             if job in rows and shown(runs, job).exists():
-                label = f"{condition.method} {condition.leak:g}" + (
-                    f" + {condition.noise:g}" if condition.noise else ""
+                noise = f" + {condition.noise:g}" if condition.noise else ""
+                columns[f"{condition.method} {condition.leak:g}{noise}"] = torch.load(
+                    shown(runs, job), weights_only=True
                 )
-                columns[label] = torch.load(shown(runs, job), weights_only=True)
         if len(columns) > 1:
             columns["reference"] = render(content(latents.ws), target)
-            names.append(f"{target.replace(' ', '_')}.jpg")
+            names.append(f"{target.replace(' ', '_')}.png")
             save_image(compare_grid(columns, title=f"{SOURCE} to {target}, leak + noise"), folder / names[-1])
     return names
