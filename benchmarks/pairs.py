@@ -115,7 +115,7 @@ def run(job: Job) -> tuple[dict[str, Any], Tensor]:
     shift = TextShift(SOURCE, target) if method != "pairs" else None
     result = adapt_to_pairs(source, latents, pictures, settings(seed), guides, shift, identity=identity)
     row: dict[str, Any] = examine(judge, content, source, result.generator, target).as_row()
-    rejected = result.domain.provenance["pairs"].get("rejected", {})
+    rejected = result.domain.provenance["pairs"]["rejected"]
     found = sum(index in rejected for index in wrong)
     row |= {"steps": len(result.history), "wrong": len(wrong), "found": found, "alarms": len(rejected) - found}
     return row, render_latents(result.generator, sample(source, range(SHOWN), psi=1.0), batch=8)
@@ -184,8 +184,8 @@ def reaches(row: dict[str, Any]) -> bool:
 
 def overview(rows: dict[Job, dict[str, Any]]) -> Iterable[str]:
     """Markdown: one row per teacher, number of pairs and method, over its targets and seeds."""
-    yield "| teacher | pairs | method | runs | judge | attributes | distance / source's | diversity | higher bar | targets |"
-    yield "|---" * 10 + "|"
+    yield "| teacher | pairs | method | judge | attributes | distance / source's | diversity | runs | targets |"
+    yield "|---" * 9 + "|"
     for teacher, count, method in sorted({(job[1], job[3], job[0]) for job in rows}, key=_order):
         some = {job: row for job, row in rows.items() if (job[1], job[3], job[0]) == (teacher, count, method)}
         mean = {name: statistics.fmean(row[name] for row in some.values()) for name in ("judge", "kept", "diversity")}
@@ -193,7 +193,7 @@ def overview(rows: dict[Job, dict[str, Any]]) -> Iterable[str]:
         targets = {job[2] for job in some}
         missed = {job[2] for job, row in some.items() if not reaches(row)}
         yield (
-            f"| {teacher} | {count} | {method} | {len(some)} | {mean['judge']:.2f} | {mean['kept']:.2f} | {near:.2f} "
+            f"| {teacher} | {count} | {method} | {mean['judge']:.2f} | {mean['kept']:.2f} | {near:.2f} "
             f"| {mean['diversity']:.2f} | {sum(map(reaches, some.values()))} of {len(some)} "
             f"| {len(targets - missed)} of {len(targets)} |"
         )

@@ -9,6 +9,7 @@ from .latents import Compare, InterpolateLatents, MixLatents, Render, SampleLate
 from .latents_io import LoadDirections, LoadLatents, SaveDirections, SaveLatents
 from .layers import ChooseLayers, InspectLayers
 from .load import CombineGuides, LoadGenerator, LoadGuide, LoadLikeness
+from .pairs import AdaptToPairs, ShiftFromPairs
 from .photos import AlignFace, DrawPortrait, InvertImage, PivotalTuning
 from .save import ApplyDomain, LoadDomain, SaveDomain, SaveGenerator
 from .shift import CheckPrompts, MixShifts, ShiftFromImages, ShiftFromText
@@ -54,6 +55,8 @@ NODES: list[type[io.ComfyNode]] = [
     GuideFromClipVision,
     ShiftFromConditioning,
     PickSnapshot,
+    ShiftFromPairs,
+    AdaptToPairs,
 ]
 
 

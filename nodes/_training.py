@@ -1,4 +1,4 @@
-"""Runs of Adapt Generator: remembered, continued or begun anew, with the texts and previews on the node."""
+"""Runs of the nodes that train: remembered, continued or begun anew, with the texts and previews on the node."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..nada_core import Adaptation, AdaptConfig, Generator, Snapshot, Step, adapt, grid, render, sample
+from ..nada_core.adaptation.adapt_to_pairs import pairs_report
 from ..nada_core.adaptation.resume import saved_progress
 from ..nada_core.adaptation.snapshots import check_snapshots
 from ._host import for_training, to_image
@@ -41,28 +42,35 @@ def _continued_from(path: Path, fingerprint: str, snapshot_every: int) -> int:
     return done
 
 
+def adapt_run(shift: Any, config: AdaptConfig) -> Callable[..., Adaptation]:
+    """Return the run of Adapt Generator. It takes the generator, the guides, the judge, both networks, and options."""
+    return lambda source, guides, judge, perceptual, identity, **options: adapt(
+        source, guides, shift, config, judge=judge, perceptual=perceptual, identity=identity, **options
+    )
+
+
 def train(
+    run: Callable[..., Adaptation],
+    config: AdaptConfig,
     generator: Any,
     guide: tuple,
-    shift: Any,
-    config: AdaptConfig,
-    judge: Any,
-    similarity_networks: tuple,
+    others: tuple,
     fingerprint: str,
     snapshot_every: int,
 ) -> tuple[tuple[Any, ...], tuple[Snapshot, ...], Tensor]:
     """Return the outputs of the node but the snapshots, the snapshots, and the images before and after the training.
 
     The training continues from its autosave, if there is one. A finished training is remembered.
+
+    Args:
+        run: trains, given the generator, the guides, the `others`, and the options of `adapt` by name.
+        others: further networks, or None in their place.
     """
     path, folder = autosave_path(fingerprint), snapshot_folder(fingerprint) if snapshot_every else None
     check_snapshots(folder, snapshot_every, config.steps)
     if done := _continued_from(path, fingerprint, snapshot_every):
         send_text(f"Continuing after step {done}/{config.steps}")
-    with (
-        for_training(generator, guide, judge, *similarity_networks) as (source, guides, held_out, *networks),
-        stoppable() as stop,
-    ):
+    with for_training(generator, guide, *others) as (source, guides, *networks), stoppable() as stop:
         tick, preview = watch_steps(config.steps), _preview(source, config.label)
         continued = (f"continued after step {done}",) if done else ()
 
@@ -70,17 +78,13 @@ def train(
             details = f"loss {step.loss:.3f}", few(step.layers), *continued
             tick(step.index + 1, lambda: preview(step.generator), *details)
 
-        result = adapt(
+        result = run(
             source,
             guides,
-            shift,
-            config,
+            *networks,
             on_step=on_step,
             autosave=path,
             resume=True,
-            judge=held_out,
-            perceptual=networks[0],
-            identity=networks[1],
             stop=stop,
             threads=0,
             snapshots=folder,
@@ -92,6 +96,8 @@ def train(
     steps, reason = len(result.history), result.chosen_because
     if stopped := result.domain.provenance.get("stopped_after"):
         reason = f"Stopped after {steps} of {config.steps} steps. {reason}".strip()
+    if "pairs" in result.domain.provenance:
+        reason = f"{pairs_report(result)}\n{reason}".strip()
     outputs = (adapted, result.domain, _training(result), reason)
     if not stopped:
         recent.add(fingerprint, (outputs, sheet))
@@ -111,7 +117,8 @@ def _training(result: Adaptation) -> dict[str, Any]:
     """A ComfyUI LOSS_MAP, which the core loss graph can plot too, plus one curve per loss and the trained layers."""
     history = result.history
     curves = {"loss": [step["loss"] for step in history]}
-    if len(result.config.terms) > 1:
-        curves |= {term: [step["terms"][term] for step in history] for term in result.config.terms}
+    terms = history[0]["terms"] if "pairs" in result.domain.provenance else result.config.terms
+    if len(terms) > 1:
+        curves |= {term: [step["terms"][term] for step in history] for term in terms}
     names = [layer.name for layer in result.generator.layers()]
     return {**curves, "layers": {name: [float(name in step["layers"]) for step in history] for name in names}}

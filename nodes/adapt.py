@@ -11,7 +11,7 @@ from ..nada_core.adaptation.provenance import run_fingerprint
 from ..nada_core.adaptation.snapshots import MAX_SNAPSHOTS
 from ._host import io, normal_mode, to_image, ui
 from ._server import send_text
-from ._training import remembered, train
+from ._training import adapt_run, remembered, train
 from ._types import (
     ROOT,
     DomainType,
@@ -58,16 +58,7 @@ class AdaptGenerator(io.ComfyNode):
                 ),
                 settings_input(),
                 seed_input("Random seed of the training. It stays fixed after a run."),
-                io.Int.Input(
-                    "snapshot_every",
-                    default=0,
-                    min=0,
-                    max=100_000,
-                    step=1,
-                    tooltip="Save a snapshot every so many steps and at the end, for Pick Snapshot; at most "
-                    f"{MAX_SNAPSHOTS}. They do not change the training. 0: none. The files lie in "
-                    "output/stylegan_nada/runs and take about 50 MB each at 1024 pixels; old ones are removed.",
-                ),
+                snapshot_input(),
                 GuideType.Input(
                     "judge",
                     optional=True,
@@ -84,7 +75,14 @@ class AdaptGenerator(io.ComfyNode):
                     "options", optional=True, tooltip="From StyleGAN Training Options: less frequently used settings."
                 ),
             ],
-            outputs=_outputs(),
+            outputs=training_outputs(
+                io.String.Output(
+                    "chosen_because",
+                    display_name="chosen because",
+                    tooltip="Why the judge selected this step, and after how many steps the training was stopped with "
+                    "Stop and keep. Empty otherwise.",
+                )
+            ),
         )
 
     @classmethod
@@ -107,14 +105,29 @@ class AdaptGenerator(io.ComfyNode):
         fingerprint = run_fingerprint(generator, guide, shift, config, held_out, *similarity_networks)
         result = remembered(fingerprint, snapshot_every)
         if result is None:
-            result = train(generator, guide, shift, config, held_out, similarity_networks, fingerprint, snapshot_every)
+            others = (held_out, *similarity_networks)
+            result = train(adapt_run(shift, config), config, generator, guide, others, fingerprint, snapshot_every)
         else:
             send_text(f"{config.steps} steps, remembered from an earlier run")
         outputs, snapshots, sheet = result
         return io.NodeOutput(*outputs, snapshots, ui=ui.PreviewImage(sheet, cls=cls))
 
 
-def _outputs() -> list[Any]:
+def snapshot_input() -> Any:
+    return io.Int.Input(
+        "snapshot_every",
+        default=0,
+        min=0,
+        max=100_000,
+        step=1,
+        tooltip="Save a snapshot every so many steps and at the end, for Pick Snapshot; at most "
+        f"{MAX_SNAPSHOTS}. They do not change the training. 0: none. The files lie in "
+        "output/stylegan_nada/runs and take about 50 MB each at 1024 pixels; old ones are removed.",
+    )
+
+
+def training_outputs(reason: Any) -> list[Any]:
+    """The outputs of a node that trains. reason: its text output."""
     return [
         GeneratorType.Output(
             "generator",
@@ -131,12 +144,7 @@ def _outputs() -> list[Any]:
             display_name="training",
             tooltip="The losses and the trained layers of every step, for Plot StyleGAN Training.",
         ),
-        io.String.Output(
-            "chosen_because",
-            display_name="chosen because",
-            tooltip="Why the judge selected this step, and after how many steps the training was stopped with "
-            "Stop and keep. Empty otherwise.",
-        ),
+        reason,
         SnapshotsType.Output(
             "snapshots",
             display_name="snapshots",

@@ -9,9 +9,22 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..nada_core import FacePoints, InvertConfig, Latents, TuneConfig, cut_face, grid, invert, portraits, tune
+from ..nada_core import (
+    FacePoints,
+    InvertConfig,
+    Latents,
+    TuneConfig,
+    cut_face,
+    grid,
+    invert,
+    load_generator,
+    portraits,
+    tune,
+)
 from ..nada_core.cli import report as texts
 from ..nada_core.io.images import square
+from ..nada_core.models.generator import check_latents
+from ..nada_core.portraits.content import Content
 from ._host import for_training, from_image, io, normal_mode, to_image
 from ._server import send_text
 from ._status import watch_steps
@@ -137,14 +150,24 @@ class DrawPortrait(io.ComfyNode):
                     default=portraits.SOURCE,
                     tooltip="The drawing style. A seed gives the same person in every style.",
                 ),
+                LatentsType.Input(
+                    "latents",
+                    optional=True,
+                    tooltip="Latents of the built-in generator, to draw the person of each in this style instead; "
+                    "seed and count are ignored.",
+                ),
             ],
             outputs=[io.Image.Output("images", display_name="images", tooltip="Images of 64 x 64 pixels.")],
         )
 
     @classmethod
     @normal_mode()
-    def execute(cls, seed: int, count: int, style: str) -> Any:
-        return io.NodeOutput(to_image(portraits.render(portraits.contents(range(seed, seed + count)), style)))
+    def execute(cls, seed: int, count: int, style: str, latents: Any = None) -> Any:
+        contents = portraits.contents(range(seed, seed + count))
+        if latents is not None:
+            check_latents(load_generator("portraits"), latents.ws, latents.space, len(latents))
+            contents = Content.load()(latents.ws)
+        return io.NodeOutput(to_image(portraits.render(contents, style)))
 
 
 class InvertImage(io.ComfyNode):

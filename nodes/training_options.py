@@ -80,16 +80,27 @@ def training_config(
     if settings["settings"] == KIND:
         base = KINDS[settings["kind"]].config(base)
     own = changes(AdaptConfig, HAND if settings["settings"] == BY_HAND else ("steps",), settings)
-    fields = merged(own, options or {})
-    if "terms" in fields:  # a term without weight is not computed
-        weights = {**base.terms, **fields["terms"]}
-        fields["terms"] = {name: weight for name, weight in weights.items() if weight}
-    fields["layers"] = layer_choice(generator, base.layers, layers)
+    fields = changed_fields(generator, base, own, layers, options)
     if not judged:
         fields = {"keep_every": 0, "patience": 0, **fields}
     elif not fields.get("keep_every", base.keep_every):
         fields["keep_every"] = max(1, fields.get("steps", base.steps) // _VALIDATIONS)
     return replace(base, **fields, seed=seed)
+
+
+def changed_fields(
+    generator: Generator,
+    base: AdaptConfig,
+    own: Mapping[str, Any],
+    layers: Mapping[str, Any] | None,
+    options: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Return the fields of `base` that a node's own widgets, Choose Layers and StyleGAN Training Options change."""
+    fields = merged(own, options or {})
+    if "terms" in fields:  # a term without weight is not computed
+        weights = {**base.terms, **fields["terms"]}
+        fields["terms"] = {name: weight for name, weight in weights.items() if weight}
+    return {**fields, "layers": layer_choice(generator, base.layers, layers)}
 
 
 def layer_choice(generator: Generator, base: LayerChoice, layers: Mapping[str, Any] | None) -> LayerChoice:

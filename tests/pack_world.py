@@ -116,7 +116,7 @@ CONTRACT = {
     ),
     "ApplyDomain": ("train", ["generator", "domain", "strength"], [("generator", "NADA_GENERATOR")]),
     "AlignFace": ("photos", ["image", "size", "face", "points", "cut"], [("aligned", "IMAGE")]),
-    "DrawPortrait": ("photos", ["seed", "count", "style"], [("images", "IMAGE")]),
+    "DrawPortrait": ("photos", ["seed", "count", "style", "latents"], [("images", "IMAGE")]),
     "LoadLikeness": ("load", ["perceptual", "identity"], [("similarity_networks", "NADA_SIMILARITY")]),
     "InvertImage": (
         "photos",
@@ -196,6 +196,32 @@ CONTRACT = {
     "CheckPrompts": ("direction", ["guide", "shift"], [("doubts", "STRING")]),
     "GuideFromClipVision": ("load", ["clip_vision"], [("guide", "NADA_GUIDE")]),
     "ShiftFromConditioning": ("direction", ["guide", "source", "target"], [("shift", "NADA_SHIFT")]),
+    "ShiftFromPairs": ("direction", ["before", "after"], [("shift", "NADA_SHIFT")]),
+    "AdaptToPairs": (
+        "train",
+        [
+            "generator",
+            "latents",
+            "images",
+            "guide",
+            "shift",
+            "layers",
+            "settings",
+            "settings=automatic: steps",
+            "settings=by hand: steps batch lr l1 edges lpips focus locality hold_out min_direction max_rank",
+            "seed",
+            "snapshot_every",
+            "similarity_networks",
+            "options",
+        ],
+        [
+            ("generator", "NADA_GENERATOR"),
+            ("domain", "NADA_DOMAIN"),
+            ("training", "LOSS_MAP"),
+            ("report", "STRING"),
+            ("snapshots", "NADA_SNAPSHOTS"),
+        ],
+    ),
     "LoadDirections": ("load", ["generator", "file"], [("directions", "NADA_DIRECTIONS"), ("names", "STRING")]),
 }
 

@@ -1,7 +1,9 @@
-/* A button on Adapt Generator: end the training after the current step and pass on what is there. */
+/* A button on the nodes that train: end the training after the current step and pass on what is there. */
 
 import { app } from '../../scripts/app.js'
 import { api } from '../../scripts/api.js'
+
+const TRAINING = ['StyleGANNADA_AdaptGenerator', 'StyleGANNADA_AdaptToPairs']
 
 const TEXTS = {
   en: ['Stop and keep', 'The training stops after this step. Its result is passed on.', 'This node is not training.'],
@@ -28,7 +30,7 @@ async function stop(node) {
 app.registerExtension({
   name: 'stylegan_nada.stop_and_keep',
   nodeCreated(node) {
-    if (node.comfyClass !== 'StyleGANNADA_AdaptGenerator') return
+    if (!TRAINING.includes(node.comfyClass)) return
     const label = texts()[0]
     // Neither workflows nor prompts contain the button.
     const button = node.addWidget('button', 'stop_and_keep', null, () => void stop(node), { serialize: false })

@@ -74,7 +74,7 @@ def adapt_to_pairs(
     assert inputs.pairs is not None
     if guides:
         check_devices(generator, guides, inputs.config.label)
-    pairs = inputs.pairs.filtered(weighted_guides(guides) if guides else (), identity, inputs.config.seed)
+    pairs = inputs.pairs.prepared(weighted_guides(guides) if guides else (), identity, inputs.config.seed)
     return train(replace(inputs, pairs=pairs), **options)
 
 
@@ -98,3 +98,12 @@ def pair_inputs(
     pairs = Pairs.of(generator, latents, images, config, perceptual)
     used = weighted_guides(guides) if guides else ()
     return RunInputs(generator, used, shift, config.training, None, perceptual, identity, pairs)
+
+
+def pairs_report(result: Adaptation) -> str:
+    """Say how the pairs of a run were used and why some were rejected, one line each."""
+    pairs = result.domain.provenance["pairs"]
+    rejected = {int(index): reason for index, reason in pairs["rejected"].items()}
+    counts = f"{pairs['trained']} trained, {pairs['held_out']} held out, {len(rejected)} rejected"
+    lines = [f"{pairs['count']} pairs: {counts}."]
+    return "\n".join([*lines, *(f"Pair {index}: {reason}." for index, reason in rejected.items())])

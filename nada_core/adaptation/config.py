@@ -8,7 +8,7 @@ from ..guidance.clip_losses import RELATIVE_TERMS, TERMS
 from ..runtime.config import setting, settings
 from ..runtime.precision import PRECISIONS
 
-PAIR_STEPS, PAIR_BATCH, PAIR_LR_FACTOR = 200, 4, 2 / 3  # of an adaptation to pairs
+PAIR_STEPS, PAIR_BATCH = 200, 4  # of an adaptation to pairs
 
 
 @settings
@@ -164,7 +164,7 @@ class PairsConfig:
 
     l1: float = setting(4.0, "weight of the L1 distance at several scales", low=0.0, high=1e4, step=0.05)
     edges: float = setting(
-        8.0, "weight of the L1 distance of the gradients, which keeps edges sharp", low=0.0, high=1e4, step=0.05
+        4.0, "weight of the L1 distance of the gradients, which keeps edges sharp", low=0.0, high=1e4, step=0.05
     )
     lpips: float = setting(0.0, "weight of the LPIPS distance", low=0.0, high=1e4, step=0.05)
     focus: float = setting(
@@ -215,6 +215,5 @@ class PairsConfig:
     def for_training(cls, base: AdaptConfig) -> PairsConfig:
         """Return settings for a generator whose settings for a shift are `base`: its optimizer, other lengths."""
         keep_every = max(1, PAIR_STEPS // 10)
-        lr = base.lr * PAIR_LR_FACTOR
-        changes = replace(base, pool=0, steps=PAIR_STEPS, batch=PAIR_BATCH, lr=lr, keep_every=keep_every, patience=5)
-        return cls(training=changes)
+        training = replace(base, pool=0, steps=PAIR_STEPS, batch=PAIR_BATCH, keep_every=keep_every, patience=5)
+        return cls(training=training)

@@ -45,6 +45,8 @@ class LatentsLike(Protocol):
 class Pairs:
     """Latents with the source's images and the edited ones, on the CPU.
 
+    `of` checks them, `prepared` makes them ready for training.
+
     Attributes:
         rows: pairs to train with. held_out: pairs to choose the best step with. rejected: reasons by index.
     """
@@ -52,10 +54,10 @@ class Pairs:
     source: Generator
     ws: Tensor  # [N, L, C]
     noise: Noise
-    before: Tensor  # [N, 3, R, R]
     after: Tensor  # [N, 3, R, R]
     config: PairsConfig
     perceptual: Features | None = None
+    before: Tensor = field(default_factory=lambda: torch.empty(0))  # [N, 3, R, R]
     rows: tuple[int, ...] = ()
     held_out: tuple[int, ...] = ()
     rejected: dict[int, str] = field(default_factory=dict)
@@ -69,7 +71,7 @@ class Pairs:
         config: PairsConfig,
         perceptual: Features | None = None,
     ) -> Pairs:
-        """Check latents and images [N, C, H, W] and render the source's images. All pairs are used for training.
+        """Check latents and images [N, C, H, W].
 
         Raises:
             ValueError: for latents of another generator or number, fewer than two pairs, and images that are not
@@ -91,17 +93,17 @@ class Pairs:
             )
         noise: Noise = latents.noise if isinstance(latents.noise, str) else list(latents.noise)  # type: ignore[assignment]
         after = square(images, source.resolution).detach().cpu()
-        pairs = cls(source, latents.ws.cpu(), noise, after, after, config, perceptual, tuple(range(len(images))))
-        return replace(pairs, before=pairs.render(source, torch.arange(len(images))).clamp(-1, 1))
+        return cls(source, latents.ws.cpu(), noise, after, config, perceptual)
 
-    def filtered(self, guides: Sequence[tuple[ClipGuide, float]], identity: FaceRecognizer | None, seed: int) -> Pairs:
-        """Reject wrong pairs, and hold some of the others out.
+    def prepared(self, guides: Sequence[tuple[ClipGuide, float]], identity: FaceRecognizer | None, seed: int) -> Pairs:
+        """Render the source's images, reject wrong pairs, and hold some of the others out.
 
         Raises:
             ValueError: when fewer than two pairs are left, and for images in another order than the latents.
         """
+        before = self.render(self.source, torch.arange(len(self.ws))).clamp(-1, 1)
         config, device = self.config, self.source.w_avg.device
-        images = self.before.to(device), self.after.to(device)
+        images = before.to(device), self.after.to(device)
         rejected = wrong_pairs(*images, guides, identity, config.min_direction, config.max_rank)
         rows = [row for row in range(len(self.ws)) if row not in rejected]
         if len(rows) < 2:
@@ -111,7 +113,7 @@ class Pairs:
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
         held_out = sorted(rows[index] for index in order[:count])
         rows = [row for row in rows if row not in held_out]
-        return replace(self, rows=tuple(rows), held_out=tuple(held_out), rejected=rejected)
+        return replace(self, before=before, rows=tuple(rows), held_out=tuple(held_out), rejected=rejected)
 
     def check(self, guided: bool) -> None:
         """Raise ValueError for settings that need CLIP models without one, and for batches that cannot be shared."""
@@ -124,10 +126,15 @@ class Pairs:
                 raise ValueError(f"AdaptConfig.{name}, which needs a CLIP model and a shift; pass both, or change it.")
         check_batch_size(min(training.batch, len(self.rows)))
 
-    def describe(self) -> dict[str, Any]:
-        """A JSON-ready part of the provenance; the rejected pairs with their reasons, where there are any."""
+    def settings(self) -> dict[str, Any]:
+        """A JSON-ready description of the pairs that were given."""
         settings = {name: value for name, value in asdict(self.config).items() if name != "training"}
-        return {"count": len(self.ws), **settings, **({"rejected": self.rejected} if self.rejected else {})}
+        return {"count": len(self.ws), **settings}
+
+    def describe(self) -> dict[str, Any]:
+        """The part of the provenance: also how many pairs were used, and which ones were rejected."""
+        use = {"trained": len(self.rows), "held_out": len(self.held_out), "rejected": self.rejected}
+        return {**self.settings(), **use}
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything of the pairs that decides the result, for the fingerprint of the run."""

@@ -69,7 +69,8 @@ class RunInputs:
         description = self.describe()
         description["source"] = self.source.spec()
         description["config"] = {k: v for k, v in description["config"].items() if k not in _NEUTRAL}
-        description.get("pairs", {}).pop("rejected", None)  # follows from the other inputs
+        if self.pairs is not None:  # what is used of them follows from the inputs
+            description["pairs"] = self.pairs.settings()
         for guide in [*description["guides"], description.get("judge", {})]:
             guide.pop("name", None)
         tensors = {f"source.{name}": value for name, value in self.source.state_dict().items()}
