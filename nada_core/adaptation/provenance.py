@@ -108,7 +108,7 @@ def _describe_shift(shift: ShiftPart) -> dict[str, Any]:
     if isinstance(shift, EmbeddingShift):
         return {"embeddings": {"count": len(shift.source), "origin": shift.origin}}
     if isinstance(shift, PairShift):
-        return {"pairs": len(shift.before)}
+        return {"image_pairs": len(shift.before)}
     templates = {} if shift.templates == TEMPLATES else {"templates": shift.templates}
     return {"prompts": {"source": shift.source, "target": shift.target, **templates}}
 

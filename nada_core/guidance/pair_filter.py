@@ -41,7 +41,7 @@ def wrong_pairs(
         guides: CLIP models with weights; without one, directions are not compared.
         identity: a face recognizer.
         min_direction: least cosine of a pair's change and the median change, as a share of the median cosine.
-        max_rank: greatest share of the other latents that the image may resemble more than its own.
+        max_rank: greatest share of the other latents that the image may resemble more than its own; one is allowed.
 
     Raises:
         ValueError: when most images resemble other latents more than their own.
@@ -70,10 +70,14 @@ def wrong_pairs(
             f"Got images that resemble other latents as much as their own (mean rank {usual.mean():.2f}, 0.5 is "
             "chance), expected one image per latent in the same order. Sort them, or set max_rank to 1 if they are."
         )
-    for index in (rank > max_rank).nonzero().flatten().tolist():
-        reasons.setdefault(
-            index, f"it resembles {rank[index]:.0%} of the other latents more than its own (at most {max_rank:.0%})"
-        )
+    others = len(rank) - 1
+    limit = max(1, int(max_rank * others))
+    for index, better in enumerate((rank * others).round().int().tolist()):
+        if better > limit:
+            reasons.setdefault(
+                index,
+                f"it resembles {better} of the {others} other latents more than its own, expected at most {limit}",
+            )
     return dict(sorted(reasons.items()))
 
 
