@@ -16,7 +16,11 @@ from .io.images import load_image, save_image
 from .io.plots import plot_bars, plot_heat, plot_lines
 from .latents.directions import Directions, boundary, edit, load_directions, principal, save_directions, sefa
 from .latents.encoder import Encoder, load_encoder
-from .latents.face_alignment import FacePoints, NoFaceError, align, cut_face, find_face
+from .latents.face_alignment import align, align_faces, cut_face
+from .latents.face_detection import NoFaceError, find_face
+from .latents.face_frame import FaceFrame, load_frames, save_frames
+from .latents.face_paste import PasteConfig, paste_faces
+from .latents.face_points import FacePoints
 from .latents.inversion import Inversion, InvertConfig, invert
 from .latents.pivotal_tuning import TuneConfig, Tuning, tune
 from .latents.sampling import Latents, interpolate, load_latents, mix, render, sample, save_latents
@@ -41,6 +45,7 @@ __all__ = [
     "Domain",
     "EmbeddingShift",
     "Encoder",
+    "FaceFrame",
     "FacePoints",
     "Generator",
     "GuideError",
@@ -55,6 +60,7 @@ __all__ = [
     "NoFaceError",
     "PairShift",
     "PairsConfig",
+    "PasteConfig",
     "Perceptual",
     "RECIPES",
     "RawCheckpoint",
@@ -69,6 +75,7 @@ __all__ = [
     "adapt",
     "adapt_to_pairs",
     "align",
+    "align_faces",
     "boundary",
     "build",
     "check_prompts",
@@ -89,6 +96,7 @@ __all__ = [
     "load_directions",
     "load_domain",
     "load_encoder",
+    "load_frames",
     "load_generator",
     "load_guide",
     "load_identity",
@@ -96,6 +104,7 @@ __all__ = [
     "load_latents",
     "load_perceptual",
     "mix",
+    "paste_faces",
     "pick_snapshot",
     "plot_bars",
     "plot_heat",
@@ -107,6 +116,7 @@ __all__ = [
     "sample",
     "save_directions",
     "save_domain",
+    "save_frames",
     "save_generator",
     "save_image",
     "save_latents",

@@ -5,12 +5,13 @@ from .adapt import AdaptGenerator, PlotTraining
 from .core_clip import GuideFromClipVision, ShiftFromConditioning
 from .editing import EditByText, EditLatents, FindDirections
 from .encode import EncodeImage, LoadEncoder
+from .faces import AlignFace, PasteFace
 from .latents import Compare, InterpolateLatents, MixLatents, Render, SampleLatents
 from .latents_io import LoadDirections, LoadLatents, SaveDirections, SaveLatents
 from .layers import ChooseLayers, InspectLayers
 from .load import CombineGuides, LoadGenerator, LoadGuide, LoadLikeness
 from .pairs import AdaptToPairs, ShiftFromPairs
-from .photos import AlignFace, DrawPortrait, InvertImage, PivotalTuning
+from .photos import DrawPortrait, InvertImage, PivotalTuning
 from .save import ApplyDomain, LoadDomain, SaveDomain, SaveGenerator
 from .shift import CheckPrompts, MixShifts, ShiftFromImages, ShiftFromText
 from .snapshots import PickSnapshot
@@ -57,6 +58,7 @@ NODES: list[type[io.ComfyNode]] = [
     PickSnapshot,
     ShiftFromPairs,
     AdaptToPairs,
+    PasteFace,
 ]
 
 

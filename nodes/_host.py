@@ -49,8 +49,10 @@ __all__ = [
     "normal_mode",
     "on_device",
     "output_folder",
+    "pasted_image",
     "save_path",
     "to_image",
+    "to_mask",
     "ui",
 ]
 
@@ -189,6 +191,22 @@ def to_image(images: Tensor) -> Tensor:
 def from_image(image: Tensor, channels: int = 3) -> Tensor:
     """Convert a ComfyUI IMAGE to a new [N, C, H, W] tensor in -1..1 on the CPU, keeping at most `channels` channels."""
     return image[..., :channels].detach().to("cpu", torch.float32, copy=True).permute(0, 3, 1, 2).contiguous() * 2 - 1
+
+
+def to_mask(masks: Tensor) -> Tensor:
+    """Convert [N, 1, H, W] in 0..1 to a ComfyUI MASK, [N, H, W]."""
+    return masks.detach().float()[:, 0].contiguous().to(comfy.model_management.intermediate_device())
+
+
+def pasted_image(images: Tensor, masks: Tensor, image: Tensor) -> Tensor:
+    """Return an IMAGE with the colors of images [N, C, H, W] in -1..1 where the masks are above 0.
+
+    Elsewhere, and in its alpha, it equals `image` bit for bit: the way to -1..1 and back would round.
+    """
+    colors = to_image(images)[..., :3]
+    base = image[..., :4].detach().to(colors, copy=True).expand(len(colors), -1, -1, -1)
+    painted = torch.where(to_mask(masks)[..., None] > 0, colors, base[..., :3])
+    return torch.cat([painted, base[..., 3:]], -1)
 
 
 # ---- torch under ComfyUI ------------------------------------------------------------------------------------------

@@ -17,6 +17,8 @@ DomainType = io.Custom("NADA_DOMAIN")  # Domain: weight changes
 SimilarityType = io.Custom("NADA_SIMILARITY")  # (Perceptual | None, Identity | None)
 EncoderType = io.Custom("NADA_ENCODER")  # Encoder, including its generator
 DirectionsType = io.Custom("NADA_DIRECTIONS")  # Directions
+FramesType = io.Custom("NADA_FACE_FRAMES")  # tuple of FaceFrame
+LandmarksType = io.Custom("FACE_LANDMARKS")  # of ComfyUI's MediaPipe node (0.33)
 SnapshotsType = io.Custom("NADA_SNAPSHOTS")  # tuple of Snapshot: steps, losses and paths of domain files
 
 

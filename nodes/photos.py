@@ -1,28 +1,14 @@
-"""Photo nodes: face alignment, GAN inversion and pivotal tuning."""
+"""Photo nodes: built-in portraits, GAN inversion and pivotal tuning."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
 
-from ..nada_core import (
-    FacePoints,
-    InvertConfig,
-    Latents,
-    TuneConfig,
-    cut_face,
-    grid,
-    invert,
-    load_generator,
-    portraits,
-    tune,
-)
+from ..nada_core import InvertConfig, Latents, TuneConfig, grid, invert, load_generator, portraits, tune
 from ..nada_core.cli import report as texts
-from ..nada_core.io.images import square
 from ..nada_core.models.generator import check_latents
 from ..nada_core.portraits.content import Content
 from ._host import for_training, from_image, io, normal_mode, to_image
@@ -69,66 +55,10 @@ TUNE = (
     "psi",
     "num_neighbours",
 )
-#: Crop functions of Align Face to FFHQ: (photo, size, points, face index) -> crop.
-CUTS: dict[str, Callable[..., Tensor]] = {
-    "the face": cut_face,
-    "the face, else the middle": partial(cut_face, middle=True),
-    "the middle": lambda photo, size, *_: square(photo, size),
-}
 _CHANNELS = 4  # transparent images are composited on white
 _SIMILARITY = (
     "From Load LPIPS and Identity: the networks for the lpips and id losses. Not connected: these losses are not used."
 )
-
-
-class AlignFace(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> Any:
-        return io.Schema(
-            node_id="StyleGANNADA_AlignFace",
-            display_name="Align Face to FFHQ",
-            category=f"{ROOT}/photos",
-            description="Crops and rotates a face the same way as the FFHQ dataset. Generators and encoders "
-            "trained on FFHQ expect this alignment.",
-            search_aliases=["ffhq align", "crop face", "face crop", "landmarks"],
-            inputs=[
-                io.Image.Input("image", tooltip="One photo, or several as a batch."),
-                io.Int.Input(
-                    "size",
-                    default=1024,
-                    min=16,
-                    max=2048,
-                    step=1,
-                    tooltip="Output width and height in pixels. Use the resolution of the generator.",
-                ),
-                io.Int.Input(
-                    "face", default=0, min=0, max=100, step=1, tooltip="Face index, by size: 0 is the largest."
-                ),
-                io.String.Input(
-                    "points",
-                    default="",
-                    placeholder="120,150 180,150 150,185 125,220 175,220",
-                    tooltip="Five landmarks in pixels: left eye, right eye, nose, left and right mouth corner, as "
-                    "seen in the image; the nose is optional. Empty: detect them, which requires the "
-                    "package mtcnn-runtime.",
-                ),
-                io.Combo.Input(
-                    "cut",
-                    options=list(CUTS),
-                    default=next(iter(CUTS)),
-                    tooltip="What to crop. the face: fail if no face is found. the face, else the middle: crop "
-                    "the center square if no face is found. the middle: always crop the center square.",
-                ),
-            ],
-            outputs=[io.Image.Output("aligned", display_name="aligned", tooltip="One aligned face per photo.")],
-        )
-
-    @classmethod
-    @normal_mode()
-    def execute(cls, image: Tensor, size: int, face: int, points: str, cut: str) -> Any:
-        marked, photos = FacePoints.parse(points) if points.strip() else None, from_image(image).split(1)
-        cuts = [CUTS[cut](photo, size, marked, face) for photo in photos]
-        return io.NodeOutput(to_image(torch.cat(cuts)))
 
 
 class DrawPortrait(io.ComfyNode):

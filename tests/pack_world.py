@@ -115,7 +115,16 @@ CONTRACT = {
         [("generator", "NADA_GENERATOR"), ("domain", "NADA_DOMAIN")],
     ),
     "ApplyDomain": ("train", ["generator", "domain", "strength"], [("generator", "NADA_GENERATOR")]),
-    "AlignFace": ("photos", ["image", "size", "face", "points", "cut"], [("aligned", "IMAGE")]),
+    "AlignFace": (
+        "photos",
+        ["image", "size", "face", "points", "cut", "landmarks", "smoothing"],
+        [("aligned", "IMAGE"), ("frames", "NADA_FACE_FRAMES")],
+    ),
+    "PasteFace": (
+        "photos",
+        ["image", "faces", "frames", "region", "feather", "detail", "color_match"],
+        [("pasted", "IMAGE"), ("mask", "MASK")],
+    ),
     "DrawPortrait": ("photos", ["seed", "count", "style", "latents"], [("images", "IMAGE")]),
     "LoadLikeness": ("load", ["perceptual", "identity"], [("similarity_networks", "NADA_SIMILARITY")]),
     "InvertImage": (

@@ -14,7 +14,9 @@ import torch
 from tiny import rng
 from torch import Tensor
 
-from nada_core.latents.face_alignment import FacePoints, NoFaceError, align, find_face, find_faces
+from nada_core.latents.face_alignment import align
+from nada_core.latents.face_detection import NoFaceError, find_face, find_faces
+from nada_core.latents.face_points import FacePoints
 
 SIZE = 256
 # Eyes 60 apart and a mouth 60 below them: the square is 240 wide, its center 6 below the eyes (appendix A).

@@ -147,9 +147,9 @@ def test_inversion_and_tuning_can_be_cancelled(world: World) -> None:
 def test_align_face_by_points_or_center(world: World) -> None:
     image = photos(1, 120)
     points = "40,50 80,50 60,65 45,85 75,85"
-    (face,) = world.call("AlignFace", image=image, size=32, points=points)
+    face, _ = world.call("AlignFace", image=image, size=32, points=points)
     assert face.shape == (1, 32, 32, 3)
-    (middle,) = world.call("AlignFace", image=photos(2, 120), size=32, cut="the middle")
+    middle, _ = world.call("AlignFace", image=photos(2, 120), size=32, cut="the middle")
     assert middle.shape == (2, 32, 32, 3)
     with pytest.raises(ValueError, match="left eye"):
         world.call("AlignFace", image=image, size=32, points="nonsense")
@@ -160,7 +160,7 @@ def test_align_face_without_a_face(world: World, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(faces, "find_faces", lambda image: [])
     with pytest.raises(ValueError, match="126 x 120"):
         world.call("AlignFace", image=photos(1, 120), size=32)
-    (middle,) = world.call("AlignFace", image=photos(1, 120), size=32, cut="the face, else the middle")
+    middle, _ = world.call("AlignFace", image=photos(1, 120), size=32, cut="the face, else the middle")
     assert torch.allclose(middle, world.call("AlignFace", image=photos(1, 120), size=32, cut="the middle")[0])
 
 
@@ -287,3 +287,60 @@ def test_empty_file_lists_have_a_placeholder(world: World) -> None:
         assert only == f"(no {kind} found)"
         with pytest.raises(Refused, match="was not found"):
             world.call(name, **({} if name == "LoadEncoder" else {"generator": world.generator}))
+
+
+# ---- faces pasted back --------------------------------------------------------------------------------------------
+
+POINTS = "40,50 80,50 60,65 45,85 75,85"
+
+
+def test_paste_face_keeps_pixels_outside_of_the_mask(either: World) -> None:
+    image = photos(2, 120, channels=4)
+    faces, frames = either.call("AlignFace", image=image, size=32, points=POINTS)
+    pasted, mask = either.call("PasteFace", image=image, faces=1 - faces, frames=frames)
+    assert pasted.shape == image.shape and mask.shape == image.shape[:3]
+    changed = (pasted != image).any(-1)
+    assert changed.any() and not (changed & (mask == 0)).any()
+    assert torch.equal(pasted[..., 3], image[..., 3])
+    same, _ = either.call("PasteFace", image=image, faces=faces, frames=frames)
+    assert torch.allclose(same, image, atol=1e-6)
+
+
+def test_paste_face_gives_a_photo_for_every_version_of_a_face(world: World) -> None:
+    image = photos(1, 120)
+    faces, frames = world.call("AlignFace", image=image, size=32, points=POINTS)
+    pasted, mask = world.call("PasteFace", image=image, faces=torch.cat([faces, 1 - faces]), frames=frames)
+    assert len(pasted) == len(mask) == 2 and torch.allclose(pasted[:1], image, atol=1e-6)
+
+
+def test_paste_face_refuses_other_photos(world: World) -> None:
+    image = photos(1, 120)
+    faces, frames = world.call("AlignFace", image=image, size=32, points=POINTS)
+    for other, value in ((image[:, 1:], "126 x 119"), (1 - image, "another photo")):
+        with pytest.raises(ValueError, match=value):
+            world.call("PasteFace", image=other, faces=faces, frames=frames)
+
+
+def test_align_face_takes_all_faces_and_landmarks(world: World) -> None:
+    image = photos(1, 120)
+    both = f"{POINTS} / 20,30 40,30 22,45 38,45"
+    assert len(world.call("AlignFace", image=image, size=32, points=both, face=-1)[0]) == 2
+    first, second = (world.call("AlignFace", image=image, size=32, points=both, face=index)[0] for index in (0, 1))
+    assert not torch.equal(first, second)
+    alone, _ = world.call("AlignFace", image=image, size=32, points=POINTS, face=3)
+    assert torch.equal(alone, first), "the only face that is given"
+    mesh = torch.full((478, 2), 65.0)
+    for indices, at in (
+        ((33, 160, 158, 133, 153, 144), (40.0, 50.0)),
+        ((362, 385, 387, 263, 373, 380), (80.0, 50.0)),
+        ((61,), (45.0, 85.0)),
+        ((291,), (75.0, 85.0)),
+    ):
+        mesh[list(indices)] = torch.tensor(at)
+    landmarks = {"frames": [[{"landmarks_xy": mesh.numpy()}]], "image_size": (120, 126)}
+    found, _ = world.call("AlignFace", image=image, size=32, landmarks=landmarks)
+    assert torch.equal(found, first)
+    with pytest.raises(ValueError, match="126 x 120 pixels, expected 126 x 119"):
+        world.call("AlignFace", image=image[:, 1:], size=32, landmarks=landmarks)
+    with pytest.raises(ValueError, match="126 x 120"):
+        world.call("AlignFace", image=image, size=32, landmarks=landmarks | {"frames": [[]]})

@@ -1,89 +1,35 @@
 """Crop faces from photos as FFHQ did (Karras et al. 2019, arXiv:1812.04948, appendix A), as its generators expect them.
 
 `align` cuts an upright square, sized by the distances of eyes and mouth, and extends the photo beyond its edges.
-`find_face` finds the points with the MTCNN detector (Zhang et al. 2016, arXiv:1604.02878), an optional dependency.
+`align_faces` does so for several photos, several faces of a photo, or the frames of a video, and returns the frames
+that `face_paste` needs.
 
 Points are (x, y) in pixels of the photo; (0, 0) is the center of the first pixel.
-Letters: H height, W width, S size. Internally a point is the complex number x + iy: times i is a quarter turn.
+Letters: P photos, N faces, H height, W width, S size. Internally a point is the complex number x + iy.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
-from ..io.images import SMALLEST, check_images, from_pil, square, to_pil, to_uint8
+from ..io.images import SMALLEST, check_images, from_pil, square, to_pil
+from .face_detection import NoFaceError, check_photo, choose_face, find_face, find_faces
+from .face_frame import FaceFrame, sample_colors
+from .face_points import FacePoints
+from .face_tracking import smooth_points, track_faces
 
 if TYPE_CHECKING:
     from PIL import Image
 
-Point = tuple[float, float]
+#: What to crop: a face, or the central square of the photo.
+CUTS = ("the face", "the face, else the middle", "the middle")
 
-_MAX_SIDE = 4  # times the photo, for the face's square; more would be mostly invented
-_MIN_SINE = 0.1  # of the angle between the line of the eyes and that from there to the mouth
 _MAX_WARP = 4096  # pixels a side that the warp draws at most; it draws 4 per pixel of the result
-_MIN_FACE = 100  # the detector looks for faces of 20 pixels or a hundredth of the photo, whichever is larger
-_THRESHOLDS = [0.7, 0.7, 0.9]  # of the detector's networks; with the usual 0.7 for the last, cloth is taken for a face
-_MARGIN = 0.25  # of each side, added around the photo for the detector
-
-BY_HAND = "give the five points by hand, or take the middle of the picture without looking for a face"
-
-
-class NoFaceError(ValueError):
-    """The detector found no face in the image, or fewer than were asked for."""
-
-
-@dataclass(frozen=True)
-class FacePoints:
-    """Centers of the eyes, tip of the nose (unused, may be None) and corners of the mouth, each (x, y) in pixels.
-
-    Left is the left in an upright image of the face. Eyes and mouth must determine an upright square.
-    """
-
-    left_eye: Point
-    right_eye: Point
-    nose: Point | None
-    left_mouth: Point
-    right_mouth: Point
-
-    def __post_init__(self) -> None:
-        for name, point in vars(self).items():
-            if name == "nose" and point is None:
-                continue
-            if len(point) != 2 or not all(math.isfinite(value) for value in point):
-                raise ValueError(f"Got {point} for {name}, expected two finite numbers: x and y in pixels.")
-        if problem := _problem(*self._eyes_and_mouth()):
-            raise ValueError(problem)
-
-    @classmethod
-    def parse(cls, text: str) -> FacePoints:
-        """Parse `x,y` for left eye, right eye, left and right corner of the mouth, separated by blanks or semicolons,
-        or five points with the nose third. Raises ValueError for other text."""
-        expected = (
-            "expected x,y in pixels of left eye, right eye, [nose,] left and right corner of the mouth, such "
-            "as '120,150 180,150 125,220 175,220'."
-        )
-        try:
-            points = [(float(x), float(y)) for x, y in (pair.split(",") for pair in text.replace(";", " ").split())]
-        except ValueError:
-            points = []
-        if len(points) not in (4, 5):
-            raise ValueError(f"Got {text!r}, {expected}")
-        nose = points.pop(2) if len(points) == 5 else None
-        face = cls(points[0], points[1], nose, points[2], points[3])
-        left, right, mouth = face._eyes_and_mouth()
-        eyes = (left + right) / 2
-        # If the nose was given last, a corner of the mouth is taken for it, and lies below the resulting mouth.
-        if nose and ((complex(*nose) - eyes) / (mouth - eyes)).real > 1:
-            raise ValueError(f"Got {text!r}, in which the nose lies below the mouth, {expected}")
-        return face
-
-    def _eyes_and_mouth(self) -> tuple[complex, complex, complex]:
-        mouth = (complex(*self.left_mouth) + complex(*self.right_mouth)) / 2
-        return complex(*self.left_eye), complex(*self.right_eye), mouth
 
 
 def align(image: Tensor, points: FacePoints, size: int = 1024) -> Tensor:
@@ -94,17 +40,30 @@ def align(image: Tensor, points: FacePoints, size: int = 1024) -> Tensor:
     Raises:
         ValueError: for points outside of the photo, and a square under 16 pixels or over four times the photo.
     """
+    check_photo(image)
+    return cut(image, frame_of(image, points, size))
+
+
+def frame_of(image: Tensor, points: FacePoints, size: int, index: int = 0) -> FaceFrame:
+    """Return the square of a face in a photo [1, 3, H, W]; raises ValueError as `align` does."""
+    _check_size(size)
+    center, right = points.square()
+    height, width = image.shape[-2:]
+    return FaceFrame(
+        (center.real, center.imag), (right.real, right.imag), size, width, height, index, sample_colors(image)
+    )
+
+
+def cut(image: Tensor, frame: FaceFrame, size: int | None = None) -> Tensor:
+    """Crop the square of a frame from its photo [1, 3, H, W]: [1, 3, S, S]. size: default is that of the frame."""
     from PIL import Image
 
-    _check_photo(image)
-    if size < SMALLEST:
-        raise ValueError(f"Got size {size}, expected at least {SMALLEST} pixels, usually the generator's resolution.")
+    size = size or frame.size
+    if frame.is_middle:
+        return square(image, size)
     photo = to_pil(image)
-    center, right = _square(points)
-    _check_square(photo.size, center, right)
-
-    side = 2 * abs(right)
-    shrink = int(side / size / 2)
+    center, right, side = complex(*frame.center), complex(*frame.right), frame.side
+    shrink = frame.shrink(size)
     if shrink > 1:  # average the pixels that the warp would skip
         photo = photo.resize((round(photo.width / shrink), round(photo.height / shrink)), Image.Resampling.LANCZOS)
         center, right, side = center / shrink, right / shrink, side / shrink
@@ -119,49 +78,52 @@ def align(image: Tensor, points: FacePoints, size: int = 1024) -> Tensor:
     return from_pil(face.resize((size, size), Image.Resampling.LANCZOS)).to(image.device)
 
 
-def find_faces(image: Tensor) -> list[FacePoints]:
-    """Find the faces of a photo [1, 3, H, W] in -1..1, the largest first.
+def align_faces(
+    photos: Tensor,
+    size: int = 1024,
+    points: Sequence[Sequence[FacePoints]] | None = None,
+    face: int | None = 0,
+    what: str = CUTS[0],
+    smoothing: float = 0.0,
+    on_photo: Callable[[int], None] | None = None,
+) -> tuple[Tensor, list[FaceFrame]]:
+    """Align faces of photos [P, 3, H, W]: crops [N, 3, S, S] and their frames, photo by photo, largest face first.
 
-    Faces on their side or upside down are missed, as are those under 20 pixels or a hundredth of the photo. The weights
-    of the detector come with its package. Raises ValueError when it is not installed.
+    All faces are found before the first is cut.
+
+    Args:
+        points: the faces of every photo; None finds them.
+        face: index of the face, by size; None takes all.
+        what: one of `CUTS`.
+        smoothing: standard deviation, in frames, of the Gaussian that smooths the points over time, for photos that
+            are the frames of a video. Then faces are those of the first frame. 0: photos are independent.
+        on_photo: called with the number of photos in which the faces are known.
+
+    Raises:
+        NoFaceError: for a photo without the face.
+        ValueError: for invalid photos, points and size.
     """
-    import numpy
-
-    _check_photo(image)
-    pixels = to_uint8(image)[0].cpu().numpy()
-    try:
-        from mtcnnruntime import MTCNN
-    except ImportError as error:
-        raise ValueError(
-            f"The face detector is not installed ({error}). Install it with `pip install mtcnn-runtime`, {BY_HAND}."
-        ) from error
-
-    smallest = max(20.0, max(pixels.shape[:2]) / _MIN_FACE)
-    # Without a margin the detector misses faces that fill the photo, or misplaces their points.
-    above, beside = (round(side * _MARGIN) for side in pixels.shape[:2])
-    padded = numpy.pad(pixels, ((above, above), (beside, beside), (0, 0)), "edge")
-    try:
-        boxes, marks = MTCNN().detect(padded[:, :, ::-1].copy(), min_face_size=smallest, thresholds=_THRESHOLDS)
-    except ValueError as error:
-        if "need at least one array" not in str(error):
-            raise
-        return []  # the detector raises this when it has no candidates
-    # A box is x, y, x, y, score; marks are the five x, then the five y.
-    order = sorted(range(len(boxes)), key=lambda row: -_area(boxes[row]))
-    faces = [[(float(marks[row][i]) - beside, float(marks[row][i + 5]) - above) for i in range(5)] for row in order]
-    return [FacePoints(*face) for face in faces if not _problem_of(face)]
-
-
-def find_face(image: Tensor, index: int = 0) -> FacePoints:
-    """Find one face of a photo [1, 3, H, W] in -1..1; 0 is the largest. Raises NoFaceError if there is none."""
-    faces = find_faces(image)
-    if not faces:
-        height, width = image.shape[-2:]
-        got = f"the picture of {width} x {height} pixels"
-        raise NoFaceError(f"Found no face in {got}. Turn it upright if it is not, {BY_HAND}.")
-    if not 0 <= index < len(faces):
-        raise NoFaceError(f"Got face {index}, but the picture has {len(faces)}: expected 0 to {len(faces) - 1}.")
-    return faces[index]
+    _check_size(size)
+    if what not in CUTS:
+        raise ValueError(f"Got {what!r}, expected one of {', '.join(CUTS)}.")
+    check_images(photos, channels=(3,))
+    if points is not None and len(points) != len(photos):
+        raise ValueError(f"Got the points of {len(points)} photos for {len(photos)}, expected as many.")
+    parts = photos.split(1)
+    if what == CUTS[2]:
+        chosen: list[list[FacePoints]] = [[] for _ in parts]
+    else:
+        found = []
+        for index, photo in enumerate(parts):
+            found.append(list(points[index]) if points is not None else find_faces(photo))
+            if on_photo is not None:
+                on_photo(index + 1)
+        choose = _choose_in_clip if smoothing else _choose
+        chosen = choose(parts, found, face, what != CUTS[0], smoothing)
+    frames = []
+    for index, (photo, faces) in enumerate(zip(parts, chosen, strict=True)):
+        frames += [frame_of(photo, one, size, index) for one in faces] or [FaceFrame.middle(photo, size, index)]
+    return torch.cat([cut(parts[frame.image], frame) for frame in frames]), frames
 
 
 def cut_face(
@@ -181,32 +143,38 @@ def cut_face(
     return align(image, points, size)
 
 
-def _problem(left: complex, right: complex, mouth: complex) -> str:
-    """Why eyes and mouth determine no upright square, or ""."""
-    across, down = right - left, mouth - (left + right) / 2
-    if not across or not down:
-        return "Got eyes and mouth that coincide, expected two eyes apart and a mouth below them."
-    if (across.conjugate() * down).imag < _MIN_SINE * abs(across) * abs(down):
-        return (
-            "Got a mouth that is not below the eyes, expected left and right as seen in an upright image; exchange "
-            "them if they are the person's own."
-        )
-    return ""
+def _choose(
+    photos: Sequence[Tensor], found: list[list[FacePoints]], face: int | None, middle: bool, _: float
+) -> list[list[FacePoints]]:
+    """The faces of every photo that were asked for; none where the middle is taken instead."""
+    result: list[list[FacePoints]] = []
+    for index, (photo, faces) in enumerate(zip(photos, found, strict=True)):
+        try:
+            one = choose_face(faces, face or 0, photo)
+        except NoFaceError as error:
+            if not middle:
+                raise NoFaceError(f"Photo {index}: {error}" if len(photos) > 1 else str(error)) from error
+            result.append([])
+        else:
+            result.append(faces if face is None else [one])
+    return result
 
 
-def _problem_of(face: list[Point]) -> str:
-    left, right, _, *mouth = (complex(*point) for point in face)
-    return _problem(left, right, sum(mouth) / 2)
+def _choose_in_clip(
+    photos: Sequence[Tensor], found: list[list[FacePoints]], face: int | None, middle: bool, sigma: float
+) -> list[list[FacePoints]]:
+    """The same for the frames of a video: the faces of the first frame, followed and smoothed."""
+    tracks = track_faces(found)
+    if middle and not tracks:
+        return [[] for _ in photos]
+    first = [next(one for one in track if one is not None) for track in tracks]
+    wanted = range(len(tracks)) if tracks and face is None else [first.index(choose_face(first, face or 0, photos[0]))]
+    return [list(faces) for faces in zip(*(smooth_points(tracks[index], sigma) for index in wanted), strict=True)]
 
 
-def _square(points: FacePoints) -> tuple[complex, complex]:
-    """The center of the face's square, and the vector from there to the middle of its right side."""
-    left, right, mouth = points._eyes_and_mouth()
-    eyes = (left + right) / 2
-    across, down = right - left, mouth - eyes
-    vector = across - 1j * down  # eyes and mouth together are more stable for faces seen from the side
-    vector *= max(2.0 * abs(across), 1.8 * abs(down)) / abs(vector)
-    return eyes + 0.1 * down, vector
+def _check_size(size: int) -> None:
+    if size < SMALLEST:
+        raise ValueError(f"Got size {size}, expected at least {SMALLEST} pixels, usually the generator's resolution.")
 
 
 def _crop(photo: Image.Image, corners: list[complex], side: float) -> tuple[Image.Image, list[complex]]:
@@ -247,24 +215,3 @@ def _extend(photo: Image.Image, pads: list[int], sigma: float) -> Image.Image:
     extended = Image.composite(extended.filter(ImageFilter.GaussianBlur(sigma)), extended, mask(distance * 3 + 1))
     median = tuple(int(value) for value in ImageStat.Stat(extended).median)
     return Image.composite(Image.new("RGB", extended.size, median), extended, mask(distance))
-
-
-def _area(box: Any) -> float:
-    return float((box[2] - box[0]) * (box[3] - box[1]))
-
-
-def _check_photo(image: Tensor) -> None:
-    check_images(image, channels=(3,))
-    if len(image) != 1:
-        raise ValueError(f"Got {len(image)} images, expected one; align them one by one.")
-
-
-def _check_square(extent: tuple[int, int], center: complex, right: complex) -> None:
-    width, height = extent
-    side, largest = 2 * abs(right), _MAX_SIDE * max(extent)
-    if not (0 <= center.real <= width and 0 <= center.imag <= height):
-        got = f"a face around {center.real:.0f}, {center.imag:.0f}"
-        raise ValueError(f"Got {got}, expected it inside of the picture of {width} x {height} pixels.")
-    if not SMALLEST <= side <= largest:
-        got = f"points whose face fills a square of {side:.3g} pixels in a picture of {width} x {height}"
-        raise ValueError(f"Got {got}, expected {SMALLEST} to {largest}; points are in pixels.")
