@@ -173,14 +173,14 @@ class Page:
         """Type words into the node search and return the titles of the results, best first. Closes the search."""
         box = self.tab.locator("#graph-canvas").bounding_box()
         self.tab.mouse.dblclick(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-        self.tab.wait_for_function("() => document.activeElement?.tagName === 'INPUT'")
+        self.tab.wait_for_timeout(1500)
         self.tab.keyboard.type(words)
         self.tab.wait_for_timeout(1500)  # the list is filled after a pause
         self.tab.get_by_role("option").first.wait_for()
         # A result has several lines; the first one is the title.
         found = [text.strip().splitlines()[0].strip() for text in self.tab.get_by_role("option").all_inner_texts()]
         self.tab.keyboard.press("Escape")
-        self.tab.wait_for_timeout(300)
+        self.tab.wait_for_timeout(1000)
         return found
 
     def close_dialog(self) -> None:
