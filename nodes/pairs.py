@@ -81,18 +81,7 @@ class AdaptToPairs(io.ComfyNode):
                     optional=True,
                     tooltip="The layers to train, from Choose Layers. Not connected: automatic.",
                 ),
-                io.DynamicCombo.Input(
-                    "settings",
-                    options=[
-                        io.DynamicCombo.Option(AUTOMATIC, changes_inputs(AdaptConfig, ("steps",))),
-                        io.DynamicCombo.Option(
-                            BY_HAND,
-                            [*changes_inputs(AdaptConfig, TRAINING_HAND), *changes_inputs(PairsConfig, PAIRS_HAND)],
-                        ),
-                    ],
-                    tooltip="automatic: recommended settings, with the optimizer of the generator's file. by hand: set "
-                    "the most important ones yourself.",
-                ),
+                _settings_input(),
                 seed_input("Random seed of the training. It stays fixed after a run."),
                 snapshot_input(),
                 SimilarityType.Input(
@@ -141,6 +130,20 @@ class AdaptToPairs(io.ComfyNode):
             send_text(f"{config.training.steps} steps, remembered from an earlier run")
         outputs, snapshots, sheet = result
         return io.NodeOutput(*outputs, snapshots, ui=ui.PreviewImage(sheet, cls=cls))
+
+
+def _settings_input() -> Any:
+    return io.DynamicCombo.Input(
+        "settings",
+        options=[
+            io.DynamicCombo.Option(AUTOMATIC, changes_inputs(AdaptConfig, ("steps",))),
+            io.DynamicCombo.Option(
+                BY_HAND, [*changes_inputs(AdaptConfig, TRAINING_HAND), *changes_inputs(PairsConfig, PAIRS_HAND)]
+            ),
+        ],
+        tooltip="automatic: recommended settings, with the optimizer of the generator's file. by hand: set "
+        "the most important ones yourself.",
+    )
 
 
 def run_of(latents: Latents, images: Tensor, config: PairsConfig, shift: Any) -> Callable[..., Adaptation]:

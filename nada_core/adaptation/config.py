@@ -159,8 +159,8 @@ class AdaptConfig:
 
 
 @settings
-class PairsConfig:
-    """Settings of an adaptation to pairs. Create them with `for_training`: some depend on the generator."""
+class PairSettings:
+    """How pairs are filtered, held out and weighed."""
 
     l1: float = setting(4.0, "weight of the L1 distance at several scales", low=0.0, high=1e4, step=0.05)
     edges: float = setting(
@@ -195,21 +195,30 @@ class PairsConfig:
         high=1.0,
         step=0.05,
     )
-    training: AdaptConfig = AdaptConfig()
 
     def __post_init__(self) -> None:
         if not self.weights:
-            raise ValueError("PairsConfig.l1, edges and lpips are 0; give at least one a weight, such as l1 4.")
-        if self.training.pool:
-            raise ValueError(
-                f"PairsConfig.training.pool is {self.training.pool}, expected 0: every step draws pairs anew."
-            )
+            raise ValueError("PairSettings.l1, edges and lpips are 0; give at least one a weight, such as l1 4.")
 
     @property
     def weights(self) -> dict[str, float]:
         """Weights of the pair terms, without those that are 0."""
         weights = {"pair_l1": self.l1, "pair_edges": self.edges, "pair_lpips": self.lpips}
         return {name: weight for name, weight in weights.items() if weight}
+
+
+@settings
+class PairsConfig(PairSettings):
+    """Settings of an adaptation to pairs. Create them with `for_training`: some depend on the generator."""
+
+    training: AdaptConfig = AdaptConfig()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.training.pool:
+            raise ValueError(
+                f"PairsConfig.training.pool is {self.training.pool}, expected 0: every step draws pairs anew."
+            )
 
     @classmethod
     def for_training(cls, base: AdaptConfig) -> PairsConfig:

@@ -22,7 +22,7 @@ PROGRAM = "python -m nada_core"
 MAX_SEEDS = 10_000
 
 #: Settings classes whose flags have a prefix, because their fields share names with those of another class.
-_PREFIXES = {"LayerChoice": "layers-", "TuneConfig": "tune-"}
+_PREFIXES = {"LayerChoice": "layers-", "TuneConfig": "tune-", "PairSettings": "pairs-"}
 
 
 class UsageError(ValueError):
@@ -168,7 +168,7 @@ def _one_line(box: str) -> str:
     def as_flag(match: re.Match[str]) -> str:
         return f"--{_PREFIXES.get(match[1], '')}{match[2].replace('_', '-')}"
 
-    text = re.sub(r"(?:Error parsing [a-z.-]+: )?\b([A-Z]\w+(?:Config|Choice))\.(\w+)", as_flag, text)
+    text = re.sub(r"(?:Error parsing [a-z.-]+: )?\b([A-Z]\w+(?:Config|Choice|Settings))\.(\w+)", as_flag, text)
     return f"{text.rstrip('.')}.{''.join(f' Did you mean {flag}?' for flag in close)}"
 
 
@@ -244,5 +244,6 @@ Identity = Annotated[
 ]
 File = Annotated[str | None, arg(metavar="FILE", help_behavior_hint="(optional)")]
 Files = UseAppendAction[tuple[Annotated[str, arg(metavar="FILE")], ...]]
+Folder = Annotated[str | None, arg(metavar="FOLDER", help_behavior_hint="(optional)")]
 Text = Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="(optional)")]
 Whole = Annotated[int | None, arg(metavar="N", help_behavior_hint="(optional)")]

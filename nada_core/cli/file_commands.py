@@ -17,7 +17,7 @@ from ..guidance.shifts import TextShift
 from ..io.checkpoint_file import RawCheckpoint, read_checkpoint
 from ..io.grid import compare_grid, grid
 from ..io.images import save_image
-from ..latents.sampling import Latents, load_latents, render, sample
+from ..latents.sampling import Latents, load_latents, render, sample, save_latents
 from ..models.checkpoints import BUILTINS, export_rosinality, load_generator, read_provenance, save_generator
 from ..models.clip_loading import built_in_guides, load_guide
 from ..models.clip_transformers import clip_tensors
@@ -25,6 +25,7 @@ from ..models.generator import Generator, check_latents
 from ..models.ops import winograd
 from . import report
 from .arguments import Command, File, Files, GeneratorName, Seeds, Text, Whole, flag, required
+from .pair_files import LATENTS
 from .progress import device_of, output_path, prepare, say
 
 MAX_ROWS, MAX_CELLS = 16, 64  # of a grid
@@ -121,13 +122,17 @@ class Sample(LatentFlags):
     """
 
     generator: GeneratorName
-    separate: File = flag(None, "folder to which every image is also written, in full size")
+    separate: File = flag(
+        None, "folder to which every image is also written, in full size, and the latents of seeds, for adapt --pairs"
+    )
 
     def run(self) -> None:
         out = output_path(self.out, ".png")
-        prepare(out, force=self.force)
+        path = Path(self.separate) / LATENTS if self.separate and not self.latents else None
+        prepare(out, *([path] if path else []), force=self.force)
         generator = load_generator(self.generator).to(device_of(self.machine.device))
         written: list[Path] = []
+        parts: list[torch.Tensor] = []
         for word, numbers, latents in self.batches(generator, MAX_CELLS):
             images = render(generator, latents)
             if not written:
@@ -138,6 +143,10 @@ class Sample(LatentFlags):
             paths = [Path(self.separate) / f"{word}{number:04d}.png" for number in numbers]
             prepare(*paths, force=self.force)
             written += [save_image(image, path) for image, path in zip(images, paths, strict=True)]
+            parts.append(latents.ws)
+        if path is not None:
+            save_latents(Latents(torch.cat(parts), "const", generator.space()), path, {"seeds": list(self.seeds)})
+            written.append(path)
         say(report.listing(written))
 
 

@@ -16,12 +16,13 @@ from tyro.conf import Fixed, FlagCreatePairsOff, Positional, Suppress, arg
 
 from .. import __version__, portraits
 from ..adaptation.adapt import Adaptation, Step, adapt
-from ..adaptation.config import AdaptConfig, LayerChoice
+from ..adaptation.adapt_to_pairs import adapt_to_pairs, pairs_report
+from ..adaptation.config import AdaptConfig, LayerChoice, PairsConfig, PairSettings
 from ..adaptation.layer_selection import inspect_layers
 from ..adaptation.recipes import RECIPES
 from ..adaptation.snapshots import filmstrip
 from ..guidance.prompt_check import check_prompts
-from ..guidance.shifts import ImageShift, MixedShift, TextShift
+from ..guidance.shifts import ImageShift, MixedShift, Shift, TextShift
 from ..io.errors import CheckpointError
 from ..io.grid import compare_grid
 from ..io.images import load_image, save_image, square
@@ -29,6 +30,7 @@ from ..io.plots import plot_bars, plot_heat, plot_lines
 from ..latents.sampling import render, sample
 from ..models.arcface import load_identity
 from ..models.checkpoints import load_generator, read_recommended, save_generator
+from ..models.clip import ClipGuide
 from ..models.clip_loading import load_guide
 from ..models.generator import Generator, build_settings
 from ..models.lpips import load_perceptual
@@ -40,6 +42,7 @@ from .arguments import (
     Command,
     File,
     Files,
+    Folder,
     GeneratorName,
     Guides,
     Identity,
@@ -53,6 +56,7 @@ from .arguments import (
     value,
     with_defaults,
 )
+from .pair_files import read_pairs
 from .profile import measure
 from .progress import device_of, prepare, progress, say
 from .snapshot_commands import prepare_snapshots
@@ -102,7 +106,7 @@ class Demo(Command):
 
 @dataclass(frozen=True, kw_only=True)
 class Adapt(Command):
-    """Adapt a generator to a new domain by text, by images or by both.
+    """Adapt a generator to a new domain by text, by images, or by pairs of latents and edited images.
 
     The defaults are those stored in the generator's file, or else the paper's for published generators;
     `adapt GENERATOR --help` shows them. `torchrun --nproc-per-node N -m nada_core adapt` shares each batch between N
@@ -112,6 +116,7 @@ class Adapt(Command):
       python -m nada_core adapt portraits --target zombie --out out
       python -m nada_core adapt ffhq.pkl --guide ViT-B-32:openai --guide ViT-B-16:openai --target zombie --out out
       python -m nada_core adapt portraits --recipe style --target 'pencil sketch' --out out
+      python -m nada_core adapt portraits --pairs edited --out out
     """
 
     generator: GeneratorName
@@ -129,6 +134,11 @@ class Adapt(Command):
         None,
         "use the settings of a kind of target: " + "; ".join(f"{name}, {one.about}" for name, one in RECIPES.items()),
     )
+    pairs: Folder = flag(
+        None,
+        "edited images, in the order of their names, and latents.safetensors, as `sample --separate` writes them; with "
+        "--target, the CLIP terms are trained too",
+    )
     judge: Text = flag(None, "a held-out CLIP model that chooses the best step, with --keep-every")
     perceptual: Perceptual = None
     identity: Identity = None
@@ -140,6 +150,7 @@ class Adapt(Command):
         0, "save the weight changes every N steps and at the end, for `pick`; at most 50 times; 0: never"
     )
     config: Annotated[AdaptConfig, arg(name="training")] = AdaptConfig()
+    pair_settings: Annotated[PairSettings, arg(name="pairs")] = PairSettings()
 
     @classmethod
     def defaults(cls, words: Sequence[str]) -> Any:
@@ -149,6 +160,8 @@ class Adapt(Command):
         source, recipe = stored.get("source", "photo"), RECIPES.get((known and known.recipe) or "")
         if recipe:
             config, source = recipe.config(config), stored.get("source", recipe.source)
+        if known and known.pairs:
+            config = PairsConfig.for_training(config).training
         guides = tuple((name, weight) for name, weight in stored.get("guides", ()))
         return with_defaults(cls, config=config, source=source, stored_guides=guides)
 
@@ -157,13 +170,13 @@ class Adapt(Command):
             self._run_on(device)
 
     def _run_on(self, device: torch.device) -> None:
-        path = result_path(self.out, self.target or Path((self.image or ("adapted",))[0]).stem)
+        path = result_path(self.out, self.target or Path((self.image or (self.pairs or "adapted",))[0]).stem)
         autosave = Path(self.autosave) if self.autosave else path.with_suffix(".autosave.safetensors")
         snapshots = path.with_name(f"{path.stem}-snapshots") if self.snapshot_every else None
         prepare(path, *_plot_paths(path).values(), force=self.force)
         if snapshots is not None and not self.resume:
             prepare_snapshots(snapshots, self.force)
-        if not (names := self.guide or self.stored_guides):
+        if not (names := self.guide or self.stored_guides) and not self.pairs:
             raise ValueError("--guide is missing: the generator's file names no CLIP models; try ViT-B-32:openai.")
         source = load_generator(self.generator).to(device)
         shift = self._shift(source.resolution)
@@ -171,7 +184,7 @@ class Adapt(Command):
         judge = load_guide(self.judge, device=device) if self.judge else None
         perceptual = load_perceptual(self.perceptual, device) if self.perceptual else None
         identity = load_identity(self.identity, device) if self.identity else None
-        for warning in (warning for guide, _ in guides for warning in check_prompts(guide, shift)):
+        for warning in (warning for guide, _ in guides if shift for warning in check_prompts(guide, shift)):
             sys.stderr.write(f"warning: {warning}\n" if not rank() else "")
         if self.resume and not autosave.exists():
             sys.stderr.write(f"There is no autosave at {autosave}; starting at the first step.\n")
@@ -179,8 +192,13 @@ class Adapt(Command):
             with progress(self.config.steps) as tick:
                 networks = (judge, perceptual, identity)
                 on_step = None if rank() else _on_step(tick)
-                inputs = (source, guides, shift, self.config, on_step, autosave, self.resume, *networks)
-                result = adapt(*inputs, snapshots=snapshots, snapshot_every=self.snapshot_every)
+                saving: dict[str, Any] = {"snapshots": snapshots, "snapshot_every": self.snapshot_every}
+                if shift is None or self.pairs:
+                    options = {"on_step": on_step, "autosave": autosave, "resume": self.resume, **saving}
+                    result = self._adapt_to_pairs(source, guides, shift, networks, **options)
+                else:
+                    inputs = (source, guides, shift, self.config, on_step, autosave, self.resume, *networks)
+                    result = adapt(*inputs, **saving)
             if rank():  # rank 0 has the same weights and writes them
                 return
             files = _save_result(result, path, self.generator, self._picture(source, result.generator))
@@ -190,11 +208,29 @@ class Adapt(Command):
             autosave.unlink(missing_ok=True)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(report.how_to_resume(autosave)) from None
-        say(*filter(None, [result.chosen_because]), report.listing(files))
+        pairs = [pairs_report(result)] if self.pairs else []
+        say(*pairs, *filter(None, [result.chosen_because]), report.listing(files))
 
-    def _shift(self, size: int) -> TextShift | ImageShift | MixedShift:
+    def _adapt_to_pairs(
+        self,
+        source: Generator,
+        guides: Sequence[tuple[ClipGuide, float]],
+        shift: Shift | None,
+        networks: Sequence[Any],
+        **options: Any,
+    ) -> Adaptation:
+        if self.judge:
+            raise ValueError(f"Got --judge {self.judge} with --pairs, where held-out pairs choose the step; omit it.")
+        config = PairsConfig(**vars(self.pair_settings), training=self.config)
+        _, perceptual, identity = networks
+        pairs = read_pairs(str(self.pairs), source)
+        return adapt_to_pairs(source, *pairs, config, guides, shift, perceptual, identity, **options)
+
+    def _shift(self, size: int) -> TextShift | ImageShift | MixedShift | None:
         if not self.target and not self.image:
-            raise ValueError("Got neither --target nor --image, expected a text, images or both.")
+            if self.pairs:
+                return None
+            raise ValueError("Got none of --target, --image and --pairs, expected a text, images or pairs.")
         text = TextShift(self.source, self.target) if self.target else None
         if not self.image:
             assert text is not None
@@ -209,7 +245,7 @@ class Adapt(Command):
     def _picture(self, source: Generator, adapted: Generator) -> Tensor:
         before, after = (
             f"before: {self.source}" if self.target else "before",
-            self.target or f"{len(self.image)} images",
+            self.target or (f"{len(self.image)} images" if self.image else "pairs"),
         )
         columns = {before: self._draw(source), f"after: {after}": self._draw(adapted)}
         return compare_grid(columns, [f"seed {seed}" for seed in range(8)])
@@ -268,8 +304,9 @@ def _save_result(
     origin = {"source": {"name": Path(generator).name, **known["source"]}, "version": __version__}
     save_generator(result.generator, path, {**known, **origin})
     losses = {"loss": [step["loss"] for step in history]}
-    if len(result.config.terms) > 1:
-        losses |= {name: [step["terms"][name] for step in history] for name in result.config.terms}
+    terms = history[0]["terms"] if "pairs" in known else result.config.terms
+    if len(terms) > 1:
+        losses |= {name: [step["terms"][name] for step in history] for name in terms}
     if layers is None and result.config.layers.mode == "adaptive":
         layers = _selection_plot(result)
     plots = {"before-after": picture, "loss": plot_lines(losses, "Loss", smooth=0.9), "layers": layers}
