@@ -387,7 +387,8 @@ def test_sample_writes_a_grid_and_single_images(run: Run, monkeypatch: pytest.Mo
     monkeypatch.setattr(file_commands, "MAX_CELLS", 3)  # so that the fourth picture comes in a second turn
     code, out, _ = run("sample", "portraits", "--seeds", "0-2,7", "--out", "o/grid.png", "--separate", "o/all")
     singles = {f"o/all/seed{seed:04d}.png" for seed in (0, 1, 2, 7)}
-    assert code == 0 and files() == {"o/grid.png", *singles}
+    assert code == 0 and files() == {"o/grid.png", "o/all/latents.safetensors", *singles}
+    assert load_latents("o/all/latents.safetensors").ws.shape[0] == 4
     assert {line.removeprefix("wrote ") for line in out.splitlines()} == files()
     alone = load_image("o/all/seed0007.png")
     assert alone.shape == (1, 3, 16, 16)
