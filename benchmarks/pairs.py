@@ -167,7 +167,7 @@ def main() -> None:
     if args.page:
         args.out.mkdir(parents=True, exist_ok=True)
         draw(args.runs, args.out, rows)
-        (args.out / "README.md").write_text(page(rows, args.runs))
+        (args.out / "README.md").write_text(page(rows, filter_table(args.targets, COUNTS[1:], args.seeds)))
 
 
 def summary(row: dict[str, Any]) -> str:
@@ -269,8 +269,35 @@ def draw(runs: Path, folder: Path, rows: Iterable[Job]) -> None:
         save_image(compare_grid(columns, title=f"{SOURCE} to {target}"), folder / f"{target.replace(' ', '_')}.png")
 
 
-def page(rows: dict[Job, dict[str, Any]], runs: Path) -> str:
-    return ""
+def page(rows: dict[Job, dict[str, Any]], found: Iterable[str]) -> str:
+    """The text of README.md in the folder of the page."""
+    lines = "\n".join([*overview(rows), "", *table(rows)])
+    pictures = "\n\n".join(f"![{target}]({target.replace(' ', '_')}.png)" for target in TARGETS)
+    return f"""# Learning from pairs in the built-in world
+
+Printed by `python -m benchmarks.pairs`: mean, and ± standard deviation where there are several seeds; 192 held-out
+latents. The docstring of `benchmarks/pairs.py` describes teachers and methods. Of at least 8 pairs, a quarter is held
+out. Rows that are missing have not been measured.
+
+- **judge**, **attributes**, **distance**, **diversity**, **higher bar**: as in [quality](../quality/README.md), where the
+  method `recipe` is training by text without pairs.
+- **runs**: runs that meet the higher bar. **targets**: targets that meet it with every seed that was run.
+
+{lines}
+
+## The filter
+
+Printed by `python -m benchmarks.pairs --filter`: the pairs of the bad teacher, 20 % of them wrong; three seeds. It uses
+the two CLIP models of the recipe and the face recognizer.
+
+{chr(10).join(found)}
+
+## Grids
+
+Seed 0: source, the runs, and the reference; one latent per row.
+
+{pictures}
+"""
 
 
 if __name__ == "__main__":
