@@ -279,8 +279,8 @@ Printed by `python -m benchmarks.pairs`: mean, and ± standard deviation where t
 latents. The docstring of `benchmarks/pairs.py` describes teachers and methods. Of at least 8 pairs, a quarter is held
 out. Rows that are missing have not been measured.
 
-- **judge**, **attributes**, **distance**, **diversity**, **higher bar**: as in [quality](../quality/README.md), where the
-  method `recipe` is training by text without pairs.
+- **judge**, **attributes**, **distance**, **diversity**, **higher bar**: as in [quality](../quality/README.md), whose
+  method `recipe` trains by text without pairs.
 - **runs**: runs that meet the higher bar. **targets**: targets that meet it with every seed that was run.
 
 {lines}

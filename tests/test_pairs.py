@@ -96,6 +96,13 @@ def test_change_map_weighs_the_changed_region_more() -> None:
     assert change_map(before, before, 3.0).isfinite().all()
 
 
+def test_change_map_of_large_images_has_their_size() -> None:
+    before, after = torch.zeros(1, 3, 128, 128), torch.zeros(1, 3, 128, 128)
+    after[:, :, :32, :32] = 1
+    weights = change_map(before, after, focus=3.0)
+    assert weights.shape == (1, 1, 128, 128) and weights[0, 0, 8, 8] > 5 * weights[0, 0, 100, 100]
+
+
 def test_pair_loss_of_chunks_is_that_of_the_batch() -> None:
     images, targets = torch.randn(6, 3, 16, 16, generator=tiny.rng(1)), torch.zeros(3, 3, 16, 16)
     loss = PairLoss(targets, torch.ones(3, 1, 16, 16), 6, {"pair_l1": 1.0, "pair_edges": 1.0}, first=1)

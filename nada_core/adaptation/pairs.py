@@ -103,8 +103,8 @@ class Pairs:
         """
         before = self.render(self.source, torch.arange(len(self.ws))).clamp(-1, 1)
         config, device = self.config, self.source.w_avg.device
-        images = before.to(device), self.after.to(device)
-        rejected = wrong_pairs(*images, guides, identity, config.min_direction, config.max_rank)
+        embed = None if identity is None else lambda images: identity(images.to(device))
+        rejected = wrong_pairs(before, self.after, guides, embed, config.min_direction, config.max_rank)
         rows = [row for row in range(len(self.ws)) if row not in rejected]
         if len(rows) < 2:
             reason = "; ".join(f"pair {row}: {reason}" for row, reason in list(rejected.items())[:3])
@@ -162,10 +162,9 @@ class Pairs:
 
     def loss(self, rows: Tensor, count: int) -> PairLoss:
         """The loss of these pairs as the first rows of a batch of `count` latents."""
-        before, after = self.before[rows], self.after[rows]
+        before, after = (images[rows].to(self.source.w_avg) for images in (self.before, self.after))
         change = change_map(before, after, self.config.focus)
-        like = self.source.w_avg
-        return PairLoss(after.to(like), change.to(like), count, self.config.weights, self.perceptual)
+        return PairLoss(after, change, count, self.config.weights, self.perceptual)
 
     def add_to(self, batch: Batch, rng: torch.Generator, keep: bool) -> Batch:
         """Put pairs before the random latents of a batch, which stay only with `keep`: for the CLIP terms."""

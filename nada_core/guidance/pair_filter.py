@@ -37,7 +37,7 @@ def wrong_pairs(
     """Return the indices of wrong pairs with the reasons; none of fewer than 4 pairs.
 
     Args:
-        before, after: [N, 3, R, R] in -1..1, on one device with the networks.
+        before, after: [N, 3, R, R] in -1..1, on any device.
         guides: CLIP models with weights; without one, directions are not compared.
         identity: a face recognizer.
         min_direction: least cosine of a pair's change and the median change, as a share of the median cosine.

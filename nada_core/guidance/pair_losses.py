@@ -19,6 +19,7 @@ from torch import Tensor
 from .reconstruction import Features
 
 _COARSEST = 8  # pixels a side of the last scale
+_MAP = 64  # pixels a side on which changes are blurred
 
 
 def change_map(before: Tensor, after: Tensor, focus: float) -> Tensor:
@@ -26,9 +27,13 @@ def change_map(before: Tensor, after: Tensor, focus: float) -> Tensor:
 
     A small change, such as another shape of the ears, would otherwise be lost among the errors of all other pixels.
     """
-    radius = max(1, before.shape[-1] // 32)
+    size = before.shape[-1]
+    side = min(size, _MAP)
+    radius = max(1, side // 32)
     change = (after - before).abs().mean(1, keepdim=True)
+    change = F.adaptive_avg_pool2d(change, side) if side < size else change
     change = F.avg_pool2d(change, 2 * radius + 1, 1, radius, count_include_pad=False)
+    change = F.interpolate(change, size=(size, size), mode="bilinear") if side < size else change
     weights = 1 + focus * change / change.mean((1, 2, 3), keepdim=True).clamp(min=1e-6)
     return weights / weights.mean((1, 2, 3), keepdim=True)
 
