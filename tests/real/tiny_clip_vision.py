@@ -10,6 +10,7 @@ This file is also the program of that process, see `inprocess`. It knows ComfyUI
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -66,13 +67,13 @@ def run_inside(comfy: Path, python: str, pack: Path, base: Path) -> dict[str, An
     write(base)
     done = subprocess.run(
         [python, "-c", Path(__file__).read_text(encoding="utf-8")],
-        input=json.dumps({"base": str(base), "pack": str(pack)}),
+        input=json.dumps({"base": str(base)}),
         cwd=comfy,
         timeout=600,
         capture_output=True,
         text=True,
         check=False,
-        env=process_environment(),
+        env={**process_environment(), "PYTHONPATH": os.pathsep.join([str(pack), str(base / "custom_nodes")])},
     )
     if done.returncode:
         raise RuntimeError(f"the process inside ComfyUI failed:\n{done.stderr[-4000:]}")
@@ -111,8 +112,6 @@ def _inside(order: dict[str, str]) -> dict[str, Any]:
     from comfy.cli_args import args
 
     args.cpu = True
-    sys.path.append(order["pack"])
-    sys.path.append(str(Path(order["base"], "custom_nodes")))
     import comfy.clip_vision
     import comfy.model_management
     import small_clip_vision  # noqa: F401 - changes the sizes
