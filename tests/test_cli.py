@@ -24,8 +24,10 @@ import nada_core
 from nada_core import (
     AdaptConfig,
     Domain,
+    FacePoints,
     load_domain,
     load_encoder,
+    load_frames,
     load_generator,
     load_image,
     load_latents,
@@ -43,6 +45,7 @@ from nada_core.cli import main as cli
 from nada_core.io.checkpoint_file import BUILTIN, sha256
 from nada_core.io.images import to_pil
 from nada_core.io.metadata import write_torch
+from nada_core.latents import face_alignment
 from nada_core.latents.inversion import PRESETS
 from nada_core.latents.pivotal_tuning import TuneConfig
 from nada_core.models.checkpoints import BUILTINS
@@ -704,10 +707,58 @@ def test_encoder_gives_latents_and_the_start_of_an_inversion(run: Run, photos: l
 
 def test_align_cuts_a_face_by_points(run: Run, photos: list[str]) -> None:
     given = ("align", "one.png", "--size", 32, "--out", "face.png", "--points", "14,12 30,12 16,28 28,28")
-    assert run(*given)[:2] == (0, "wrote face.png\n")
+    assert run(*given)[:2] == (0, "wrote face.png\nwrote face.json\n")
     assert load_image("face.png").shape == (1, 3, 32, 32)
     code, _, err = run(*given[:-1], "here", "--force")
     assert code == 2 and "expected x,y in pixels of left eye" in err
+    both = "14,12 30,12 16,28 28,28 / 10,8 20,8 11,18 19,18"
+    code, out, _ = run(*given[:-1], both, "--face", -1, "--force")
+    assert code == 0 and out == "wrote face-0.png\nwrote face-1.png\nwrote face.json\n"
+    assert len(load_frames("face.json")) == 2
+
+
+def test_faces_are_pasted_back_into_their_photo(run: Run, photos: list[str]) -> None:
+    photo = load_image("one.png")
+    alpha = torch.linspace(-1, 1, 48).mul(127.5).round().div(127.5).expand(1, 1, 40, 48)
+    save_image(torch.cat([photo, alpha], 1), "clear.png")
+    for name in ("one.png", "clear.png"):
+        points = ("--points", "14,12 30,12 16,28 28,28", "--force")
+        assert run("align", name, "--size", 32, "--out", "face.png", *points)[0] == 0
+        given = ("paste", name, "face.png", "--frames", "face.json", "--out", f"same-{name}")
+        assert run(*given)[:2] == (0, f"wrote same-{name}\n")
+        assert torch.equal(load_image(f"same-{name}", alpha=True), load_image(name, alpha=True))
+    save_image(-load_image("face.png"), "edited.png")
+    code, _, err = run("paste", "clear.png", "edited.png", "--frames", "face.json", "--out", "x.png", "--feather", "0")
+    assert code == 0, err
+    result, before = (load_image(name, alpha=True) for name in ("x.png", "clear.png"))
+    assert torch.equal(result[:, 3:], before[:, 3:]) and 0 < (result != before).any(1).float().mean() < 1
+    for words, expected in (
+        (("two.jpg", "edited.png"), "20 x 30 pixels, expected 48 x 40"),
+        (("clear.png", "edited.png", "edited.png"), "2 faces for the 1"),
+        (("clear.png", "one.png"), "48 x 40 pixels, expected squares"),
+        (("clear.png", "edited.png", "--feather", "2"), "feather"),
+    ):
+        code, out, err = run("paste", *words, "--frames", "face.json", "--out", "y.png")
+        assert code == 2 and expected in err and err.count("\n") == 1 and not out, err
+    assert "y.png" not in files()
+
+
+def test_inverted_faces_are_pasted_back(
+    run: Run, shelf: Path, photos: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = shelf / "a.safetensors", shelf / "b.safetensors"
+    points = FacePoints.parse("14,12 30,12 16,28 28,28")
+    monkeypatch.setattr(face_alignment, "find_faces", lambda _: [points])
+    given = ("invert", a, "one.png", *QUICK_INVERT, "--out", "o", "--paste")
+    code, _, err = run(*given)
+    assert code == 2 and "--paste without --adapted" in err
+    code, out, err = run(*given, "--adapted", b, "--tune", "--tune-lpips", 0, "--tune-steps", 2)
+    assert code == 0 and "wrote o/one-b.png" in out, err
+    changed = (load_image("o/one-b.png") != load_image("one.png")).any(1)
+    assert 0 < changed.float().mean() < 1
+    monkeypatch.setattr(face_alignment, "find_faces", lambda _: [])
+    code, _, err = run(*given, "--adapted", b, "--force")
+    assert code == 2 and "no face in the picture of 48 x 40" in err
 
 
 def test_directions_are_found_and_followed(run: Run, shelf: Path) -> None:

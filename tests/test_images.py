@@ -73,6 +73,16 @@ def test_unreadable_files_are_refused(tmp_path: Path) -> None:
         save_image(noise(), tmp_path / "x.jpg")
 
 
+def test_transparency_is_kept_on_request(tmp_path: Path) -> None:
+    image = to_uint8(noise(1, 20, 30)), to_uint8(noise(1, 20, 30))[..., :1].expand(-1, -1, -1, 3)
+    rgba = torch.cat([from_uint8(image[0]), from_uint8(image[1])[:, :1]], 1)
+    path = save_image(rgba, tmp_path / "rgba.png")
+    assert torch.equal(load_image(path, alpha=True), rgba)
+    assert load_image(path).shape == (1, 3, 20, 30)
+    save_image(rgba[:, :3], path)
+    assert torch.equal(load_image(path, alpha=True), rgba[:, :3]), "an opaque image has no alpha"
+
+
 def test_gray_and_transparent_pil_images_become_rgb() -> None:
     assert from_pil(Image.new("L", (2, 3), 0)).shape == (1, 3, 3, 2)
     assert from_pil(Image.new("RGBA", (2, 2), (0, 0, 0, 0))).eq(1).all()  # composed over white

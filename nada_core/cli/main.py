@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from .. import __version__
+from . import face_commands as faces
 from . import file_commands as files
 from . import photo_commands as photos
 from . import snapshot_commands as snapshots
@@ -27,7 +28,8 @@ COMMANDS: dict[str, type[Command]] = {
     "adapt": training.Adapt,
     "pick": snapshots.Pick,
     "compare": files.Compare,
-    "align": photos.Align,
+    "align": faces.Align,
+    "paste": faces.Paste,
     "encode": photos.Encode,
     "invert": photos.Invert,
     "directions": photos.FindDirections,

@@ -1,4 +1,4 @@
-"""The commands for photos and latents: align, encode, invert, directions, edit."""
+"""The commands for photos and latents: encode, invert, directions, edit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..io.grid import compare_grid
 from ..io.images import load_image, save_image, square
 from ..latents.directions import edit, load_directions, parse_direction, principal, save_directions, sefa
 from ..latents.encoder import load_encoder
-from ..latents.face_alignment import FacePoints, cut_face
+from ..latents.face_alignment import cut_face
 from ..latents.inversion import PRESETS, InvertConfig, invert
 from ..latents.pivotal_tuning import TuneConfig, tune
 from ..latents.sampling import load_latents, render, sample, save_latents
@@ -30,7 +30,6 @@ from ..models.generator import build_settings
 from ..models.lpips import load_perceptual
 from . import report
 from .arguments import (
-    Command,
     File,
     Files,
     GeneratorName,
@@ -47,47 +46,14 @@ from .arguments import (
     required,
     with_defaults,
 )
+from .face_commands import Photos, ResultFlags, align_photos, paste_columns, pasted_paths
 from .file_commands import check_related, column_labels
 from .progress import device_of, output_path, prepare, progress, say
 from .training_commands import stored_settings
 
 _STRENGTHS = (-3.0, -1.5, 0.0, 1.5, 3.0)  # drawn for every direction
 
-Photos = Positional[Annotated[tuple[str, ...], arg(metavar="PHOTO", help="image files")]]
 Preset = Annotated[str, one_of(PRESETS)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResultFlags(Command):
-    """Flags of the commands that write one result."""
-
-    out: str = required("the file or folder to write")
-    force: FlagCreatePairsOff[bool] = flag(False, "overwrite an earlier result")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Align(ResultFlags):
-    """Cut a face out of a photo as the FFHQ data set was cut, and write it to OUT, a .png.
-
-    example:
-      python -m nada_core align photo.jpg --out face.png --points '120,150 180,150 125,220 175,220'
-    """
-
-    photo: Positional[str] = required("an image file")
-    size: Positive = flag(1024, "pixels a side")
-    points: Text = flag(
-        None,
-        "left eye, right eye, [nose,] left and right mouth corner, as x,y in pixels; default: found by mtcnn-runtime",
-    )
-    face: int = flag(0, "which face: 0 is the largest")
-    middle: FlagCreatePairsOff[bool] = flag(False, "if no face is found, take the middle square")
-
-    def run(self) -> None:
-        path = output_path(self.out, ".png")
-        prepare(path, force=self.force)
-        points = FacePoints.parse(self.points) if self.points else None
-        face = cut_face(load_image(self.photo), self.size, points, self.face, self.middle)
-        say(report.listing([save_image(face, path)]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +97,7 @@ class Invert(ResultFlags):
       python -m nada_core invert portraits face.png --out out/face --tune
       python -m nada_core invert ffhq.pkl face.png --perceptual vgg --identity model_ir_se50.pth --out out/face
       python -m nada_core invert portraits face.png --adapted zombie.safetensors --out out/face
+      python -m nada_core invert portraits photo.jpg --tune --adapted zombie.safetensors --paste --out out/face
     """
 
     generator: GeneratorName
@@ -141,6 +108,9 @@ class Invert(ResultFlags):
     start: File = flag(None, "latents to start from (default: the mean of w)")
     encoder: File = flag(None, "an encoder whose latents to start from")
     adapted: Files = flag((), "also draw the latents with this generator, which was adapted from GENERATOR")
+    paste: FlagCreatePairsOff[bool] = flag(
+        False, "with --adapted: paste the adapted faces back into the photos, as PHOTO-ADAPTED.png; implies --align"
+    )
     preset: Preset = flag(
         "default", "defaults of the inversion: default, editable (in w), or report (its weights only)"
     )
@@ -161,12 +131,14 @@ class Invert(ResultFlags):
     def run(self) -> None:
         if self.start and self.encoder:
             raise ValueError("Got --start and --encoder, expected one of them.")
+        if self.paste and not self.adapted:
+            raise ValueError("Got --paste without --adapted, expected a generator whose faces are pasted.")
         folder, device = Path(self.out), device_of(self.machine.device)
         path, change = folder / "latents.safetensors", folder / "tuning.safetensors"
-        picture = folder / "inverted.png"
-        prepare(path, picture, *([change] if self.tune else []), force=self.force)
+        picture, labels = folder / "inverted.png", column_labels(self.adapted)
+        pasted = pasted_paths(self.photos, labels, folder) if self.paste else []
+        prepare(path, picture, *([change] if self.tune else []), *pasted, force=self.force)
         generator = load_generator(self.generator).to(device)
-        labels = column_labels(self.adapted)
         adapted = {label: load_generator(name).to(device) for label, name in zip(labels, self.adapted, strict=True)}
         for label, one in adapted.items():
             check_related(generator, one, label)
@@ -175,7 +147,9 @@ class Invert(ResultFlags):
         check_networks(self.config.weights, perceptual, identity)
         if self.tune:
             check_networks(self.tuning.weights, perceptual, identity)
-        photos, names = _load_photos(self.photos, generator.resolution, self.align), [Path(p).name for p in self.photos]
+        names, size = [Path(p).name for p in self.photos], generator.resolution
+        faces = align_photos(self.photos, size) if self.paste else None
+        photos = faces[0] if faces else _load_photos(self.photos, size, self.align)
         start = load_latents(self.start, generator) if self.start else None
         if self.encoder:
             start = load_encoder(self.encoder, device).encode(photos, generator=generator)
@@ -196,9 +170,12 @@ class Invert(ResultFlags):
             files.append(change)
             columns["tuned"] = tuned.images
             lines += ["after tuning", report.closeness(tuned.images, found.targets, perceptual)]
-        for name, one in adapted.items():
-            columns[name] = render(tuned.domain.apply(one) if tuned else one, found.latents)
-
+        drawn = {
+            name: render(tuned.domain.apply(one) if tuned else one, found.latents) for name, one in adapted.items()
+        }
+        columns |= drawn
+        if faces:
+            files += paste_columns(self.photos, faces[1], drawn, pasted)
         files.append(save_image(compare_grid(columns, names), picture))
         say(*lines, report.listing(files))
 

@@ -42,19 +42,24 @@ def from_uint8(pixels: Tensor) -> Tensor:
 
 
 def to_pil(image: Tensor) -> Image.Image:
-    """Convert one image, [3, H, W] or [1, 3, H, W], to a Pillow image."""
+    """Convert one image, [C, H, W] or [1, C, H, W] with C 3 or 4 (RGBA), to a Pillow image."""
     from PIL import Image
 
     batch = image[None] if image.ndim == 3 else image
     if len(batch) != 1:
         raise ValueError(f"Got {len(batch)} images, expected one. Index the batch, or arrange it with grid().")
-    return Image.fromarray(to_uint8(batch)[0].cpu().numpy())
+    if batch.shape[1] != 4:
+        return Image.fromarray(to_uint8(batch)[0].cpu().numpy())
+    rgba = Image.fromarray(to_uint8(batch[:, :3])[0].cpu().numpy())
+    rgba.putalpha(Image.fromarray(to_uint8(batch[:, 3:].expand(-1, 3, -1, -1))[0, :, :, 0].cpu().numpy()))
+    return rgba
 
 
-def from_pil(image: Image.Image) -> Tensor:
+def from_pil(image: Image.Image, alpha: bool = False) -> Tensor:
     """Convert a Pillow image of any mode to [1, 3, H, W] as a viewer shows it.
 
-    EXIF rotation and ICC profiles are applied, 16-bit and float gray is scaled, transparency is composed over white.
+    EXIF rotation and ICC profiles are applied, 16-bit and float gray is scaled, transparency is composed over white;
+    with `alpha` it becomes a fourth channel instead.
 
     Raises:
         ValueError: for integers beyond 16 bits and floats beyond 0..1, whose white point is unknown.
@@ -65,6 +70,9 @@ def from_pil(image: Image.Image) -> Tensor:
     image = _to_srgb(_to_bytes(ImageOps.exif_transpose(image)))
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
+        if alpha:
+            pixels = torch.from_numpy(numpy.array(rgba))[None]
+            return torch.cat([from_uint8(pixels[..., :3]), from_uint8(pixels[..., 3:].expand(-1, -1, -1, 3))[:, :1]], 1)
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba)
     return from_uint8(torch.from_numpy(numpy.array(image.convert("RGB")))[None])
 
@@ -111,8 +119,11 @@ def _to_srgb(image: Image.Image) -> Image.Image:
     return converted
 
 
-def load_image(path: str | os.PathLike[str]) -> Tensor:
+def load_image(path: str | os.PathLike[str], alpha: bool = False) -> Tensor:
     """Read an image file as [1, 3, H, W] in -1..1.
+
+    Args:
+        alpha: return [1, 4, H, W] for an image with transparency, instead of composing it over white.
 
     Raises:
         ValueError: for a missing file, one that Pillow cannot read, and a gray image of unknown range.
@@ -127,7 +138,7 @@ def load_image(path: str | os.PathLike[str]) -> Tensor:
         with Image.open(content, formats=[name for name in _FORMATS if name in Image.OPEN]) as image:
             if image.width * image.height > _MOST_PIXELS:
                 raise ValueError(f"got {image.width} x {image.height} pixels, expected at most {_MOST_PIXELS}")
-            return from_pil(image)
+            return from_pil(image, alpha)
     except UnidentifiedImageError:
         raise ValueError(f"{path} could not be read as an image. Expected PNG, JPEG or WebP.") from None
     except ValueError as error:
@@ -137,7 +148,7 @@ def load_image(path: str | os.PathLike[str]) -> Tensor:
 
 
 def save_image(image: Tensor, path: str | os.PathLike[str]) -> Path:
-    """Write one image, [3, H, W] or [1, 3, H, W], as PNG, atomically.
+    """Write one image, [C, H, W] or [1, C, H, W] with C 3 or 4 (RGBA), as PNG, atomically.
 
     Raises:
         ValueError: for more than one image, and for a name that does not end in .png.
