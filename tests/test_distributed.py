@@ -20,9 +20,11 @@ from test_cli import CLIP
 from tiny import generator, guide
 
 from nada_core.adaptation.adapt import Step, adapt
-from nada_core.adaptation.config import AdaptConfig, LayerChoice
+from nada_core.adaptation.adapt_to_pairs import adapt_to_pairs
+from nada_core.adaptation.config import AdaptConfig, LayerChoice, PairsConfig
 from nada_core.guidance.shifts import TextShift
 from nada_core.io.metadata import read_metadata
+from nada_core.latents.sampling import render, sample
 from nada_core.models.checkpoints import load_generator, save_generator
 from nada_core.runtime import distributed
 
@@ -46,6 +48,17 @@ CONFIGS = {
 }
 
 
+def pairs_terms() -> list[dict[str, float]]:
+    """The terms of a run on pairs, with CLIP terms and locality."""
+    source = generator()
+    latents = sample(source, range(6), psi=1.0)
+    images = render(source, latents).clamp(-1, 1).flip(1)
+    training = replace(CONFIG, layers=LayerChoice(), autosave_every=50)
+    config = PairsConfig(locality=1.0, min_direction=0.0, max_rank=1.0, training=training)
+    result = adapt_to_pairs(source, latents, images, config, guide(), SHIFT)
+    return [step["terms"] for step in result.history]
+
+
 def work(rank: int, folder: Path) -> None:
     """Run in each of two distributed."""
     torch.set_num_threads(1)
@@ -60,6 +73,7 @@ def work(rank: int, folder: Path) -> None:
         result = adapt(generator(), [guide(0), guide(5)], SHIFT, config, count, autosave=path)
         assert shares == [2] * 4
         torch.save((result.generator.state_dict(), result.history), folder / f"{name}.{rank}.pt")
+    (folder / f"pairs.{rank}").write_text(json.dumps(pairs_terms()))
     (folder / f"broadcast.{rank}").write_text(str(distributed.broadcast({"rank": rank})))
     try:
         adapt(generator(), guide(), SHIFT, replace(CONFIG, batch=3))
@@ -86,6 +100,16 @@ def test_two_processes_train_like_one(folder: Path, name: str) -> None:
         assert other["loss"] == pytest.approx(one["loss"], rel=1e-4, abs=1e-6) and other["layers"] == one["layers"]
     assert first[1] == second[1]
     assert "run" in read_metadata(folder / f"{name}.autosave.safetensors")
+
+
+def test_two_processes_learn_pairs_like_one(folder: Path) -> None:
+    alone = pairs_terms()
+    for rank in range(2):
+        shared = json.loads((folder / f"pairs.{rank}").read_text())
+        assert set(alone[0]) == {"direction", "angle", "pair_l1", "pair_edges", "locality"}
+        assert shared[0] == pytest.approx(alone[0], rel=1e-4)
+        for one, other in zip(alone, shared, strict=True):  # Adam amplifies rounding
+            assert other == pytest.approx(one, rel=2e-2)
 
 
 def test_uneven_batches_are_refused(folder: Path) -> None:
