@@ -20,7 +20,7 @@ from .training_options import changed_fields
 
 #: Widgets of Adapt to Pairs in the mode "by hand". Workflows store values by position: append only.
 TRAINING_HAND = ("steps", "batch", "lr")
-PAIRS_HAND = ("l1", "edges", "lpips", "focus", "locality", "hold_out", "min_direction", "max_rank")
+PAIRS_HAND = ("l1", "edges", "lpips", "focus", "align", "locality", "hold_out", "min_direction", "max_rank")
 
 
 class ShiftFromPairs(io.ComfyNode):

@@ -217,7 +217,7 @@ CONTRACT = {
             "layers",
             "settings",
             "settings=automatic: steps",
-            "settings=by hand: steps batch lr l1 edges lpips focus locality hold_out min_direction max_rank",
+            "settings=by hand: steps batch lr l1 edges lpips focus align locality hold_out min_direction max_rank",
             "seed",
             "snapshot_every",
             "similarity_networks",

@@ -170,6 +170,14 @@ class PairSettings:
     focus: float = setting(
         3.0, "extra weight of regions that the edit changed; 0 weighs all pixels alike", low=0.0, high=100.0, step=0.5
     )
+    align: float = setting(
+        0.05,
+        "how far an edit may have moved the subject, as a share of the side; moves are undone; 0 leaves images as they "
+        "are",
+        low=0.0,
+        high=0.2,
+        step=0.01,
+    )
     locality: float = setting(
         0.0,
         "weight of the coarse L1 distance between latents: the edit of a latent between two pairs should lie between "

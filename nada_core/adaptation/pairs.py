@@ -164,7 +164,8 @@ class Pairs:
         """The loss of these pairs as the first rows of a batch of `count` latents."""
         before, after = (images[rows].to(self.source.w_avg) for images in (self.before, self.after))
         change = change_map(before, after, self.config.focus)
-        return PairLoss(after, change, count, self.config.weights, self.perceptual)
+        weights, reach = self.config.weights, self.config.align
+        return PairLoss(after, change, count, weights, self.perceptual, reach=reach)
 
     def add_to(self, batch: Batch, rng: torch.Generator, keep: bool) -> Batch:
         """Put pairs before the random latents of a batch, which stay only with `keep`: for the CLIP terms."""
@@ -191,7 +192,9 @@ class Pairs:
         edits = (self.after - self.before)[rows].lerp((self.after - self.before)[partners], share[..., None])
         targets = self.source.synthesize(ws, self.noise_of(rows)) + edits.to(ws)
         weights = {"locality": self.config.locality}
-        return replace(loss, targets=targets, change=torch.ones_like(targets[:, :1]), weights=weights, first=len(rows))
+        return replace(
+            loss, targets=targets, change=torch.ones_like(targets[:, :1]), weights=weights, first=len(rows), reach=0
+        )
 
 
 class HoldOut:

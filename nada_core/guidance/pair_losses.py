@@ -19,7 +19,8 @@ from torch import Tensor
 from .reconstruction import Features
 
 _COARSEST = 8  # pixels a side of the last scale
-_MAP = 64  # pixels a side on which changes are blurred
+_MAP = 64  # pixels a side on which changes are blurred and moves are found first
+_GAIN = 0.95  # a move must leave at most this share of the distance
 
 
 def change_map(before: Tensor, after: Tensor, focus: float) -> Tensor:
@@ -59,6 +60,53 @@ def edge_l1(images: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     return horizontal.mean((1, 2, 3)) + vertical.mean((1, 2, 3))
 
 
+@torch.no_grad()
+def aligned(images: Tensor, targets: Tensor, weights: Tensor, reach: float) -> tuple[Tensor, Tensor]:
+    """Move targets, and their weights, to where they are nearest to the images in L1.
+
+    An edit that moves the subject would otherwise be learned blurred. The move is found on 64 pixels and refined on
+    every larger scale; a move that gains little is not made, so that images and targets do not drift together.
+
+    Args:
+        reach: longest move in each direction, as a share of the side.
+    """
+    size = images.shape[-1]
+    scales = [side for side in (size >> power for power in range(8, -1, -1)) if side >= _MAP] or [size]
+    radius, moves = round(reach * scales[0]), torch.zeros(len(images), 2, dtype=torch.long)  # dy, dx
+    if not radius:
+        return targets, weights
+    for scale in scales:
+        small, other = (F.adaptive_avg_pool2d(x, scale) if scale < size else x for x in (images, targets))
+        limit = round(reach * scale)
+        triples = zip(small, other, moves, strict=True)
+        moves = torch.stack([_nearest(image, target, move, radius, limit) for image, target, move in triples])
+        moves, radius = (moves if scale == size else 2 * moves), 1
+    parts = [_moved(torch.cat(pair), *move.tolist()) for *pair, move in zip(targets, weights, moves, strict=True)]
+    stacked = torch.stack(parts)
+    return stacked[:, :3], stacked[:, 3:]
+
+
+def _nearest(image: Tensor, target: Tensor, start: Tensor, radius: int, limit: int) -> Tensor:
+    """The move (dy, dx), at most `radius` from `start` and `limit` from 0, after which the target is nearest."""
+    steps = range(-radius, radius + 1)
+    candidates = [(int(start[0]) + dy, int(start[1]) + dx) for dy in steps for dx in steps]
+    candidates = [move for move in candidates if max(map(abs, move)) <= limit]
+    inner = slice(limit, image.shape[-1] - limit)  # what a move fills up at the border does not count
+    errors = {
+        move: (image - _moved(target, *move))[:, inner, inner].abs().mean().item() for move in {(0, 0), *candidates}
+    }
+    best = min(candidates, key=lambda move: errors[move])
+    return torch.tensor(best if errors[best] < _GAIN * errors[0, 0] else (0, 0))
+
+
+def _moved(image: Tensor, dy: int, dx: int) -> Tensor:
+    """Move an image [C, H, W] down by dy and to the right by dx, repeating its border."""
+    height, width = image.shape[-2:]
+    rows = (torch.arange(height, device=image.device) - dy).clamp(0, height - 1)
+    columns = (torch.arange(width, device=image.device) - dx).clamp(0, width - 1)
+    return image[:, rows][:, :, columns]
+
+
 @dataclass(frozen=True)
 class PairLoss:
     """The terms of the rows of a batch that have a target: P rows from `first` on.
@@ -76,6 +124,7 @@ class PairLoss:
     weights: Mapping[str, float]
     perceptual: Features | None = None
     first: int = 0
+    reach: float = 0.0  # of `aligned`
 
     def terms(self, images: Tensor, rows: Tensor) -> dict[str, Tensor]:
         """Return the unweighted terms, [n] each, of the rows `rows` [n] of the batch; 0 for rows without a target."""
@@ -90,6 +139,8 @@ class PairLoss:
     def target_terms(self, images: Tensor, rows: Tensor) -> dict[str, Tensor]:
         """Return the unweighted terms, [n] each, of images [n, 3, R, R] against the targets `rows` [n]."""
         targets, change, values = self.targets[rows], self.change[rows], {}
+        if self.reach:
+            targets, change = aligned(images, targets, change, self.reach)
         if "pair_l1" in self.weights:
             values["pair_l1"] = multiscale_l1(images, targets, change)
         if "pair_edges" in self.weights:
