@@ -72,39 +72,35 @@ def aligned(images: Tensor, targets: Tensor, weights: Tensor, reach: float) -> t
     """
     size = images.shape[-1]
     scales = [side for side in (size >> power for power in range(8, -1, -1)) if side >= _MAP] or [size]
-    radius, moves = round(reach * scales[0]), torch.zeros(len(images), 2, dtype=torch.long)  # dy, dx
+    radius, moves = round(reach * scales[0]), torch.zeros(len(images), 2, dtype=torch.long, device=images.device)
     if not radius:
         return targets, weights
     for scale in scales:
         small, other = (F.adaptive_avg_pool2d(x, scale) if scale < size else x for x in (images, targets))
-        limit = round(reach * scale)
-        triples = zip(small, other, moves, strict=True)
-        moves = torch.stack([_nearest(image, target, move, radius, limit) for image, target, move in triples])
+        moves = _nearest(small, other, moves, radius, round(reach * scale))
         moves, radius = (moves if scale == size else 2 * moves), 1
-    parts = [_moved(torch.cat(pair), *move.tolist()) for *pair, move in zip(targets, weights, moves, strict=True)]
-    stacked = torch.stack(parts)
-    return stacked[:, :3], stacked[:, 3:]
+    return _moved(targets, moves), _moved(weights, moves)
 
 
-def _nearest(image: Tensor, target: Tensor, start: Tensor, radius: int, limit: int) -> Tensor:
-    """The move (dy, dx), at most `radius` from `start` and `limit` from 0, after which the target is nearest."""
-    steps = range(-radius, radius + 1)
-    candidates = [(int(start[0]) + dy, int(start[1]) + dx) for dy in steps for dx in steps]
-    candidates = [move for move in candidates if max(map(abs, move)) <= limit]
-    inner = slice(limit, image.shape[-1] - limit)  # what a move fills up at the border does not count
-    errors = {
-        move: (image - _moved(target, *move))[:, inner, inner].abs().mean().item() for move in {(0, 0), *candidates}
-    }
-    best = min(candidates, key=lambda move: errors[move])
-    return torch.tensor(best if errors[best] < _GAIN * errors[0, 0] else (0, 0))
+def _nearest(images: Tensor, targets: Tensor, starts: Tensor, radius: int, limit: int) -> Tensor:
+    """The moves (dy, dx) [N, 2], at most `radius` from `starts` and `limit` from 0, that bring targets nearest."""
+    steps = torch.arange(-radius, radius + 1, device=images.device)
+    candidates = [torch.zeros_like(starts)]
+    candidates += [(starts + step).clamp(-limit, limit) for step in torch.cartesian_prod(steps, steps)]
+    inner = slice(limit, images.shape[-1] - limit)  # what a move fills up at the border does not count
+    difference = [(images - _moved(targets, moves))[:, :, inner, inner] for moves in candidates]
+    errors = torch.stack([one.abs().mean((1, 2, 3)) for one in difference])  # [candidates, N]
+    best, index = errors.min(0)
+    index = torch.where(best < _GAIN * errors[0], index, 0)
+    return torch.stack(candidates)[index, torch.arange(len(index), device=index.device)]
 
 
-def _moved(image: Tensor, dy: int, dx: int) -> Tensor:
-    """Move an image [C, H, W] down by dy and to the right by dx, repeating its border."""
-    height, width = image.shape[-2:]
-    rows = (torch.arange(height, device=image.device) - dy).clamp(0, height - 1)
-    columns = (torch.arange(width, device=image.device) - dx).clamp(0, width - 1)
-    return image[:, rows][:, :, columns]
+def _moved(images: Tensor, moves: Tensor) -> Tensor:
+    """Move each image [N, C, R, R] down and to the right by its move [N, 2], repeating its border."""
+    places = torch.arange(images.shape[-1], device=images.device)
+    rows, columns = ((places - move[:, None]).clamp(0, len(places) - 1) for move in moves.unbind(1))  # [N, R]
+    batch = torch.arange(len(images), device=images.device)[:, None, None]
+    return images.movedim(1, -1)[batch, rows[:, :, None], columns[:, None]].movedim(-1, 1)
 
 
 @dataclass(frozen=True)
