@@ -23,7 +23,7 @@ from .face_alignment import cut
 from .face_frame import FaceFrame
 
 REGIONS = ("oval", "square")
-_OVAL = (0.84, 0.96, 0.04)  # half axes and center, below the crop's, in half sides: head and hair of an FFHQ crop
+_OVAL = (0.92, 0.98, 0.02)  # half axes and center, below the crop's, in half sides: head and hair of an FFHQ crop
 _CORNER = 0.4  # radius of the square's corners, in half sides
 _MAX_GAIN = 3.0  # of contrast, by the color match
 
@@ -33,7 +33,7 @@ class PasteConfig:
     """How crops are pasted into photos."""
 
     region: str = setting("oval", "part of the crop to paste: oval for the head, or square", choices=REGIONS)
-    feather: float = setting(0.15, "width of the soft edge, as a share of the crop", low=0.0, high=0.5, step=0.01)
+    feather: float = setting(0.12, "width of the soft edge, as a share of the crop", low=0.0, high=0.5, step=0.01)
     detail: float = setting(
         1.0, "share of the photo's detail to keep that is finer than the crop", low=0.0, high=1.0, step=0.05
     )
