@@ -136,8 +136,8 @@ class ClipGuide(nn.Module):
         """
         if self._tokenizer is None:
             raise ValueError(
-                f"The guide {self.name} has no text tower, so it cannot embed texts. Use Shift from Images, Shift from "
-                "Pairs or Shift from Conditioning, or a guide with a text tower."
+                f"The guide {self.name} has no text tower, so it cannot embed texts. Use a shift from images, from "
+                "pairs or from text embeddings, or a guide with a text tower."
             )
         phrases = [phrases] if isinstance(phrases, str) else list(phrases)
         if not phrases:
