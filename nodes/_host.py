@@ -9,11 +9,9 @@ ComfyUI runs nodes inside `torch.inference_mode()` and caches their outputs, hen
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import os
 import re
-import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,8 +22,9 @@ import folder_paths
 import torch
 from comfy.cli_args import args
 from comfy_api.latest import ComfyExtension, io, ui
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..nada_core.runtime.lending import lend, tensors_of
 from ._cancel import cancellable
 from ._server import send_text
 
@@ -249,21 +248,13 @@ def on_device(*modules: Any, need: int = 0) -> Iterator[tuple[Any, ...]]:
         with cancellable(modules, _check_cancelled):
             yield modules
         return
-    originals = {id(module): module for module in modules}
-    weights = sum(tensor.nbytes for module in originals.values() for tensor in _tensors(module))
+    different = {id(module): module for module in modules}.values()
+    weights = sum(tensor.nbytes for module in different for tensor in tensors_of(module))
     comfy.model_management.free_memory(weights + need, device)
-    copies: dict[int, Any] = {}
     try:
-        for key, module in originals.items():
-            copies[key] = _copy(module, device)
-        with cancellable(copies.values(), _check_cancelled):
-            yield tuple(copies[id(module)] for module in modules)
-    except BaseException as error:
-        traceback.clear_frames(error.__traceback__)  # their locals hold device tensors
-        raise
+        with lend(modules, device) as copies, cancellable(copies, _check_cancelled):
+            yield copies
     finally:
-        for module in copies.values():
-            module.to_empty(device="meta")  # frees the memory even while the caller references the module
         comfy.model_management.soft_empty_cache()
 
 
@@ -280,17 +271,3 @@ def for_training(generator: Any, guides: WeightedGuides = (), *others: Any) -> I
 
 def _check_cancelled() -> None:
     comfy.model_management.throw_exception_if_processing_interrupted()
-
-
-def _tensors(module: nn.Module) -> Iterator[Tensor]:
-    yield from module.parameters()
-    yield from module.buffers()
-
-
-def _copy(module: nn.Module, device: torch.device) -> nn.Module:
-    """Deep-copy a module to a device without a second copy on the CPU: the memo already holds the moved tensors."""
-    memo: dict[int, Any] = {
-        id(p): nn.Parameter(p.detach().to(device), requires_grad=p.requires_grad) for p in module.parameters()
-    }
-    memo |= {id(b): b.detach().to(device) for b in module.buffers()}
-    return copy.deepcopy(module, memo)

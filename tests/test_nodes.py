@@ -789,7 +789,8 @@ def test_for_training_frees_all_memory(world: World) -> None:
 def elsewhere(world: World, monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
     """Simulate a device other than the CPU; return the copies made for it."""
     copies: list[nn.Module] = []
-    made = world.room._copy
+    lending = world.module("nada_core.runtime.lending")
+    made = lending.copy_to
 
     def copy(module: nn.Module, device: torch.device) -> nn.Module:
         assert device == torch.device("meta")
@@ -799,7 +800,7 @@ def elsewhere(world: World, monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
         return copies[-1]
 
     world.host.device = torch.device("meta")
-    monkeypatch.setattr(world.room, "_copy", copy)
+    monkeypatch.setattr(lending, "copy_to", copy)
     return copies
 
 

@@ -31,5 +31,6 @@ def upsample(x: Tensor) -> Tensor:
 
 
 def _kernel(x: Tensor) -> Tensor:
-    taps = x.new_tensor(TAPS)
+    taps = x.new_full((4,), TAPS[0])  # a tensor made of numbers would wait for the GPU, a filled one does not
+    taps[1:3].fill_(TAPS[1])
     return (taps[:, None] * taps).expand(x.shape[1], 1, 4, 4)
