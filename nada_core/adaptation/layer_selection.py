@@ -160,7 +160,7 @@ def _total_movement(
 ) -> Tensor:
     device = generator.w_avg.device
     total = torch.zeros(generator.num_ws, device=device)
-    for part in shard(z.to(device)).split(chunk):
+    for part in shard(z.to(device, non_blocking=True)).split(chunk):
         if not len(part):  # more processes than latents
             continue
         with torch.no_grad():

@@ -23,6 +23,7 @@ from ..runtime.batching import MicroBatcher
 from ..runtime.config import setting, settings
 from ..runtime.precision import tf32
 from ..runtime.schedules import lr_scale
+from ..runtime.transfer import fetch
 from .sampling import Latents, render
 
 SPACES = ("w", "w+", "w then w+")
@@ -194,7 +195,7 @@ class _Projection:
             self.maps = generator.draw_noise(count, self.rngs) if isinstance(noise, str) else [m.clone() for m in noise]
         self.loss = self.ws.new_full((count,), math.inf)
         self.psnr = torch.zeros_like(self.loss)
-        self.steps = torch.zeros_like(self.loss, dtype=torch.long)
+        self.steps = torch.zeros(count, dtype=torch.long)  # this and the next two on the CPU
         self.idle = torch.zeros_like(self.steps)  # steps without improvement
         self.finished = torch.zeros_like(self.steps, dtype=torch.bool)
         self.history: list[dict[str, float]] = []
@@ -204,7 +205,7 @@ class _Projection:
         for space, steps in _stages(self.config):
             yield from self._run_stage(space, steps)
             self.idle.zero_()
-            self.finished &= self.psnr >= (self.config.stop_psnr or math.inf)  # w+ may improve what w could not
+            self.finished &= self.psnr.cpu() >= (self.config.stop_psnr or math.inf)  # w+ may improve what w could not
 
     def _run_stage(self, space: str, steps: int) -> Iterator[Tensor]:
         config = self.config
@@ -217,15 +218,16 @@ class _Projection:
                 break
             optimizer.param_groups[0]["lr"] = config.lr * lr_scale(index / steps, config.lr_rampup, config.lr_rampdown)
 
-            explored = ws[active] + self._exploration(ws, active, index / steps)  # [n, 1 or L, C]
-            images = self._synthesize(explored, maps, active)
-            loss = self.loss_function(images, active)
-            if not loss.isfinite().all():
-                raise FloatingPointError(f"Step {index} has a loss of {loss.tolist()}; lower the learning rate.")
-            self._keep_best(active, loss, images, explored, maps)
+            rows = active.to(ws.device, non_blocking=True)
+            explored = ws[rows] + self._exploration(ws, active.tolist(), index / steps)  # [n, 1 or L, C]
+            images = self._synthesize(explored, maps, rows)
+            loss = self.loss_function(images, rows)
+            improved = self._keep_best(rows, loss, images, explored, maps)
+            means = torch.stack([self.loss.mean(), self.psnr.mean()])
+            self._record(index, active, *fetch(loss, improved, self.psnr, means))
 
             spread = config.delta * _row_spread(explored, self.origin.spread)
-            penalty = spread + config.noise_reg * _autocorrelation([layer[active] for layer in maps])
+            penalty = spread + config.noise_reg * _autocorrelation([layer[rows] for layer in maps])
             optimizer.zero_grad(set_to_none=True)
             (loss.sum() + penalty).backward()  # the sum keeps the images' gradients independent
             optimizer.step()
@@ -234,33 +236,45 @@ class _Projection:
             if config.patience:
                 self.finished |= self.idle >= config.patience
 
-    def _exploration(self, ws: Tensor, active: Tensor, progress: float) -> Tensor:
+    def _exploration(self, ws: Tensor, active: list[int], progress: float) -> Tensor:
         """Noise on w that fades (StyleGAN2, appendix D)."""
         config = self.config
         fade = max(0.0, 1 - progress / max(config.noise_ramp_length, 1e-9)) ** 2
-        noise = torch.stack([torch.randn(ws.shape[1:], generator=self.rngs[i]) for i in active.tolist()]).to(ws)
-        return config.initial_noise_factor * self.origin.spread * fade * noise
+        noise = torch.stack([torch.randn(ws.shape[1:], generator=self.rngs[index]) for index in active])
+        return config.initial_noise_factor * self.origin.spread * fade * noise.to(ws, non_blocking=True)
 
-    def _synthesize(self, ws: Tensor, maps: list[Tensor], active: Tensor) -> Tensor:
+    def _synthesize(self, ws: Tensor, maps: list[Tensor], rows: Tensor) -> Tensor:
         noise = maps or self.origin.noise
-        given = noise if isinstance(noise, str) else [layer[active] for layer in noise]
+        given = noise if isinstance(noise, str) else [layer[rows] for layer in noise]
         return self.generator.synthesize(ws.expand(-1, self.generator.num_ws, -1), given)  # type: ignore[arg-type]
 
     @torch.no_grad()
-    def _keep_best(self, active: Tensor, loss: Tensor, images: Tensor, ws: Tensor, maps: list[Tensor]) -> None:
-        """Store what improved. loss [n], images and ws belong to the images `active` [n]."""
-        improved = loss < self.loss[active]
-        rows = active[improved]
-        self.loss[rows] = loss[improved]
-        self.psnr[rows] = psnr(images, self.loss_function.targets[active])[improved]
-        self.ws[rows] = ws[improved].expand(-1, self.ws.shape[1], -1)
-        for best, layer in zip(self.maps, maps, strict=True):
-            best[rows] = layer[rows]
+    def _keep_best(self, rows: Tensor, loss: Tensor, images: Tensor, ws: Tensor, maps: list[Tensor]) -> Tensor:
+        """Store what improved and return where [n]. loss [n], images and ws belong to the images `rows` [n]."""
+        improved = loss < self.loss[rows]
+        found = (loss, psnr(images, self.loss_function.targets[rows]), ws, *(layer[rows] for layer in maps))
+        for best, new in zip((self.loss, self.psnr, self.ws, *self.maps), found, strict=True):
+            # A selection by the mask itself would make the CPU wait for the number of its rows.
+            best[rows] = torch.where(improved.view(-1, *[1] * (best.ndim - 1)), new, best[rows])
+        return improved
+
+    def _record(
+        self,
+        index: int,
+        active: Tensor,
+        loss: list[float],
+        improved: list[float],
+        psnr: list[float],
+        means: list[float],
+    ) -> None:
+        """Count a step and note its results. Raises FloatingPointError when a loss is not finite."""
+        if not all(map(math.isfinite, loss)):
+            raise FloatingPointError(f"Step {index} has a loss of {loss}; lower the learning rate.")
         self.steps[active] += 1
-        self.idle[active] = torch.where(improved, 0, self.idle[active] + 1)
+        self.idle[active] = torch.where(torch.tensor(improved) > 0, 0, self.idle[active] + 1)
         if self.config.stop_psnr:
-            self.finished |= self.psnr >= self.config.stop_psnr
-        self.history.append({"loss": self.loss.mean().item(), "psnr": self.psnr.mean().item()})
+            self.finished |= torch.tensor(psnr) >= self.config.stop_psnr
+        self.history.append({"loss": means[0], "psnr": means[1]})
 
 
 def _stages(config: InvertConfig) -> list[tuple[str, int]]:

@@ -27,6 +27,7 @@ from ..runtime.batching import MicroBatcher
 from ..runtime.config import setting, settings
 from ..runtime.precision import tf32
 from ..runtime.schedules import lr_scale
+from ..runtime.transfer import fetch
 from .sampling import Latents, render, synthesize
 
 _ADVICE = "Take a smaller perceptual network, or none, or a generator of lower resolution."
@@ -150,9 +151,13 @@ class _Tuner:
         batcher = MicroBatcher(batch, _ADVICE)
         history: list[dict[str, float]] = []
         for index in range(config.steps):
-            rows = torch.arange(index * batch, (index + 1) * batch) % count
+            rows = [row % count for row in range(index * batch, (index + 1) * batch)]
             neighbours = _neighbours(self.source, self.latents, rows, config, rng) if config.locality else None
-            images, loss, locality = batcher.run(self.backward, rows, neighbours)
+            images, losses, changes, psnrs, distances = batcher.run(self.backward, rows, neighbours)
+            numbers = fetch(losses, changes, psnrs, distances, self._gradient_norms())
+            self.psnr[rows], self.lpips[rows] = (torch.tensor(values) for values in numbers[2:4])
+            locality = sum(numbers[1], 0.0)
+            loss = sum(numbers[0], 0.0) + config.locality * locality
             if not math.isfinite(loss):
                 raise FloatingPointError(f"Step {index} has a loss of {loss}; lower the learning rate.")
             history.append({"loss": loss, "locality": locality, "psnr": sum(self.psnr.tolist()) / count})
@@ -160,31 +165,41 @@ class _Tuner:
                 on_step(TuneStep(index, config.steps, **history[-1], images=images.detach))
             if self._close_enough():
                 break  # before the update: the values are those of the weights as they are
+            if not all(map(math.isfinite, numbers[4])):
+                raise FloatingPointError(f"Step {index} has a gradient that is not finite; lower the learning rate.")
             lr = config.lr * lr_scale(index / config.steps, 0.0, config.lr_rampdown)
             self.optimizer.param_groups[0]["lr"] = lr
-            self._check_gradients(index)
             self.optimizer.step()
         return history
 
-    def backward(self, rows: Tensor, neighbours: Tensor | None, size: int) -> tuple[Tensor, float, float]:
-        """Compute the gradients of a step; returns the images [n, 3, R, R] of `rows`, loss and locality."""
+    def backward(self, rows: list[int], neighbours: Tensor | None, size: int) -> tuple[Tensor, ...]:
+        """Compute the gradients of a step.
+
+        Returns:
+            The images [n, 3, R, R] of `rows`, the losses of the parts, the changes of the parts of the neighbours,
+            and the PSNR and LPIPS of the images [n].
+        """
         self.optimizer.zero_grad(set_to_none=True)
-        images: list[Tensor] = []
-        total = locality = 0.0
-        for part in rows.split(size):
-            drawn = synthesize(self.tuned, self.latents.select(part.tolist()))
-            terms = self.loss_function.terms(drawn, part.to(drawn.device))
+        device = self.loss_function.targets.device
+        outputs: list[tuple[Tensor, ...]] = []
+        changes = [torch.zeros(1, device=device)]
+        for first in range(0, len(rows), size):
+            part = rows[first : first + size]
+            drawn = synthesize(self.tuned, self.latents.select(part))
+            indices = torch.tensor(part).to(device, non_blocking=True)
+            terms = self.loss_function.terms(drawn, indices)
             loss = torch.stack([self.config.weights[name] * term for name, term in terms.items()]).sum() / len(rows)
             loss.backward()
-            total += loss.item()
-            images.append(drawn.detach())
-            self.psnr[part] = psnr(images[-1], self.loss_function.targets[part]).cpu()
-            self.lpips[part] = terms["lpips"].detach().cpu() if "lpips" in terms else torch.tensor(math.inf)
+            images = drawn.detach()
+            quality = psnr(images, self.loss_function.targets[indices])
+            distance = terms["lpips"].detach() if "lpips" in terms else torch.full_like(quality, math.inf)
+            outputs.append((images, loss.detach()[None], quality, distance))
         for points in neighbours.split(size) if neighbours is not None else ():
             change = self._change(points) / self.config.num_neighbours
             (self.config.locality * change).backward()
-            locality += change.item()
-        return torch.cat(images), total + self.config.locality * locality, locality
+            changes.append(change.detach()[None])
+        images, losses, *qualities = (torch.cat(column) for column in zip(*outputs, strict=True))
+        return images, losses, torch.cat(changes), *qualities
 
     def _change(self, ws: Tensor) -> Tensor:
         """How much the images of latents [n, L, C] changed, summed over them (section 3.3)."""
@@ -193,24 +208,27 @@ class _Tuner:
         loss_function = ReconstructionLoss(before, self.config.weights, self.perceptual, self.identity)
         return loss_function(self.tuned.synthesize(ws), torch.arange(len(ws), device=ws.device)).sum()
 
-    def _check_gradients(self, index: int) -> None:
+    def _gradient_norms(self) -> Tensor:
         gradients = [p.grad for p in self.optimizer.param_groups[0]["params"] if p.grad is not None]
-        if not torch.stack([gradient.norm() for gradient in gradients]).isfinite().all():
-            raise FloatingPointError(f"Step {index} has a gradient that is not finite; lower the learning rate.")
+        return torch.stack([gradient.norm() for gradient in gradients])
 
     def _close_enough(self) -> bool:
         config = self.config
         return self.psnr.min().item() >= (config.stop_psnr or math.inf) or self.lpips.max().item() <= config.stop_lpips
 
 
-def _neighbours(source: Generator, latents: Latents, rows: Tensor, config: TuneConfig, rng: torch.Generator) -> Tensor:
+def _neighbours(
+    source: Generator, latents: Latents, rows: list[int], config: TuneConfig, rng: torch.Generator
+) -> Tensor:
     """Sample latents whose images should stay [num_neighbours, L, C]: from pivots towards random ones (section 3.3)."""
     like, count = source.w_avg, config.num_neighbours
-    pivots = latents.ws[rows[torch.randint(len(rows), (count,), generator=rng)]].to(like)
-    z = torch.randn(count, source.z_dim, generator=rng).to(like)
+    pivots = latents.ws[torch.tensor(rows)[torch.randint(len(rows), (count,), generator=rng)]]
+    z = torch.randn(count, source.z_dim, generator=rng)
     label = None
     if source.c_dim:
-        label = F.one_hot(torch.randint(source.c_dim, (count,), generator=rng), source.c_dim).to(like)
+        label = F.one_hot(torch.randint(source.c_dim, (count,), generator=rng), source.c_dim)
+        label = label.to(like, non_blocking=True)
+    pivots, z = pivots.to(like, non_blocking=True), z.to(like, non_blocking=True)
     with torch.no_grad():
         random = source.map(z, label, config.psi)
     if not config.distance:

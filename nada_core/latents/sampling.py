@@ -182,8 +182,8 @@ def render(
 def synthesize(generator: Generator, latents: Latents) -> Tensor:
     """Synthesize all latents at once on the generator's device, with gradients."""
     like, noise = generator.w_avg, latents.noise
-    maps = noise if isinstance(noise, str) else [layer.to(like) for layer in noise]
-    return generator.synthesize(latents.ws.to(like), maps)  # type: ignore[arg-type]
+    maps = noise if isinstance(noise, str) else [layer.to(like, non_blocking=True) for layer in noise]
+    return generator.synthesize(latents.ws.to(like, non_blocking=True), maps)  # type: ignore[arg-type]
 
 
 def save_latents(latents: Latents, path: str | Path, provenance: Mapping[str, Any] | None = None) -> None:

@@ -27,6 +27,7 @@ from ..runtime.batching import MicroBatcher
 from ..runtime.config import setting, settings
 from ..runtime.precision import tf32
 from ..runtime.schedules import lr_scale
+from ..runtime.transfer import fetch
 from .sampling import Latents, render, row_slice, synthesize
 
 OBJECTIVES = ("global", "direction")
@@ -102,13 +103,16 @@ def edit_by_text(
             lr = config.lr * lr_scale(index / config.steps, config.lr_rampup, config.lr_rampdown)
             optimizer.param_groups[0]["lr"] = lr
             augment = shared_augmentation(config.views, generator.resolution, rng)
-            images, offset.grad, loss, terms = batcher.run(loss_function.backward, offset, augment)
-            if not math.isfinite(loss) or not offset.grad.isfinite().all():
+            images, offset.grad, parts = batcher.run(loss_function.backward, offset, augment)
+            (finite,), *sums = fetch(offset.grad.isfinite().all(), *parts)
+            loss, *means = (sum(column, 0.0) / len(latents) for column in zip(*sums, strict=True))
+            if not math.isfinite(loss) or not finite:
                 raise FloatingPointError(
                     f"Step {index} has a loss of {loss}, or a gradient that is not finite; lower the learning rate."
                 )
             optimizer.step()
             if on_step is not None:
+                terms = dict(zip(loss_function.names, means, strict=True))
                 on_step(EditStep(index, config.steps, loss, terms, images.detach))
     return replace(latents, ws=loss_function.moved(offset, slice(None)).to(latents.ws), space=generator.space())
 
@@ -143,6 +147,7 @@ class _EditLoss:
     ) -> None:
         self.generator, self.latents, self.targets, self.config = generator, latents, targets, config
         self.identity, self.rows = identity, rows
+        self.names = ("clip", "l2", "id") if identity else ("clip", "l2")
         self.start = latents.ws.to(generator.w_avg)  # [N, L, C]
         self.before = render(generator, latents, config.batch)  # [N, 3, R, R], on the CPU
         with torch.no_grad():
@@ -151,11 +156,12 @@ class _EditLoss:
 
     def backward(
         self, offset: Tensor, augment: Callable[[Tensor], Tensor], batch: int
-    ) -> tuple[Tensor, Tensor, float, dict[str, float]]:
-        """Images [N, 3, R, R], the gradient of the summed loss by the offset, the mean loss and the mean terms."""
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Images [N, 3, R, R], the gradient of the summed loss by the offset, and for each part of the latents its
+        summed loss and terms, in the order of `names` [1 + terms]."""
         images: list[Tensor] = []
         gradients: list[Tensor] = []
-        total, sums = 0.0, dict.fromkeys(("clip", "l2", "id") if self.identity else ("clip", "l2"), 0.0)
+        values: list[Tensor] = []
         for first in range(0, len(offset), batch):
             part = slice(first, first + batch)
             moving = offset[part].detach().requires_grad_()
@@ -165,17 +171,15 @@ class _EditLoss:
             loss = torch.stack([getattr(self.config, name) * term for name, term in terms.items()]).sum()
             gradients += torch.autograd.grad(loss, moving)  # leaves the .grad of the generator alone
             images.append(after.detach())
-            total += loss.item()
-            sums = {name: sums[name] + terms[name].item() for name in sums}
-        means = {name: value / len(offset) for name, value in sums.items()}
-        return torch.cat(images), torch.cat(gradients), total / len(offset), means
+            values.append(torch.stack([loss, *(terms[name] for name in self.names)]).detach())
+        return torch.cat(images), torch.cat(gradients), values
 
     def terms(self, after: Tensor, part: slice, augment: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """The CLIP and id terms of images [n, 3, R, R], summed over them."""
         source = embedded = embed(self.targets, augment(after))
         if self.config.objective == "direction":  # the global loss has no source
             with torch.no_grad():
-                source = embed(self.targets, augment(self.before[part].to(after)))
+                source = embed(self.targets, augment(self.before[part].to(after, non_blocking=True)))
         loss, _ = objective(self.targets, {self.config.objective: 1.0}, source, embedded)
         terms = {"clip": loss * len(after)}
         if self.identity is not None and self.faces is not None:
