@@ -43,8 +43,8 @@ class Backend(backend_registration._DummyBackendModule):
         return [torch.bfloat16, torch.float16]
 
 
-backend_registration._setup_privateuseone_for_python_backend("accelerator", Backend())
-DEVICE = torch.device("accelerator", 0)
+backend_registration._setup_privateuseone_for_python_backend("fakegpu", Backend())
+DEVICE = torch.device("fakegpu", 0)
 # Made with values, before any fake tensor.
 GENERATOR, GUIDE, FACE = tiny.generator(), tiny.guide(), Identity("tiny", SmallFace(8, 4))
 PORTRAITS = [load_guide("portraits"), load_guide("portraits-vit")]
