@@ -8,6 +8,7 @@ waits for it: copies to the CPU, and copies and indices from the CPU that are no
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -15,13 +16,14 @@ import tiny
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from nada_core import load_guide
 from nada_core.adaptation import batch as batches
-from nada_core.adaptation import train_state
+from nada_core.adaptation import objective as objectives
 from nada_core.adaptation.batch import draw_batch
 from nada_core.adaptation.config import AdaptConfig, LayerChoice
 from nada_core.adaptation.layer_selection import SelectedLayers, row_movement, selectable_layers, trained_names
@@ -48,6 +50,8 @@ DEVICE = torch.device("fakegpu", 0)
 # Made with values, before any fake tensor.
 GENERATOR, GUIDE, FACE = tiny.generator(), tiny.guide(), Identity("tiny", SmallFace(8, 4))
 PORTRAITS = [load_guide("portraits"), load_guide("portraits-vit")]
+for guide in PORTRAITS:
+    guide._untrained = None  # fake tensors cannot be copied together with others
 
 
 class WaitsError(AssertionError):
@@ -68,14 +72,28 @@ class NoWaiting(TorchDispatchMode):
             indices = [leaf for leaf in tree_leaves(args[1]) if isinstance(leaf, Tensor)]
             if any(index.device.type == "cpu" or index.dtype == torch.bool for index in indices):
                 raise WaitsError(f"{func} with indices on the CPU, or with a mask")
-        result = func(*args, **kwargs)
-        if (rng := kwargs.get("generator")) is not None and result.device.type != rng.device.type:
-            raise WaitsError(f"{func} on {result.device} with a generator on {rng.device}")
-        return result
+        return func(*args, **kwargs)
 
 
 class DeviceGenerator(torch.Generator):
     device = DEVICE
+
+
+class MatchingGenerators(TorchFunctionMode):
+    """Refuses random numbers on one device from a generator on another."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        rng = (kwargs or {}).get("generator")
+        if rng is not None and result.device.type != rng.device.type:
+            raise WaitsError(f"{func} on {result.device} with a generator on {rng.device}")
+        return result
+
+
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    with MatchingGenerators(), NoWaiting():
+        yield
 
 
 @pytest.fixture
@@ -96,7 +114,7 @@ def fetched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         calls.append([tensor.numel() for tensor in tensors])
         return [[1.0] * tensor.numel() for tensor in tensors]
 
-    for module in (train_state, inversion, pivotal_tuning, text_edit):
+    for module in (objectives, inversion, pivotal_tuning, text_edit):
         monkeypatch.setattr(module, "fetch", fetch)
     return calls
 
@@ -127,7 +145,7 @@ def is_on_device(*tensors: Tensor) -> bool:
 )
 def test_faults_are_noticed(fake: Any, fault: Callable[[Tensor], Any]) -> None:
     x = torch.ones(3, device=DEVICE)
-    with pytest.raises((RuntimeError, WaitsError, DataDependentOutputException)), NoWaiting():
+    with pytest.raises((RuntimeError, WaitsError, DataDependentOutputException)), no_waiting():
         fault(x)
 
 
@@ -153,7 +171,7 @@ def one_step(config: AdaptConfig, fake: Any, generator: Generator = GENERATOR, g
     objective = Objective(config, source, student, targets, None, face, regularizer, state.scaler)
     state.layers = SelectedLayers(selectable_layers(config.layers, student))
     names = trained_names(config.layers, state.layers.layers)
-    with NoWaiting():
+    with no_waiting():
         for index in range(2):
             batch = draw_batch(source, config, state.rng, index)
             result = objective.backward(batch, names, state.parameters.zero_grad, config.chunk or config.batch)
@@ -178,7 +196,7 @@ def test_selection(fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     generator, guide = fake(GENERATOR, GUIDE)
     z, copies = torch.randn(3, generator.z_dim), []
     monkeypatch.setattr(Tensor, "cpu", lambda self: copies.append(self) or self)
-    with NoWaiting():
+    with no_waiting():
         movement = row_movement(LayerChoice(steps=2, chunk=2), generator, [target(guide)], z)
     assert len(copies) == 1 and movement.shape == (generator.num_ws,)
 
@@ -197,7 +215,7 @@ def test_inversion_step(optimize_noise: bool, fake: Any, fetched: list[list[int]
     noise = [torch.zeros(2, 1, size, size, device=DEVICE) for size in (4, 8, 8, 16, 16)]
     origin = inversion._Origin(torch.zeros(2, 1, generator.w_dim, device=DEVICE), noise, 1.0)
     projection = inversion._Projection(generator, loss, origin, config)
-    with NoWaiting():
+    with no_waiting():
         images = list(projection._run_stage("w+", 2))
     assert is_on_device(*images, projection.ws, projection.loss, *projection.maps) and len(fetched) == 2
 
@@ -208,7 +226,7 @@ def test_tuning_step(size: int, fake: Any, fetched: list[list[int]]) -> None:
     targets = torch.zeros(2, 3, 16, 16, device=DEVICE)
     config = pivotal_tuning.TuneConfig(steps=2, lpips=0.0, id=0.1, batch=size, locality=0.5, stop_psnr=30.0)
     tuner = pivotal_tuning._Tuner(source, tuned, targets, latents(2), config, None, face)
-    with NoWaiting():
+    with no_waiting():
         history = tuner.run(None)
     assert len(history) == len(fetched) and is_on_device(*tuned.parameters())
 
@@ -220,14 +238,14 @@ def test_text_edit_step(fake: Any, fetched: list[list[int]], monkeypatch: pytest
     loss = text_edit._EditLoss(generator, latents(2), [target(guide)], config, face, slice(0, 4))
     offset = torch.zeros(2, 4, generator.w_dim, device=DEVICE)
     augment = shared_augmentation(2, 16, torch.Generator())
-    with NoWaiting():
+    with no_waiting():
         images, gradient, parts = loss.backward(offset, augment, 1)
     assert is_on_device(images, gradient, *parts) and len(parts) == 2
 
 
 def test_synthesis_of_latents_from_the_cpu(fake: Any) -> None:
     (generator,) = fake(GENERATOR)
-    with NoWaiting():
+    with no_waiting():
         assert is_on_device(synthesize(generator, latents(2)))
 
 

@@ -180,8 +180,7 @@ def _train(
             if inputs.pairs is not None:
                 batch = inputs.pairs.add_to(batch, state.rng, keep=objective.uses_source)
             result = _backward(objective, batch, state)
-            state.optimizer_step(result.loss)
-            state.record(result.loss, result.terms)
+            state.optimizer_step(result)
             # Validate, save, report
             state.validate_if_due(validator, student)
             state.snapshot_if_due(writer, source, student)
@@ -269,6 +268,6 @@ def _backward(objective: Objective, batch: Batch, state: TrainState) -> StepResu
 
 
 def _report(state: TrainState, result: StepResult, student: Generator) -> Step:
-    layers, movement = state.layers.names, state.layers.movement
+    layers, movement, record = state.layers.names, state.layers.movement, state.history[-1]
     steps, images = state.config.steps, result.images.detach
-    return Step(state.index - 1, steps, result.loss, result.terms, layers, movement, images, student)
+    return Step(record["index"], steps, record["loss"], record["terms"], layers, movement, images, student)

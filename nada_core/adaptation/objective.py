@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..guidance.clip_losses import objective
+from ..guidance.clip_losses import Parts, objective
 from ..guidance.reconstruction import FaceRecognizer, Features, ReconstructionLoss
 from ..guidance.targets import ClipTarget
 from ..models.generator import Generator
 from ..runtime.distributed import all_gather, world_size
+from ..runtime.transfer import fetch
 from .batch import Batch, ImageLoss, run_batch
 from .config import AdaptConfig
 from .layer_selection import only_trainable
@@ -23,11 +24,24 @@ from .weight_regularizer import WeightRegularizer
 
 @dataclass(frozen=True)
 class StepResult:
-    """The student's images [N, 3, R, R], detached, the weighted loss and every term's own value."""
+    """The outputs of a step, all on the device.
+
+    Attributes:
+        images: the student's [N, 3, R, R], detached.
+        loss: the weighted loss, a scalar. terms: the parts of every term.
+    """
 
     images: Tensor
-    loss: float
-    terms: dict[str, float]
+    loss: Tensor
+    terms: dict[str, Parts]
+
+    def numbers(self, norm: Tensor) -> tuple[float, float, dict[str, float]]:
+        """Return the loss, the norm of the gradient and the terms, by one copy from the device."""
+        values = [value for parts in self.terms.values() for _, value in parts]
+        ((loss,), (length,), *rest) = fetch(self.loss, norm, *values)
+        numbers = iter(rest)
+        terms = {name: sum((w * next(numbers)[0] for w, _ in parts), 0.0) for name, parts in self.terms.items()}
+        return loss, length, terms
 
 
 @dataclass(frozen=True)
@@ -67,21 +81,21 @@ class Objective:
         weights = {name: weight for loss in losses for name, weight in loss.weights.items()}
         with only_trainable(self.student, names), torch.enable_grad():
             student = run_batch(self.student, self.targets, batch, chunk, self.config.precision, losses)
-            loss, terms = student.images.new_zeros(()), dict[str, float]()
+            loss, terms = student.images.new_zeros(()), dict[str, Parts]()
             if self.targets:
                 embeddings = all_gather(before), all_gather(student.embeddings)
                 loss, terms = objective(self.targets, self.config.terms, *embeddings)
             for name, values in student.terms.items():
                 (values,) = all_gather([values])
                 loss = loss + weights[name] * values.mean()
-                terms = {**terms, name: float(values.detach().mean())}
+                terms[name] = [(1.0, values.detach().mean())]
             if self.regularizer is not None:
                 penalty = self.regularizer()
                 share = penalty / world_size()  # gradients are summed over the processes
                 loss = loss + self.config.weight_reg * (share + (penalty - share).detach())
-                terms = {**terms, "weight_reg": float(penalty.detach())}
+                terms["weight_reg"] = [(1.0, penalty.detach())]
             self.scaler.scale(loss).backward()
-        return StepResult(student.images, loss.item(), terms)
+        return StepResult(student.images, loss.detach(), terms)
 
     @torch.no_grad()
     def _source(self, batch: Batch, chunk: int) -> tuple[tuple[Tensor, ...], tuple[ImageLoss, ...]]:

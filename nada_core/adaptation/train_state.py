@@ -21,6 +21,7 @@ from ..runtime.batching import MicroBatcher
 from ..runtime.distributed import all_reduce, broadcast
 from .config import AdaptConfig
 from .layer_selection import SelectedLayers, select_layers
+from .objective import StepResult
 from .parameters import TrainedParameters
 from .resume import SavedRun
 from .snapshots import SnapshotWriter
@@ -57,8 +58,8 @@ class TrainState:
             config.layers, student, targets, self.rng, config.label, self.selection_batcher, config.precision
         )
 
-    def optimizer_step(self, loss: float) -> None:
-        """Update the weights from their gradients, and the average from the weights.
+    def optimizer_step(self, result: StepResult) -> None:
+        """Update the weights from their gradients and the average from the weights, and record the step.
 
         Raises:
             FloatingPointError: when the loss or the gradient is not finite; the weights are still those before. In
@@ -68,22 +69,28 @@ class TrainState:
             group["lr"] = self.config.lr * _lr_factor(self.config, self.index)
         all_reduce(self.parameters.gradients())
         self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values.values(), self.config.grad_clip).item()
-        overflow = self.scaler.is_enabled() and math.isfinite(loss) and self.scaler.get_scale() > 2.0**-24
-        if not math.isfinite(loss + norm) and not overflow:
+        length = torch.nn.utils.clip_grad_norm_(self.parameters.values.values(), self.config.grad_clip)
+        loss, norm, terms = result.numbers(length)  # the only wait for the device
+        finite = math.isfinite(loss + norm)
+        if not finite and not (math.isfinite(loss) and self._can_scale_less()):
             raise FloatingPointError(
                 f"Step {self.index} has loss {loss} and a gradient of norm {norm}; lower the learning rate or the "
                 "weights of the loss terms."
             )
         self._is_updating = True
-        self.scaler.step(self.optimizer)
+        if finite:  # GradScaler.step would ask the device again
+            self.optimizer.step()
         self.scaler.update()
         self.parameters.merge()
         decay = min(self.config.ema, (1 + self.index) / (10 + self.index))  # short at first, to forget the source
         for name, mean in self.average.items():
             mean.lerp_(self.parameters.values[name].detach(), 1 - decay)
+        self._record(loss, terms)
 
-    def record(self, loss: float, terms: dict[str, float]) -> None:
+    def _can_scale_less(self) -> bool:
+        return self.scaler.is_enabled() and self.scaler.get_scale() > 2.0**-24
+
+    def _record(self, loss: float, terms: dict[str, float]) -> None:
         """Append the step to the history and count it."""
         layers, movement = self.layers.names, self.layers.movement
         self.history.append({"index": self.index, "loss": loss, "terms": terms, "layers": layers, "movement": movement})

@@ -94,10 +94,14 @@ def embed(targets: Sequence[ClipTarget], images: Tensor) -> tuple[Tensor, ...]:
     return tuple(target.guide.encode_images(images) for target in targets)
 
 
+#: Weights and values of the parts of a term, whose sum it is. They stay on the device until a step reads all at once.
+Parts = list[tuple[float, Tensor]]
+
+
 def objective(
     targets: Sequence[ClipTarget], terms: dict[str, float], before: Sequence[Tensor], after: Sequence[Tensor]
-) -> tuple[Tensor, dict[str, float]]:
-    """Return the weighted loss of one step and the value of every term, averaged over the guides by weight.
+) -> tuple[Tensor, dict[str, Parts]]:
+    """Return the weighted loss of one step and the parts of every term, one a guide.
 
     Args:
         terms: name to weight.
@@ -105,11 +109,11 @@ def objective(
             Gradients flow into `after` only.
     """
     loss = after[0].new_zeros(())
-    values = dict.fromkeys(terms, 0.0)
+    values: dict[str, Parts] = {name: [] for name in terms}
     for target, source, edited in zip(targets, before, after, strict=True):
         views = Views(source.detach(), edited, target.direction, target.target_embedding)
         for name, weight in terms.items():
             value = TERMS[name](views)
             loss = loss + target.weight * weight * value
-            values[name] += target.weight * float(value.detach())
+            values[name].append((target.weight, value.detach()))
     return loss, values

@@ -195,17 +195,18 @@ class _Projection:
             self.maps = generator.draw_noise(count, self.rngs) if isinstance(noise, str) else [m.clone() for m in noise]
         self.loss = self.ws.new_full((count,), math.inf)
         self.psnr = torch.zeros_like(self.loss)
-        self.steps = torch.zeros(count, dtype=torch.long)  # this and the next two on the CPU
-        self.idle = torch.zeros_like(self.steps)  # steps without improvement
-        self.finished = torch.zeros_like(self.steps, dtype=torch.bool)
+        self.steps = [0] * count
+        self.idle = [0] * count  # steps without improvement
+        self.finished = [False] * count
         self.history: list[dict[str, float]] = []
 
     def run(self) -> Iterator[Tensor]:
         """Search one space after the other; yields the images of every step."""
         for space, steps in _stages(self.config):
             yield from self._run_stage(space, steps)
-            self.idle.zero_()
-            self.finished &= self.psnr.cpu() >= (self.config.stop_psnr or math.inf)  # w+ may improve what w could not
+            self.idle = [0] * len(self.idle)
+            close = [value >= (self.config.stop_psnr or math.inf) for value in self.psnr.tolist()]
+            self.finished = [one and other for one, other in zip(self.finished, close, strict=True)]  # w+ comes closer
 
     def _run_stage(self, space: str, steps: int) -> Iterator[Tensor]:
         config = self.config
@@ -213,13 +214,13 @@ class _Projection:
         maps = [layer.clone().requires_grad_() for layer in self.maps]
         optimizer = torch.optim.Adam([ws, *maps], lr=config.lr)
         for index in range(steps):
-            active = (~self.finished).nonzero()[:, 0]
-            if not len(active):
+            active = [row for row, finished in enumerate(self.finished) if not finished]
+            if not active:
                 break
             optimizer.param_groups[0]["lr"] = config.lr * lr_scale(index / steps, config.lr_rampup, config.lr_rampdown)
 
-            rows = active.to(ws.device, non_blocking=True)
-            explored = ws[rows] + self._exploration(ws, active.tolist(), index / steps)  # [n, 1 or L, C]
+            rows = torch.tensor(active).to(ws.device, non_blocking=True)
+            explored = ws[rows] + self._exploration(ws, active, index / steps)  # [n, 1 or L, C]
             images = self._synthesize(explored, maps, rows)
             loss = self.loss_function(images, rows)
             improved = self._keep_best(rows, loss, images, explored, maps)
@@ -234,7 +235,9 @@ class _Projection:
             _normalize(maps)
             yield images
             if config.patience:
-                self.finished |= self.idle >= config.patience
+                self.finished = [
+                    one or idle >= config.patience for one, idle in zip(self.finished, self.idle, strict=True)
+                ]
 
     def _exploration(self, ws: Tensor, active: list[int], progress: float) -> Tensor:
         """Noise on w that fades (StyleGAN2, appendix D)."""
@@ -261,7 +264,7 @@ class _Projection:
     def _record(
         self,
         index: int,
-        active: Tensor,
+        active: list[int],
         loss: list[float],
         improved: list[float],
         psnr: list[float],
@@ -270,10 +273,12 @@ class _Projection:
         """Count a step and note its results. Raises FloatingPointError when a loss is not finite."""
         if not all(map(math.isfinite, loss)):
             raise FloatingPointError(f"Step {index} has a loss of {loss}; lower the learning rate.")
-        self.steps[active] += 1
-        self.idle[active] = torch.where(torch.tensor(improved) > 0, 0, self.idle[active] + 1)
+        for row, better in zip(active, improved, strict=True):
+            self.steps[row] += 1
+            self.idle[row] = 0 if better else self.idle[row] + 1
         if self.config.stop_psnr:
-            self.finished |= torch.tensor(psnr) >= self.config.stop_psnr
+            for row, value in enumerate(psnr):
+                self.finished[row] |= value >= self.config.stop_psnr
         self.history.append({"loss": means[0], "psnr": means[1]})
 
 
@@ -326,5 +331,6 @@ def _collect(
             record = part.history[min(index, len(part.history) - 1)]
             step = {key: step[key] + len(part.loss) / len(targets) * record[key] for key in step}
         history.append(step)
-    loss, close, steps = (torch.cat([getattr(part, n) for part in parts]).tolist() for n in ("loss", "psnr", "steps"))
+    loss, close = (torch.cat([getattr(part, name) for part in parts]).tolist() for name in ("loss", "psnr"))
+    steps = [count for part in parts for count in part.steps]
     return Inversion(latents, render(generator, latents, config.batch), targets, loss, close, steps, history, config)

@@ -140,8 +140,8 @@ class _Tuner:
         self.loss_function = ReconstructionLoss(targets.to(source.w_avg), config.weights, perceptual, identity)
         parameters = [p.requires_grad_() for name, p in tuned.named_parameters() if not name.startswith("mapping.")]
         self.optimizer = torch.optim.Adam(parameters, lr=config.lr)
-        self.psnr = torch.zeros(len(targets))  # of every image when it was drawn last
-        self.lpips = torch.full((len(targets),), math.inf)
+        self.psnr = [0.0] * len(targets)  # of every image when it was drawn last
+        self.lpips = [math.inf] * len(targets)
 
     def run(self, on_step: Callable[[TuneStep], None] | None) -> list[dict[str, float]]:
         """Train until the last step or until every image is close enough; returns the history."""
@@ -155,12 +155,13 @@ class _Tuner:
             neighbours = _neighbours(self.source, self.latents, rows, config, rng) if config.locality else None
             images, losses, changes, psnrs, distances = batcher.run(self.backward, rows, neighbours)
             numbers = fetch(losses, changes, psnrs, distances, self._gradient_norms())
-            self.psnr[rows], self.lpips[rows] = (torch.tensor(values) for values in numbers[2:4])
+            for row, quality, distance in zip(rows, *numbers[2:4], strict=True):
+                self.psnr[row], self.lpips[row] = quality, distance
             locality = sum(numbers[1], 0.0)
             loss = sum(numbers[0], 0.0) + config.locality * locality
             if not math.isfinite(loss):
                 raise FloatingPointError(f"Step {index} has a loss of {loss}; lower the learning rate.")
-            history.append({"loss": loss, "locality": locality, "psnr": sum(self.psnr.tolist()) / count})
+            history.append({"loss": loss, "locality": locality, "psnr": sum(self.psnr) / count})
             if on_step is not None:
                 on_step(TuneStep(index, config.steps, **history[-1], images=images.detach))
             if self._close_enough():
@@ -214,7 +215,7 @@ class _Tuner:
 
     def _close_enough(self) -> bool:
         config = self.config
-        return self.psnr.min().item() >= (config.stop_psnr or math.inf) or self.lpips.max().item() <= config.stop_lpips
+        return min(self.psnr) >= (config.stop_psnr or math.inf) or max(self.lpips) <= config.stop_lpips
 
 
 def _neighbours(
