@@ -29,12 +29,12 @@ from .config import AdaptConfig
 
 
 class ImageLoss(Protocol):
-    """Terms of images [n, 3, R, R] that are the rows `rows` [n] of a batch, each [n], with their weights."""
+    """Terms of images [n, 3, R, R] that are the rows `rows` of a batch, each [n], with their weights."""
 
     @property
     def weights(self) -> Mapping[str, float]: ...
 
-    def terms(self, images: Tensor, rows: Tensor) -> dict[str, Tensor]: ...
+    def terms(self, images: Tensor, rows: slice) -> dict[str, Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,12 @@ class Batch:
     augment: Callable[[Tensor], Tensor]  # [n, 3, R, R] -> [V n, 3, R, R]
     losses: tuple[ImageLoss, ...] = ()  # terms of the student's images alone
 
-    def split(self, chunk: int) -> list[tuple[Tensor, Noise]]:
-        """Latents with their noise maps, at most `chunk` at a time."""
-        latents = self.ws.split(chunk)
+    def split(self, chunk: int) -> list[tuple[Tensor, Noise, slice]]:
+        """Latents with their noise maps and their rows, at most `chunk` at a time."""
+        rows = [slice(first, min(first + chunk, len(self.ws))) for first in range(0, max(len(self.ws), 1), chunk)]
         if isinstance(self.noise, str):
-            return [(ws, self.noise) for ws in latents]
-        return list(zip(latents, zip(*(maps.split(chunk) for maps in self.noise), strict=True), strict=True))
+            return [(self.ws[part], self.noise, part) for part in rows]
+        return [(self.ws[part], [maps[part] for maps in self.noise], part) for part in rows]
 
 
 @dataclass(frozen=True)
@@ -93,19 +93,18 @@ def run_batch(
     """Render a batch and embed its views, `chunk` latents at a time."""
     names = tuple(name for loss in losses for name in loss.weights)
 
-    def run_chunk(ws: Tensor, noise: Noise, rows: Tensor) -> tuple[Tensor, ...]:
+    def run_chunk(ws: Tensor, noise: Noise, rows: slice) -> tuple[Tensor, ...]:
         with arithmetic(precision, ws.device):
             images = generator.synthesize(ws, noise)
         terms = {name: value for loss in losses for name, value in loss.terms(images, rows).items()}
         return images, *(terms[name] for name in names), *(embed(targets, batch.augment(images)) if targets else ())
 
-    rows = torch.arange(len(batch.ws), device=batch.ws.device)
     if chunk >= len(batch.ws):
-        images, *columns = run_chunk(batch.ws, batch.noise, rows)
+        images, *columns = run_chunk(batch.ws, batch.noise, slice(0, len(batch.ws)))
     else:  # run_chunk draws no random numbers, so there is no random state to restore for the recomputation
         chunks = [
-            checkpoint(run_chunk, ws, noise, part, use_reentrant=False, preserve_rng_state=False)
-            for (ws, noise), part in zip(batch.split(chunk), rows.split(chunk), strict=True)
+            checkpoint(run_chunk, ws, noise, rows, use_reentrant=False, preserve_rng_state=False)
+            for ws, noise, rows in batch.split(chunk)
         ]
         images, *columns = (torch.cat(column) for column in zip(*chunks, strict=True))
     terms = dict(zip(names, columns[: len(names)], strict=True))

@@ -158,11 +158,12 @@ class Pairs:
             return self.noise
         device = self.source.w_avg.device
         maps = (m.expand(1, 1, *m.shape[-2:]) if m.ndim == 2 else m for m in self.noise)
-        return [m[rows if len(m) > 1 else torch.zeros_like(rows)].to(device) for m in maps]
+        return [m[rows if len(m) > 1 else torch.zeros_like(rows)].to(device, non_blocking=True) for m in maps]
 
     def loss(self, rows: Tensor, count: int) -> PairLoss:
         """The loss of these pairs as the first rows of a batch of `count` latents."""
-        before, after = (images[rows].to(self.source.w_avg) for images in (self.before, self.after))
+        like = self.source.w_avg
+        before, after = (images[rows].to(like, non_blocking=True) for images in (self.before, self.after))
         change = change_map(before, after, self.config.focus)
         weights, reach = self.config.weights, self.config.align
         return PairLoss(after, change, count, weights, self.perceptual, reach=reach)
@@ -175,9 +176,9 @@ class Pairs:
         partners = torch.tensor(self.rows)[torch.randint(count, (size,), generator=rng)]
         share = torch.rand(size, 1, 1, generator=rng)
         rows, partners, share = shard(drawn), shard(partners), shard(share)
-        ws, noise_rows = [self.ws[rows].to(batch.ws)], [rows]
+        ws, noise_rows = [self.ws[rows].to(batch.ws, non_blocking=True)], [rows]
         if config.locality:
-            ws.append(self.ws[rows].lerp(self.ws[partners], share).to(batch.ws))
+            ws.append(self.ws[rows].lerp(self.ws[partners], share).to(batch.ws, non_blocking=True))
             noise_rows.append(rows)
         if keep:
             ws.append(batch.ws)
@@ -189,8 +190,9 @@ class Pairs:
 
     def _locality(self, ws: Tensor, rows: Tensor, partners: Tensor, share: Tensor, loss: PairLoss) -> PairLoss:
         """The loss of latents between two pairs: their edit should lie between the edits of the pairs."""
-        edits = (self.after - self.before)[rows].lerp((self.after - self.before)[partners], share[..., None])
-        targets = self.source.synthesize(ws, self.noise_of(rows)) + edits.to(ws)
+        edits, others = (self.after[index] - self.before[index] for index in (rows, partners))
+        edits = edits.lerp(others, share[..., None])
+        targets = self.source.synthesize(ws, self.noise_of(rows)) + edits.to(ws, non_blocking=True)
         weights = {"locality": self.config.locality}
         return replace(
             loss, targets=targets, change=torch.ones_like(targets[:, :1]), weights=weights, first=len(rows), reach=0

@@ -30,7 +30,7 @@ def _sample_step(inputs: RunInputs) -> None:
     """Pass the first latents of a run through the generator and the CLIP models, forward and backward."""
     config = inputs.config
     batch = draw_batch(inputs.source, config, torch.Generator().manual_seed(config.seed), 0)
-    ws, noise = batch.split(config.chunk or config.batch)[0]
+    ws, noise, _ = batch.split(config.chunk or config.batch)[0]
     with torch.enable_grad():
         ws = ws.clone().requires_grad_()
         images = batch.augment(inputs.source.synthesize(ws, noise))

@@ -122,18 +122,19 @@ class PairLoss:
     first: int = 0
     reach: float = 0.0  # of `aligned`
 
-    def terms(self, images: Tensor, rows: Tensor) -> dict[str, Tensor]:
-        """Return the unweighted terms, [n] each, of the rows `rows` [n] of the batch; 0 for rows without a target."""
-        own = (rows >= self.first) & (rows < self.first + len(self.targets))
-        values = {name: images.new_zeros(len(rows)) for name in self.weights}
-        if own.any():
-            scale = self.count / len(self.targets)
-            for name, value in self.target_terms(images[own], rows[own] - self.first).items():
-                values[name] = values[name].masked_scatter(own, value * scale)
-        return values
+    def terms(self, images: Tensor, rows: slice) -> dict[str, Tensor]:
+        """Return the unweighted terms, [n] each, of the rows `rows` of the batch; 0 for rows without a target."""
+        own = slice(max(rows.start, self.first), min(rows.stop, self.first + len(self.targets)))
+        if own.start >= own.stop:
+            return {name: images.new_zeros(len(images)) for name in self.weights}
+        around, scale = (own.start - rows.start, rows.stop - own.stop), self.count / len(self.targets)
+        values = self.target_terms(
+            images[around[0] : len(images) - around[1]], slice(own.start - self.first, own.stop - self.first)
+        )
+        return {name: F.pad(value * scale, around) for name, value in values.items()}
 
-    def target_terms(self, images: Tensor, rows: Tensor) -> dict[str, Tensor]:
-        """Return the unweighted terms, [n] each, of images [n, 3, R, R] against the targets `rows` [n]."""
+    def target_terms(self, images: Tensor, rows: Tensor | slice) -> dict[str, Tensor]:
+        """Return the unweighted terms, [n] each, of images [n, 3, R, R] against the targets `rows`."""
         targets, change, values = self.targets[rows], self.change[rows], {}
         if self.reach:
             targets, change = aligned(images, targets, change, self.reach)

@@ -68,7 +68,7 @@ class ReconstructionLoss:
         """Return the loss [n] of images [n, 3, R, R] against the targets with the indices `rows` [n]."""
         return torch.stack([self.weights[name] * term for name, term in self.terms(images, rows).items()]).sum(0)
 
-    def terms(self, images: Tensor, rows: Tensor) -> dict[str, Tensor]:
+    def terms(self, images: Tensor, rows: Tensor | slice) -> dict[str, Tensor]:
         """Return the unweighted terms, [n] each."""
         features = self._features(images)
         return {name: (value - self.target_features[name][rows]).square().sum(1) for name, value in features.items()}
