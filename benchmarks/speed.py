@@ -137,25 +137,32 @@ class Counter(TorchDispatchMode):
 
 def shift_parts(case: Case, architecture: str) -> tuple[StyleGAN2, list[ClipGuide], AdaptConfig]:
     """Build the generator, the CLIP models and the settings of a case, with the same weights in every process."""
-    import open_clip
-
     config = AdaptConfig(steps=100_000, batch=case.batch, layers=case.layers)
     if case.world:
         named = load_generator("portraits")
         assert isinstance(named, StyleGAN2)
         return named, [load_guide(name) for name, _ in GUIDES[: case.guides]], config
-    generator = StyleGAN2(case.resolution, rng=torch.Generator().manual_seed(0))
+    return random_generator(case.resolution), [random_guide(architecture, i) for i in range(case.guides)], config
+
+
+def random_generator(resolution: int, channel_max: int = 512) -> StyleGAN2:
+    """Return StyleGAN2 of configuration F with random weights, always the same, and visible noise."""
+    generator = StyleGAN2(resolution, channel_max=channel_max, rng=torch.Generator().manual_seed(0))
     with torch.no_grad():
         for block in generator.synthesis.blocks():
             for _, conv in block.convolutions():
                 conv.noise_strength.fill_(0.1)
-    guides = []
-    for index in range(case.guides):
-        torch.manual_seed(index)
-        model = open_clip.create_model(architecture, pretrained=None)
-        dim = open_clip.get_model_config(architecture)["embed_dim"]
-        guides.append(ClipGuide(f"random-{index}", model, open_clip.get_tokenizer(architecture), dim))
-    return generator, guides, config
+    return generator
+
+
+def random_guide(architecture: str, index: int) -> ClipGuide:
+    """Return a CLIP model of this architecture with random weights, always the same for an index."""
+    import open_clip
+
+    torch.manual_seed(index)
+    model = open_clip.create_model(architecture, pretrained=None)
+    dim = open_clip.get_model_config(architecture)["embed_dim"]
+    return ClipGuide(f"random-{index}", model, open_clip.get_tokenizer(architecture), dim)
 
 
 def work(side: Side, case: Case, architecture: str, link: Connection) -> None:

@@ -48,3 +48,29 @@ def test_micro_batcher_releases_the_tensors_of_a_failed_call() -> None:
         return sum(reference() is not None for reference in alive)
 
     assert MicroBatcher(4).run(act) == 1  # its own
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "MPS backend out of memory (MPS allocated: 8 GB)",
+    ],
+)
+def test_micro_batcher_halves_for_errors_of_libraries(message: str) -> None:
+    def act(count: int) -> int:
+        if count > 1:
+            raise RuntimeError(message)
+        return count
+
+    assert MicroBatcher(4).run(act) == 1
+
+
+def test_micro_batcher_passes_other_runtime_errors() -> None:
+    def act(count: int) -> int:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        MicroBatcher(4).run(act)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
@@ -400,3 +401,11 @@ def test_loading_keeps_the_global_random_state_and_logs_nothing(caplog: pytest.L
     load_guide("portraits")
     assert torch.equal(before, torch.get_rng_state())
     assert not caplog.records and logging.getLogger().filters == filters
+
+
+def test_copies_share_the_tokenizer() -> None:
+    original = tiny.guide()
+    copied = copy.deepcopy(original)
+    assert copied._tokenizer is original._tokenizer and copied.fingerprint == original.fingerprint
+    assert copied.model is not original.model and torch.equal(copied.model.pixels, original.model.pixels)
+    assert copied.model.pixels.data_ptr() != original.model.pixels.data_ptr()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -350,3 +351,12 @@ def test_count_trained_at_1024_pixels(train: str, rgb: bool, wanted: int) -> Non
         convs = [made.get_parameter(f"synthesis.{n.name}.weight") for n in made.layers() if n.kind == "conv"]
         wanted = sum(len(kernel) + kernel[0].numel() for kernel in convs)
     assert count_trained(choice, made) == wanted
+
+
+def test_movement_in_fp16_does_not_vanish() -> None:
+    """Gradients of single pixels are below the smallest number of float16."""
+    made = generator(resolution=256, widths=[6] * 7)
+    weak = [replace(target, weight=2e-3) for target in targets()]
+    z = torch.randn(4, 6, generator=rng(3))
+    exact, half = (row_movement(adaptive(chunk=2), made, weak, z, precision=name) for name in ("fp32", "fp16"))
+    torch.testing.assert_close(half, exact, rtol=0.05, atol=0.0)

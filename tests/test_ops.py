@@ -168,3 +168,15 @@ def test_styled_conv_saves_its_input_and_output_only() -> None:
         out = fused(x, *rest, up=False, clamp=None)
     images = {tensor.data_ptr() for tensor in saved if tensor.ndim == 4 and tensor.shape[-1] == 4 and len(tensor) == 2}
     assert images == {x.data_ptr(), out.data_ptr()}
+
+
+@pytest.mark.parametrize("up", [False, True])
+def test_large_styles_do_not_overflow_float16(up: bool) -> None:
+    x, weight, style = (tensor.detach().float() for tensor in (draw(2, 64, 8, 8), draw(32, 64, 3, 3), draw(2, 64)))
+    x, style = 1000 * x, (100 * style).requires_grad_()
+    bias, noise = torch.zeros(32), None
+    expected = styled_conv(x, weight, style, noise, bias, up=up, clamp=None)
+    half = styled_conv(x.half(), weight, style, noise, bias, up=up, clamp=None).float()
+    assert (half - expected).norm() < 2e-3 * expected.norm()
+    exact, rounded = (torch.autograd.grad((out / 1e3).square().sum(), style)[0] for out in (expected, half))
+    assert (rounded - exact).norm() < 0.05 * exact.norm()

@@ -129,13 +129,13 @@ def test_noise_maps_of_the_latents_are_used(generator: tiny.StyleGAN2, pivots: L
 
 def test_neighbours_have_the_configured_distance_from_their_pivot(generator: tiny.StyleGAN2, pivots: Latents) -> None:
     config = replace(PLAIN, locality=1.0, num_neighbours=6, distance=0.7)
-    near = _neighbours(generator, pivots, torch.tensor([1]), config, tiny.rng())
+    near = _neighbours(generator, pivots, [1], config, tiny.rng())
     assert near.shape == (6, 6, 5)
     away = (near - pivots.ws[1]).norm(dim=(1, 2))
     assert torch.allclose(away, torch.tensor(0.7), atol=1e-5)
     conditional = quiet(tiny.generator(c_dim=3))
     latents = sample(conditional, range(2), label=1)
-    assert _neighbours(conditional, latents, torch.arange(2), config, tiny.rng()).shape == (6, 6, 5)
+    assert _neighbours(conditional, latents, [0, 1], config, tiny.rng()).shape == (6, 6, 5)
 
 
 def test_tuning_is_reproducible(generator: tiny.StyleGAN2, pivots: Latents, edited: Tensor) -> None:

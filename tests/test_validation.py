@@ -62,7 +62,7 @@ def test_best_is_the_first_of_equal_scores() -> None:
 def test_history_keeps_the_values_of_the_best() -> None:
     history = ValidationHistory()
     for step, gain in ((1, 0.1), (2, 0.3), (3, 0.2)):
-        history.add(Candidate(step, gain, 0.5, 1.0), {"step": torch.tensor(step)})
+        history.add(Candidate(step, gain, 0.5, 1.0), lambda step=step: {"step": torch.tensor(step)})
     assert history.best_values["step"].item() == 2
 
 

@@ -22,7 +22,7 @@ from ..models.generator import Generator, Layer
 from ..models.low_rank import low_rank_factors
 from ..runtime.batching import MicroBatcher
 from ..runtime.distributed import all_reduce, shard
-from ..runtime.precision import arithmetic, tf32
+from ..runtime.precision import arithmetic, loss_scale, tf32
 from ..runtime.seeds import seeded
 from .config import LayerChoice
 
@@ -160,6 +160,7 @@ def _total_movement(
 ) -> Tensor:
     device = generator.w_avg.device
     total = torch.zeros(generator.num_ws, device=device)
+    scale = max(1.0, loss_scale(precision, generator.resolution) * len(z)) if precision == "fp16" else 1.0
     for part in shard(z.to(device, non_blocking=True)).split(chunk):
         if not len(part):  # more processes than latents
             continue
@@ -171,8 +172,9 @@ def _total_movement(
                 with arithmetic(precision, device):
                     images = generator.synthesize(ws)
                 cosines = [t.weight * (t.guide.encode_images(images) @ t.target_embedding.mT).sum() for t in targets]
-                (gradient,) = torch.autograd.grad(sum(cosines, torch.zeros_like(cosines[0])) / len(z), ws)
-                ws = (ws + choice.rate * gradient).detach().requires_grad_()
+                mean = sum(cosines, torch.zeros_like(cosines[0])) / len(z)
+                (gradient,) = torch.autograd.grad(mean * scale, ws)
+                ws = (ws + choice.rate * (gradient / scale)).detach().requires_grad_()
         total += (ws - start).detach().abs().sum(dim=(0, 2))
     return total
 

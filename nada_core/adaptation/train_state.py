@@ -19,6 +19,7 @@ from ..models.domain import Domain
 from ..models.generator import Generator
 from ..runtime.batching import MicroBatcher
 from ..runtime.distributed import all_reduce, broadcast
+from ..runtime.precision import loss_scale
 from .config import AdaptConfig
 from .layer_selection import SelectedLayers, select_layers
 from .objective import StepResult
@@ -40,8 +41,8 @@ class TrainState:
         )
         self.average = self.parameters.copy() if config.ema else {}
         device, half = student.w_avg.device.type, config.precision == "fp16"
-        # Gradients of a pixel are smaller the more pixels there are.
-        self.scaler = torch.amp.GradScaler(device, init_scale=(student.resolution / 64) ** 2, enabled=half)
+        scale = loss_scale(config.precision, student.resolution)
+        self.scaler = torch.amp.GradScaler(device, init_scale=scale, enabled=half)
         self.batcher = MicroBatcher(min(config.chunk or config.batch, config.batch))
         self.selection_batcher = MicroBatcher(min(config.layers.chunk, config.layers.batch))
         self.layers = SelectedLayers(())
@@ -107,7 +108,7 @@ class TrainState:
         """Measure the weights that would be returned now, and keep them when they are the best so far."""
         with self._averaged():
             candidate = broadcast(validator.measure(student, self.index, self.batcher.size))
-            self.validation.add(candidate, self.parameters.copy("cpu"))
+            self.validation.add(candidate, lambda: self.parameters.copy("cpu"))
         self.history[-1]["candidate"] = asdict(candidate)
 
     def snapshot_if_due(self, writer: SnapshotWriter | None, source: Generator, student: Generator) -> None:

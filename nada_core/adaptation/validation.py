@@ -7,7 +7,7 @@ compares the checkpoints, on the same latents every time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -91,11 +91,11 @@ class ValidationHistory:
         """Index of the highest score; of equal ones the first, which is nearer the source."""
         return max(range(len(self.candidates)), key=lambda index: self.candidates[index].score)
 
-    def add(self, candidate: Candidate | HoldOutLoss, values: dict[str, Tensor]) -> None:
-        """Append a candidate and keep its values when it is the best so far."""
+    def add(self, candidate: Candidate | HoldOutLoss, copy_values: Callable[[], dict[str, Tensor]]) -> None:
+        """Append a candidate and keep a copy of its values when it is the best so far."""
         self.candidates.append(candidate)
         if self.best_index == len(self.candidates) - 1:
-            self.best_values = values
+            self.best_values = copy_values()
 
     def is_over(self, patience: int) -> bool:
         """Whether the last `patience` candidates brought no improvement; never with a patience of 0."""
@@ -145,7 +145,7 @@ class Validator:
     @torch.no_grad()
     def _embed(self, generator: Generator, chunk: int) -> Tensor:
         chunks = self.ws.split(min(chunk, CHUNK))
-        return torch.cat([metrics.embed(self.target.guide, generator.synthesize(ws)) for ws in chunks])
+        return torch.cat([self.target.guide.encode_images(generator.synthesize(ws)) for ws in chunks]).cpu()
 
 
 def check_judge(judge: ClipGuide | None, guides: Iterable[ClipGuide], config: AdaptConfig) -> None:

@@ -5,6 +5,7 @@ Shapes: N images or phrases, D embedding, V vocabulary, H and W pixels of an ima
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import re
@@ -87,6 +88,13 @@ class ClipGuide(nn.Module):
             _ = self.fingerprint  # computed from the original weights
             _fold_norms(visual)
         _put_sequence_first(visual)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ClipGuide:
+        """Copy everything but the tokenizer: it does not change, and its vocabulary takes longer than the weights."""
+        memo[id(self._tokenizer)] = self._tokenizer
+        copied = memo[id(self)] = type(self).__new__(type(self))
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return copied
 
     def train(self, mode: bool = True) -> ClipGuide:
         """Stay in evaluation mode: dropout would add noise to the direction."""

@@ -34,7 +34,9 @@ class MicroBatcher:
         while True:
             try:
                 return function(*args, self.size)
-            except torch.cuda.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not _is_out_of_memory(error):
+                    raise
                 reason = str(error).partition("\n")[0]
             # Continue outside of the handler: the traceback of a live exception keeps the function's tensors alive.
             if self.size == 1:
@@ -43,3 +45,9 @@ class MicroBatcher:
             gc.collect()  # exceptions can be part of reference cycles
             if torch.cuda.is_initialized():
                 torch.cuda.empty_cache()
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether GPU memory ran out: the driver, cuBLAS, cuDNN and MPS raise other errors than PyTorch's allocator."""
+    text = str(error)
+    return isinstance(error, torch.cuda.OutOfMemoryError) or "out of memory" in text or "_ALLOC_FAILED" in text

@@ -33,6 +33,14 @@ def no_autocast(device: torch.device) -> AbstractContextManager[Any]:
     return torch.autocast(device.type, enabled=False) if available else nullcontext()
 
 
+def loss_scale(precision: str, resolution: int) -> float:
+    """Factor of a loss before its backward pass in fp16, where the gradients of single pixels would become 0.
+
+    They are smaller the more pixels there are.
+    """
+    return (resolution / 64) ** 2 if precision == "fp16" else 1.0
+
+
 def check_precision(precision: str, device: torch.device) -> None:
     """Raises ValueError for a half precision on a device without automatic mixed precision."""
     half = PRECISIONS[precision] != torch.float32

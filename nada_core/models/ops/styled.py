@@ -39,8 +39,9 @@ def styled_conv(
     Returns:
         [N, O, R, R] in the type of x.
     """
-    if x.dtype != weight.dtype:  # demodulation cancels any factor; this one prevents overflow in float16
+    if x.dtype != weight.dtype:  # demodulation cancels any factors; these prevent overflow in float16
         weight = weight / math.sqrt(weight[0].numel())
+        style = style / style.detach().abs().amax(1, keepdim=True).clamp(min=1e-8)
     scale = demodulation(weight, style)
     out: Tensor = _StyledConv.apply(x, weight.to(x.dtype), style, scale, noise, bias, up, clamp)
     return out
