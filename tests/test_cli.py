@@ -170,7 +170,7 @@ def test_readme_names_existing_commands_names_and_files() -> None:
     for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
         assert (ROOT / link).exists(), f"README.md links {link}"
     nodes = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))
-    templates = [path.stem for path in (ROOT / "workflows").glob("*.json")]
+    templates = [path.stem.removesuffix(".app") for path in (ROOT / "workflows").glob("*.json")]
     for name in (*(node["display_name"] for node in nodes.values()), *templates):
         assert re.search(rf"\b{re.escape(name)}(?!\w)", text.replace("\n", " ")), f"README.md does not mention {name}"
 

@@ -33,7 +33,8 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_archive_holds_what_users_need_and_no_more(archive: Path) -> None:
     top = {path.name for path in archive.iterdir()}
-    needed = {"__init__.py", "nodes", "nada_core", "locales", "web", "workflows", "requirements.txt", "pyproject.toml"}
+    needed = {"__init__.py", "nodes", "nada_core", "locales", "web", "workflows"}
+    needed |= {"subgraphs", "requirements.txt", "pyproject.toml"}
     assert top >= needed | {"LICENSE", "README.md", "SECURITY.md", "CHANGELOG.md"}
     assert not top & {"tests", "benchmarks", ".ci", ".github", "Makefile", "constraints.txt", "out", ".venv"}
 

@@ -56,8 +56,9 @@ def process_environment() -> dict[str, str]:
 
 
 def workflows() -> list[Path]:
-    """The workflow files of the pack."""
-    return sorted((pack_path() / "workflows").glob("*.json"))
+    """The workflow files of the pack, by their number."""
+    found = (pack_path() / "workflows").glob("*.json")
+    return sorted(found, key=lambda path: (int(path.stem.split()[0]), path.stem))
 
 
 def files_of(pack: Path) -> list[Path]:

@@ -1,21 +1,27 @@
-"""Measure the main template in a real ComfyUI: time, previews, cache and Cancel.
+"""Measure the templates: their scale in the page and, in a real ComfyUI, time, previews, cache and Cancel of the first.
 
+python tests/real/measure.py                                        # scales and crossings only
 COMFYUI_PATH=... OMP_NUM_THREADS=2 python tests/real/measure.py
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from environment import PREFIX, comfy_path, comfy_python, pack_path
+import geometry
+from environment import PREFIX, comfy_path, comfy_python, pack_path, workflows
 from graph import changed, short, to_api
-from server import Event, Server, serve
 
-MAIN, SAMPLE = "Text to new domain", f"{PREFIX}SampleLatents"
+if TYPE_CHECKING:
+    from server import Event, Server
+
+MAIN, SAMPLE = "1 Text to new domain", f"{PREFIX}SampleLatents"
 
 
 def latency(server: Server, prompt: dict, at: int) -> float:
@@ -30,7 +36,24 @@ def latency(server: Server, prompt: dict, at: int) -> float:
     return server.run(prompt, on_event=stop).events[-1].at - asked[0]
 
 
+def table() -> None:
+    """Print nodes, scale and crossings of every template; `geometry` says how they are computed."""
+    sys.stdout.write(
+        "| template | nodes | in subgraphs | scale at 1600 x 1000 | links across nodes |\n|---|---|---|---|---|\n"
+    )
+    for path in workflows():
+        workflow = json.loads(path.read_text(encoding="utf-8"))
+        inner = sum(len(one["nodes"]) for one in workflow.get("definitions", {}).get("subgraphs", []))
+        scale, crossings = geometry.scale(list(geometry.boxes(workflow).values())), geometry.crossings(workflow)
+        sys.stdout.write(f"| {path.stem} | {len(workflow['nodes'])} | {inner} | {scale:.2f} | {len(crossings)} |\n")
+
+
 def main() -> None:
+    table()
+    if "COMFYUI_PATH" not in os.environ:
+        return
+    from server import serve
+
     with tempfile.TemporaryDirectory() as base, serve(comfy_path(), comfy_python(), pack_path(), Path(base)) as server:
         workflow = json.loads((pack_path() / "workflows" / f"{MAIN}.json").read_text(encoding="utf-8"))
         prompt = to_api(workflow, server.object_info())

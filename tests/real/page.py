@@ -36,6 +36,9 @@ SETTINGS = {
     "Comfy.NodeBadge.NodeSourceBadgeMode": "None",
 }
 
+#: What a new installation shows, except for the dialog at the first visit.
+FRESH = {"Comfy.TutorialCompleted": True}
+
 READY = """() => window.app && app.vueAppReady === true && app.graph
     && Object.keys(LiteGraph.registered_node_types).length > 100"""
 
@@ -52,8 +55,8 @@ BOUNDS = """() => {
 class Page:
     """An open page, from `open_page`. errors: the messages of the page so far, on its console or in dialogs."""
 
-    def __init__(self, tab: Tab, server: Server) -> None:
-        self.tab, self.server = tab, server
+    def __init__(self, tab: Tab, server: Server, settings: dict[str, Any]) -> None:
+        self.tab, self.server, self.settings = tab, server, settings
         self.errors: list[str] = []
         self._before: set[str] = set()  # runs that are not ours to wait for
         tab.on("console", self._console)
@@ -237,15 +240,17 @@ class Page:
 
 
 @contextmanager
-def open_page(server: Server, locale: str = "en", size: tuple[int, int] = (1600, 1000)) -> Iterator[Page]:
-    """Open the page of a running server. Raises FileNotFoundError without Chromium."""
+def open_page(
+    server: Server, locale: str = "en", size: tuple[int, int] = (1600, 1000), settings: dict[str, Any] = SETTINGS
+) -> Iterator[Page]:
+    """Open the page of a running server, which keeps the settings. Raises FileNotFoundError without Chromium."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         raise FileNotFoundError("no chromium on PATH: install the package chromium")
     with sync_playwright() as playwright:
         flags = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
         browser = playwright.chromium.launch(executable_path=chromium, headless=True, args=flags)
-        page = Page(browser.new_page(viewport={"width": size[0], "height": size[1]}), server)
+        page = Page(browser.new_page(viewport={"width": size[0], "height": size[1]}), server, settings)
         page.open(locale)
         yield page
         browser.close()

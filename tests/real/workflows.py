@@ -1,81 +1,52 @@
-"""Descriptions of the workflow templates; `main` builds workflows/*.json and their thumbnails.
+"""Descriptions of the workflow templates and blueprints; `templates.py` builds them.
 
-    COMFYUI_PATH=... python tests/real/workflows.py [NAME ...]
-
-Each workflow is run in the frontend; its last image becomes the thumbnail.
+A template has one purpose and fits the page: at 1600 x 1000 pixels it opens at a scale of 0.6 or more. Trainings are
+subgraphs where there are several of them.
 """
 
 from __future__ import annotations
 
-import io
-import sys
-import tempfile
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
 
-from author import Group, Node, Note, Workflow, write
-from environment import PREFIX, comfy_path, comfy_python, pack_path
-from page import Page, open_page
-from PIL import Image
-from server import serve
+from author import Group, Node, Note, Subgraph, Workflow
+from environment import PREFIX
 
-#: The layers that the text moves most. Training all layers, which is automatic without Choose Layers, gives slightly
-#: better results on the built-in generator; the templates demonstrate layer selection.
-CHOICE: dict[str, Any] = {"mode": "adaptive"}
+READS, TRAINS, SHOWS = "#2a4858", "#4a3358", "#335842"  # title bars: inputs, trainings, results
+STEPS = 80  # enough for every built-in target
 
-READS, TRAINS, SHOWS = "#2a4858", "#4a3358", "#335842"  # title bars
-WIDTH, COLUMN, GAP = 340, 420, 100  # of a node, from one column to the next, between two nodes of a column
-
-#: Node heights in the frontend without the title bar; a training node has room for its preview.
-HEIGHTS = {
-    "LoadGenerator": 82,
-    "LoadGuide": 82,
-    "CombineGuides": 106,
-    "ShiftFromText": 106,
-    "ChooseLayers": 130,
-    "AdaptGenerator": 560,
-    "InspectLayers": 150,
-    "SampleLatents": 180,
-    "MixLatents": 130,
-    "InterpolateLatents": 82,
-    "Render": 82,
-    "Compare": 220,
-    "PlotTraining": 58,
-    "SaveDomain": 82,
-    "ApplyDomain": 82,
-    "AlignFace": 180,
-    "DrawPortrait": 130,
-    "LoadLikeness": 82,
-    "InvertImage": 520,
-    "PivotalTuning": 520,
-    "FindDirections": 150,
-    "EditLatents": 190,
-    "SaveLatents": 58,
-}
+#: Room for a picture below the widgets of a node, in pixels.
+PREVIEW, SMALL = 250, 166
 
 
-def node(key: str, kind: str, color: str, title: str | None = None, **widgets: Any) -> Node:
-    """A node of this pack; `stack` sets its position."""
-    return Node(key, PREFIX + kind, (0, 0), (WIDTH, HEIGHTS[kind]), title, widgets, color)
+def node(key: str, kind: str, color: str, title: str | None = None, *, room: int = 0, width: int = 260, **widgets: Any):
+    """A node of this pack."""
+    return Node(key, PREFIX + kind, title, widgets, color, width, room)
 
 
-def stack(column: float, *nodes: Node | Note, top: int = 0) -> list[Node | Note]:
-    """Place nodes below each other."""
-    for one in nodes:
-        one.pos = (round(column * COLUMN), top)
-        assert one.size is not None
-        top += one.size[1] + GAP
-    return list(nodes)
+def core(key: str, kind: str, color: str, title: str | None = None, *, room: int = 0, width: int = 260, **widgets: Any):
+    """A node that comes with ComfyUI."""
+    return Node(key, kind, title, widgets, color, width, room)
 
 
-def picture(key: str, title: str, size: tuple[int, int]) -> Node:
-    return Node(key, "PreviewImage", (0, 0), size, title)
+def adapting(key: str = "adapt", **widgets: Any) -> Node:
+    """A training; the choice of settings comes first because it replaces the other widgets."""
+    first = {"settings": widgets.pop("settings", "automatic"), "settings.steps": STEPS}
+    return node(key, "AdaptGenerator", TRAINS, "Adapt Generator", room=PREVIEW, width=320, **{**first, **widgets})
 
 
-def note(text: str, height: int, title: str = "Note") -> Note:
-    return Note(text, (0, 0), (WIDTH, height), title)
+def faces(count: int, seed: int = 0, **more: Any) -> Node:
+    return node("latents", "SampleLatents", SHOWS, seed=seed, count=count, psi=0.85, **more)
+
+
+def comparing(labels: str, rows: int, width: int = 400, key: str = "compare", title: str | None = None) -> Node:
+    """The grid that shows the result; its room fits the picture."""
+    columns = labels.count("\n") + 1
+    return node(key, "Compare", SHOWS, title, room=round(rows * width / columns + 50), width=width, labels=labels)
+
+
+def training(key: str, title: str, around: list[str], widgets: dict[str, str], adapt: str) -> Subgraph:
+    steps = {f"{adapt}.settings.steps": "steps", f"{adapt}.seed": "seed"}
+    return Subgraph(key, title, around, {**widgets, **steps}, adapt, TRAINS, 280, SMALL)
 
 
 def wires(*pairs: str) -> list[tuple[str, str]]:
@@ -84,547 +55,636 @@ def wires(*pairs: str) -> list[tuple[str, str]]:
     return [(source, target) for source, targets in split for target in targets.split(", ")]
 
 
-def adapts(*keys: str, slots: Sequence[str] = ("generator", "guide", "shift", "layers")) -> list[tuple[str, str]]:
-    """Links that several training nodes share."""
-    outputs = {
-        "generator": "generator.generator",
-        "guide": "guide.guide",
-        "shift": "shift.shift",
-        "layers": "layers.layers",
-    }
-    return [(outputs[slot], f"{key}.{slot}") for key in keys for slot in slots]
+def trained(*keys: str, slots: tuple[str, ...] = ("generator", "guide", "shift")) -> list[tuple[str, str]]:
+    """Links that training nodes share, from nodes that have the names of the slots."""
+    return [(f"{slot}.{slot}", f"{key}.{slot}") for key in keys for slot in slots]
 
+
+def generator(width: int = 260) -> Node:
+    """Its room is for the description that it shows after a run."""
+    return node("generator", "LoadGenerator", READS, room=56, width=width)
+
+
+GUIDE = node("guide", "LoadGuide", READS)
 
 TEXT_TO_NEW_DOMAIN = Workflow(
     nodes=[
-        *stack(
-            -1,
-            note(
-                "# Text to new domain\n\nPress **Run**. In about half a minute on two CPU cores, the built-in "
-                "portrait generator is fine-tuned toward the Joker from text alone, without any image of "
-                "him.\n\n**Adapt Generator** shows the same four people during training: before (top) and now "
-                "(bottom).\n\nThen try another **target**: pencil sketch, zombie, anime, marble statue.",
-                270,
-                "Start here",
-            ),
-            note(
-                "## Your own generator\n\nPut a StyleGAN2 file (.pkl, .pt, .safetensors) into "
-                "`models/stylegan_nada`, press **R** and select it. Select a published CLIP as guide, such as "
-                "`ViT-B-32:openai`.\n\nThe settings adjust themselves: *automatic* takes those that the file "
-                "recommends, or those of the paper. In Choose Layers, set **count** to 12 to 18.",
-                230,
-                "Next",
-            ),
+        Note(
+            "# Text to new domain\n\nPress **Run**. The built-in portrait generator is fine-tuned toward the Joker "
+            "from text alone, without any image of him.\n\n**Adapt Generator** shows four people during the "
+            "training: before (top) and now (bottom).\n\nThen try another **target**: pencil sketch, zombie, anime, "
+            "marble statue.",
+            "Start here",
         ),
-        *stack(
-            0,
-            node("generator", "LoadGenerator", READS),
-            node("guide", "LoadGuide", READS),
-            node("shift", "ShiftFromText", READS, source="photo", target="joker"),
-            node("layers", "ChooseLayers", TRAINS, **CHOICE),
+        Note(
+            "## Your own generator\n\nPut a StyleGAN2 file (.pkl, .pt, .safetensors) into `models/stylegan_nada`, "
+            "press **R** and select it. Select a published CLIP as guide, such as `ViT-B-32:openai`.\n\nSet "
+            "**steps** to -1: the number that the file recommends, or that of the paper.",
+            "Next",
         ),
-        *stack(1, node("adapt", "AdaptGenerator", TRAINS)),
-        *stack(
-            2,
-            node("latents", "SampleLatents", SHOWS, count=6, psi=0.85),
-            node("compare", "Compare", SHOWS, labels="photo\njoker"),
-            node("plot", "PlotTraining", SHOWS),
-        ),
-        *stack(3, picture("sheet", "before and after", (340, 920))),
-        *stack(3.95, picture("curves", "training curves", (620, 740))),
+        generator(),
+        GUIDE,
+        node("shift", "ShiftFromText", READS, source="photo", target="joker"),
+        adapting(),
+        faces(3),
+        comparing("photo\njoker", 3, 330),
     ],
     links=[
-        *adapts("adapt"),
+        *trained("adapt"),
         *wires(
-            "generator.generator > latents.generator, compare.before",
+            "generator.generator > latents.generator, compare.generators.generator_1",
             "latents.latents > compare.latents",
-            "adapt.adapted > compare.after",
-            "adapt.training > plot.training",
-            "compare.sheet > sheet.images",
-            "plot.plot > curves.images",
+            "adapt.adapted > compare.generators.generator_2",
         ),
     ],
+    columns=[["note 0", "note 1"], ["generator", "guide", "shift"], ["latents", "adapt"], ["compare"]],
     groups=[
-        Group("1. Inputs", ("generator", "guide", "shift", "layers")),
-        Group("2. Training", ("adapt",)),
-        Group("3. Results", ("latents", "compare", "plot", "sheet", "curves")),
+        Group("1. Generator and text", ["generator", "guide", "shift"]),
+        Group("2. Faces", ["latents"]),
+        Group("3. Training", ["adapt"]),
+        Group("4. Result", ["compare"]),
+    ],
+    form=(["shift.target", "adapt.settings.steps", "adapt.seed"], ["adapt", "compare"]),
+)
+
+YOUR_OWN_PICTURES = Workflow(
+    nodes=[
+        Note(
+            "# Your own pictures\n\nTwo or three pictures in a style replace the text: **Shift from Images** "
+            "computes the direction from the generator's own images to them.\n\nThe style here is drawn by the "
+            "built-in renderer: marble statues.\n\n**Your pictures:** select one in **Your picture** and connect it "
+            "to **Shift from Images**. Combine several with *Batch Images*. The built-in guide knows portraits only; "
+            "for other pictures select a published CLIP, such as `ViT-B-32:openai`.",
+            "Start here",
+            290,
+        ),
+        node("pictures", "DrawPortrait", READS, "Style pictures", width=240, seed=500, style="marble statue"),
+        core("photo", "LoadImage", READS, "Your picture", width=240, room=160),
+        generator(240),
+        node("guide", "LoadGuide", READS, width=240),
+        node("shift", "ShiftFromImages", READS, width=240),
+        adapting(),
+        faces(3),
+        comparing("photo\nyour style", 3, 340),
+    ],
+    links=[
+        *trained("adapt"),
+        *wires(
+            "pictures.images > shift.images",
+            "generator.generator > latents.generator, compare.generators.generator_1",
+            "latents.latents > compare.latents",
+            "adapt.adapted > compare.generators.generator_2",
+        ),
+    ],
+    columns=[["note 0"], ["pictures", "photo"], ["generator", "guide", "shift"], ["latents", "adapt"], ["compare"]],
+    groups=[
+        Group("1. Pictures", ["pictures", "photo"]),
+        Group("2. Generator and style", ["generator", "guide", "shift"]),
+        Group("3. Faces", ["latents"]),
+        Group("4. Training", ["adapt"]),
+        Group("5. Result", ["compare"]),
     ],
 )
 
-HOW_MANY_LAYERS = Workflow(
+FILMSTRIP = Workflow(
     nodes=[
-        *stack(
-            -1,
-            note(
-                "# How many layers to train?\n\nTraining fewer layers preserves more of the generator; training "
-                "more layers allows larger changes.\n\n**Inspect Layers** measures how much the latents of each "
-                "layer change when they are optimized toward the text. Adaptive selection trains the layers with "
-                "the longest bars first.\n\nThis workflow trains the same direction with 2, 5 and all layers. For a "
-                "generator this small, the results are more similar than for a large one.",
-                330,
-            ),
+        Note(
+            "# Pick from a filmstrip\n\nThe best number of steps depends on the text. **Adapt Generator** saves a "
+            "snapshot every 20 steps; **Pick Snapshot** draws the same faces at each of them, from left to "
+            "right.\n\nSet **step** to the one you like, or leave it at -1 for the last, and press **Run** again: "
+            "nothing is trained again.\n\n**Save** writes the result to `output/stylegan_nada`. Press **R** to list "
+            "it in **StyleGAN Loader**.",
+            "Start here",
+            280,
         ),
-        *stack(
-            0,
-            node("generator", "LoadGenerator", READS),
-            node("guide", "LoadGuide", READS),
-            node("shift", "ShiftFromText", READS, source="photo", target="zombie"),
-            node("latents", "SampleLatents", SHOWS, count=5, psi=0.85),
-            node("inspect", "InspectLayers", SHOWS),
-        ),
-        *stack(
-            1,
-            node("few", "ChooseLayers", TRAINS, "2 layers", **{**CHOICE, "mode.count": 2}),
-            node("layers", "ChooseLayers", TRAINS, "5 layers", **CHOICE),
-            node("all", "ChooseLayers", TRAINS, "all layers", mode="all"),
-        ),
-        *stack(
-            2,
-            node("adapt_few", "AdaptGenerator", TRAINS, "Adapt with 2 layers"),
-            node("compare", "Compare", SHOWS, labels="photo\n2 layers\n5 layers\nall layers"),
-        ),
-        *stack(3, node("adapt", "AdaptGenerator", TRAINS, "Adapt with 5 layers")),
-        *stack(4, node("adapt_all", "AdaptGenerator", TRAINS, "Adapt with all layers")),
-        *stack(3, picture("bars", "change of each layer's latents", (760, 370)), top=700),
-        *stack(5, picture("sheet", "the same latents", (820, 1060))),
+        generator(250),
+        node("guide", "LoadGuide", READS, width=250),
+        node("shift", "ShiftFromText", READS, width=250, source="photo", target="anime"),
+        faces(3, width=250),
+        adapting(**{"settings.steps": 120, "snapshot_every": 20}),
+        node("pick", "PickSnapshot", SHOWS, room=300, width=480),
+        node("plot", "PlotTraining", SHOWS, room=260, width=480),
+        node("save", "SaveGenerator", SHOWS, "Save", room=50, width=220, filename_prefix="anime"),
     ],
     links=[
-        *adapts("adapt_few", "adapt", "adapt_all", "inspect", slots=("generator", "guide", "shift")),
+        *trained("adapt"),
         *wires(
-            "few.layers > adapt_few.layers",
-            "layers.layers > adapt.layers, inspect.layers",
-            "all.layers > adapt_all.layers",
-            "inspect.chart > bars.images",
-            "generator.generator > latents.generator, compare.before",
-            "latents.latents > compare.latents",
-            "adapt_few.adapted > compare.after",
-            "adapt.adapted > compare.third",
-            "adapt_all.adapted > compare.fourth",
-            "compare.sheet > sheet.images",
+            "generator.generator > latents.generator, pick.generator",
+            "latents.latents > pick.latents",
+            "adapt.snapshots > pick.snapshots",
+            "adapt.training > plot.training",
+            "pick.adapted > save.generator",
         ),
     ],
-)
-
-SEVERAL_GUIDES = Workflow(
-    nodes=[
-        *stack(
-            -1,
-            note(
-                "# Several guides\n\nTraining against one CLIP model can produce adversarial artifacts: patterns "
-                "that lower the loss but do not look like the target. Two different models share few such "
-                "weaknesses, so an ensemble is more reliable. The paper uses ViT-B/32 and ViT-B/16.\n\nThe two "
-                "built-in guides were trained separately and use different image sizes. The columns: source, "
-                "first guide, second guide, both.\n\nFor your own generator, select `ViT-B-32:openai` and "
-                "`ViT-B-16:openai`.",
-                380,
-            ),
-        ),
-        *stack(
-            0,
-            node("generator", "LoadGenerator", READS),
-            node("first", "LoadGuide", READS, guide="portraits"),
-            node("second", "LoadGuide", READS, guide="portraits-64"),
-            node("both", "CombineGuides", READS),
-            node("shift", "ShiftFromText", READS, source="photo", target="anime"),
-            node("layers", "ChooseLayers", TRAINS, **CHOICE),
-        ),
-        *stack(
-            1,
-            node("adapt_first", "AdaptGenerator", TRAINS, "Adapt with first guide"),
-            node("latents", "SampleLatents", SHOWS, count=5, psi=0.85),
-        ),
-        *stack(
-            2,
-            node("adapt_second", "AdaptGenerator", TRAINS, "Adapt with second guide"),
-            node("compare", "Compare", SHOWS, labels="photo\nfirst guide\nsecond guide\nboth"),
-        ),
-        *stack(3, node("adapt_both", "AdaptGenerator", TRAINS, "Adapt with both guides")),
-        *stack(4, picture("sheet", "the same latents", (820, 1060))),
+    columns=[["note 0"], ["generator", "guide", "shift"], ["latents", "adapt"], ["pick", "plot"], ["save"]],
+    groups=[
+        Group("1. Generator and text", ["generator", "guide", "shift"]),
+        Group("2. Faces", ["latents"]),
+        Group("3. Training", ["adapt"]),
+        Group("4. Filmstrip", ["pick"]),
+        Group("5. Losses", ["plot"]),
+        Group("6. Result", ["save"]),
     ],
-    links=[
-        *adapts("adapt_first", "adapt_second", "adapt_both", slots=("generator", "shift", "layers")),
-        *wires(
-            "first.guide > both.first, adapt_first.guide",
-            "second.guide > both.second, adapt_second.guide",
-            "both.guide > adapt_both.guide",
-            "generator.generator > latents.generator, compare.before",
-            "latents.latents > compare.latents",
-            "adapt_first.adapted > compare.after",
-            "adapt_second.adapted > compare.third",
-            "adapt_both.adapted > compare.fourth",
-            "compare.sheet > sheet.images",
-        ),
-    ],
-)
-
-NAIVE_VERSUS_DIRECTIONAL = Workflow(
-    nodes=[
-        *stack(
-            -1,
-            note(
-                "# Why a directional loss?\n\nThe naive (global) loss moves every image toward the target text. All "
-                "images converge to the same optimum: **mode collapse**.\n\nThe directional loss of StyleGAN-NADA "
-                "compares *changes*: the change of each image in CLIP space should be parallel to the change from "
-                "source text to target text. Each image starts from its own position, so the images stay "
-                "different.\n\nThe two training runs differ only in their loss weights.",
-                340,
-            ),
-        ),
-        *stack(
-            0,
-            node("generator", "LoadGenerator", READS),
-            node("guide", "LoadGuide", READS),
-            node("shift", "ShiftFromText", READS, source="photo", target="marble statue"),
-            node("layers", "ChooseLayers", TRAINS, **CHOICE),
-        ),
-        *stack(
-            1,
-            node(
-                "naive",
-                "AdaptGenerator",
-                TRAINS,
-                "Naive: global loss",
-                **{
-                    "settings": "by hand",
-                    "settings.direction_loss": 0.0,
-                    "settings.global_loss": 1.0,
-                    "settings.angle_loss": 0.0,
-                },
-            ),
-        ),
-        *stack(2, node("adapt", "AdaptGenerator", TRAINS, "StyleGAN-NADA: directional loss")),
-        *stack(
-            3,
-            node("latents", "SampleLatents", SHOWS, count=6, psi=0.85),
-            node("compare", "Compare", SHOWS, labels="photo\nnaive\ndirectional"),
-        ),
-        *stack(4, picture("sheet", "the same latents", (500, 980))),
-    ],
-    links=[
-        *adapts("naive", "adapt"),
-        *wires(
-            "generator.generator > latents.generator, compare.before",
-            "latents.latents > compare.latents",
-            "naive.adapted > compare.after",
-            "adapt.adapted > compare.third",
-            "compare.sheet > sheet.images",
-        ),
-    ],
+    form=(
+        ["shift.target", "adapt.settings.steps", "adapt.seed", "adapt.snapshot_every", "pick.pick.step"],
+        ["adapt", "pick"],
+    ),
 )
 
 DOMAINS_MIXED = Workflow(
     nodes=[
-        *stack(
-            -1,
-            note(
-                "# Mixing domains\n\nTraining changes some of the generator's weights. These changes are a "
-                "**domain**: a file that can be applied at any strength, alone or together with other "
-                "domains.\n\n**Save Domain** writes it to `output/stylegan_nada/domains`. Press **R** to list it in "
-                "**Load Domain** in any workflow.\n\nChange the strengths: nothing is trained again.",
-                330,
-            ),
+        Note(
+            "# Mixing domains\n\nTraining changes some of the generator's weights. These changes are a **domain**: "
+            "it can be applied at any strength, alone or together with other domains.\n\n**Save StyleGAN Domain** "
+            "writes it to `output/stylegan_nada/domains`. Press **R** to list it in **Load StyleGAN Domain** in any "
+            "workflow.\n\nChange the strengths in **Mix**: nothing is trained again.",
+            "Start here",
         ),
-        *stack(
-            0,
-            node("generator", "LoadGenerator", READS),
-            node("guide", "LoadGuide", READS),
-            node("shift_a", "ShiftFromText", READS, source="photo", target="pencil sketch"),
-            node("shift_b", "ShiftFromText", READS, source="photo", target="zombie"),
-            node("layers", "ChooseLayers", TRAINS, **CHOICE),
-        ),
-        *stack(
-            1,
-            node("adapt_a", "AdaptGenerator", TRAINS, "Train sketch"),
-            node("save", "SaveDomain", SHOWS, filename_prefix="sketch"),
-        ),
-        *stack(2, node("adapt_b", "AdaptGenerator", TRAINS, "Train zombie")),
-        *stack(
-            3,
-            node("half_a", "ApplyDomain", TRAINS, "sketch, strength 0.5", strength=0.5),
-            node("half_b", "ApplyDomain", TRAINS, "zombie, strength 0.5", strength=0.5),
-            node("mixed", "ApplyDomain", TRAINS, "sketch and zombie", strength=0.5),
-            node("latents", "SampleLatents", SHOWS, count=5, psi=0.85),
-            node("compare", "Compare", SHOWS, labels="photo\nhalf sketch\nhalf zombie\nboth halves"),
-        ),
-        *stack(4, picture("sheet", "the same latents", (820, 1060))),
+        generator(),
+        GUIDE,
+        faces(3),
+        node("shift_a", "ShiftFromText", READS, source="photo", target="pencil sketch"),
+        adapting("adapt_a"),
+        node("shift_b", "ShiftFromText", READS, source="photo", target="zombie"),
+        adapting("adapt_b"),
+        node("half_a", "ApplyDomain", TRAINS, strength=0.5),
+        node("half_b", "ApplyDomain", TRAINS, strength=0.5),
+        node("both", "ApplyDomain", TRAINS, strength=0.5),
+        node("save", "SaveDomain", SHOWS, room=50, filename_prefix="sketch"),
+        comparing("photo\nhalf sketch\nhalf zombie\nboth", 3, 480),
     ],
     links=[
-        *adapts("adapt_a", "adapt_b", slots=("generator", "guide", "layers")),
+        *trained("adapt_a", "adapt_b", slots=("generator", "guide")),
         *wires(
             "shift_a.shift > adapt_a.shift",
             "shift_b.shift > adapt_b.shift",
-            "generator.generator > half_a.generator, half_b.generator, latents.generator, compare.before",
-            "adapt_a.domain > half_a.domain, mixed.domain, save.domain",
+            "generator.generator > half_a.generator, half_b.generator, latents.generator",
+            "generator.generator > compare.generators.generator_1",
+            "adapt_a.domain > half_a.domain, both.domain, save.domain",
             "adapt_b.domain > half_b.domain",
-            "half_b.generator > mixed.generator, compare.third",
-            "half_a.generator > compare.after",
-            "mixed.generator > compare.fourth",
+            "half_b.generator > both.generator, compare.generators.generator_3",
+            "half_a.generator > compare.generators.generator_2",
+            "both.generator > compare.generators.generator_4",
             "latents.latents > compare.latents",
-            "compare.sheet > sheet.images",
         ),
+    ],
+    subgraphs=[
+        training("train_a", "Train a sketch", ["shift_a", "adapt_a"], {"shift_a.target": "target"}, "adapt_a"),
+        training("train_b", "Train a zombie", ["shift_b", "adapt_b"], {"shift_b.target": "target"}, "adapt_b"),
+        Subgraph(
+            "mix",
+            "Mix",
+            ["half_a", "half_b", "both"],
+            {"half_a.strength": "sketch", "half_b.strength": "zombie", "both.strength": "sketch in both"},
+            color=TRAINS,
+            takes=("generator", "sketch", "zombie"),
+            gives=("half sketch", "half zombie", "both"),
+        ),
+    ],
+    columns=[["note 0"], ["generator", "guide"], ["latents", "train_a", "train_b"], ["mix", "save"], ["compare"]],
+    groups=[
+        Group("1. Generator", ["generator", "guide"]),
+        Group("2. Faces", ["latents"]),
+        Group("3. Training", ["train_a", "train_b"]),
+        Group("4. Domains", ["mix", "save"]),
+        Group("5. Result", ["compare"]),
     ],
 )
 
 SAMPLE_SHEET = Workflow(
     nodes=[
-        *stack(
-            -1,
-            note(
-                "# Sample sheet\n\nThis workflow does not train anything.\n\n**Sample Latents** draws random latents. "
-                "**psi** is the truncation: 0 is the mean face, 1 the full variety.\n\n**Mix Latents** replaces the "
-                "late rows with those of other latents: the same people in other colors.\n\n**Interpolate Latents** "
-                "interpolates from one latent to the next. Connect the images to a video node for an "
-                "animation.\n\nTo use a fine-tuned generator, save it with Save Generator, press **R**, and select "
-                "it in Load Generator.",
-                400,
-            ),
+        Note(
+            "# Sample sheet\n\nNothing is trained here.\n\n**Sample people** draws random latents. **psi** is the "
+            "truncation: 0 is the mean face, 1 the full variety.\n\n**Mix StyleGAN Latents** replaces the late rows "
+            "with those of other latents: the same people in other colors.\n\nTo use a fine-tuned generator, save it "
+            "with **Save StyleGAN Generator**, press **R**, and select it in **StyleGAN Loader**.",
+            "Start here",
         ),
-        *stack(
-            0,
-            node("generator", "LoadGenerator", READS),
-            node("latents", "SampleLatents", SHOWS, count=12),
-            node("second", "SampleLatents", SHOWS, "Sample second set", seed=100, count=12, psi=0.9),
-        ),
-        *stack(
-            1,
-            node("mix", "MixLatents", SHOWS, from_row=4),
-            node("walk", "InterpolateLatents", SHOWS, frames=3, loop=True),
-            top=182,
-        ),
-        *stack(
-            2,
-            node("render", "Render", SHOWS, "Render samples"),
-            node("render_mix", "Render", SHOWS, "Render mix"),
-            node("render_walk", "Render", SHOWS, "Render interpolation"),
-        ),
-        *stack(3, picture("sheet", "12 seeds", (560, 420)), picture("sheet_mix", "mixed colors", (560, 420))),
-        *stack(4.5, picture("sheet_walk", "interpolation", (780, 940))),
+        generator(),
+        faces(9, title="Sample people"),
+        node("second", "SampleLatents", SHOWS, "Sample colors", seed=100, count=9, psi=0.9),
+        node("mix", "MixLatents", SHOWS, from_row=4, width=230),
+        node("render", "Render", SHOWS, "Render people", width=230),
+        node("render_mix", "Render", SHOWS, "Render mix", width=230),
+        core("sheet", "PreviewImage", SHOWS, "People", width=230, room=230),
+        core("sheet_mix", "PreviewImage", SHOWS, "The same people in other colors", width=270, room=230),
     ],
     links=wires(
-        "generator.generator > latents.generator, second.generator, render.generator, render_mix.generator, "
-        "render_walk.generator",
-        "latents.latents > render.latents, mix.first, walk.latents",
+        "generator.generator > latents.generator, second.generator, render.generator, render_mix.generator",
+        "latents.latents > render.latents, mix.first",
         "second.latents > mix.second",
         "mix.latents > render_mix.latents",
-        "walk.latents > render_walk.latents",
         "render.images > sheet.images",
         "render_mix.images > sheet_mix.images",
-        "render_walk.images > sheet_walk.images",
     ),
+    columns=[["note 0", "generator"], ["latents", "second"], ["mix"], ["render", "render_mix"], ["sheet", "sheet_mix"]],
+    groups=[
+        Group("1. Generator", ["generator"]),
+        Group("2. Latents", ["latents", "second", "mix"]),
+        Group("3. Images", ["render", "render_mix", "sheet", "sheet_mix"]),
+    ],
+)
+
+LATENT_WALK = Workflow(
+    nodes=[
+        Note(
+            "# Latent walk\n\nNothing is trained here. **Interpolate** interpolates from one face to the next and "
+            "back to the first. **Save Video** writes the frames to `output/video`.\n\nFor a walk in a new domain, "
+            "save your generator with **Save StyleGAN Generator**, press **R**, and select it in **StyleGAN Loader**.",
+            "Start here",
+        ),
+        generator(280),
+        faces(6, width=230, title="Sample faces"),
+        node("walk", "InterpolateLatents", SHOWS, "Interpolate", width=230, frames=16, loop=True),
+        node("render", "Render", SHOWS, width=210),
+        core("video", "CreateVideo", SHOWS, width=210, fps=16.0),
+        core("save", "SaveVideo", SHOWS, width=300, room=260, filename_prefix="video/latent_walk"),
+    ],
+    links=wires(
+        "generator.generator > latents.generator, render.generator",
+        "latents.latents > walk.latents",
+        "walk.latents > render.latents",
+        "render.images > video.images",
+        "video.VIDEO > save.video",
+    ),
+    columns=[["note 0", "generator"], ["latents"], ["walk"], ["render"], ["video"], ["save"]],
+    groups=[
+        Group("1. Generator", ["generator"]),
+        Group("2. Path", ["latents", "walk"]),
+        Group("3. Video", ["render", "video", "save"]),
+    ],
 )
 
 PHOTO_TO_DOMAINS = Workflow(
     nodes=[
-        *stack(
-            -1,
-            note(
-                "# Photo to new domains\n\n**Draw Portrait** draws photos that the generator was not trained on. "
-                "**Invert Photo** finds latents that reproduce them. **Edit Latents** moves the latents along a "
-                "direction that **Find Directions** computed from the weights of the generator.\n\nThe domains are "
-                "trained from text, on random latents. The sheet still shows the people in the photos, because "
-                "fine-tuning does not change the meaning of latents.\n\nChange **strength** or **direction**: "
-                "nothing is trained again.",
-                430,
-                "Start here",
-            ),
+        Note(
+            "# Photo to new domains\n\n**Draw Portrait** draws photos that the generator was not trained on. **Photo "
+            "to latents** finds latents that reproduce them, and moves them along a direction that was computed from "
+            "the weights of the generator.\n\nThe domains are trained from text, on random latents. The sheet still "
+            "shows the people in the photos, because fine-tuning does not change the meaning of latents.\n\nChange "
+            "**strength** or **direction**: nothing is trained again.",
+            "Start here",
+            300,
         ),
-        *stack(
-            0,
-            node("generator", "LoadGenerator", READS),
-            node("guide", "LoadGuide", READS),
-            node("likeness", "LoadLikeness", READS, identity="portraits"),
-            node("photos", "DrawPortrait", READS, seed=3, count=4),
-            node("layers", "ChooseLayers", TRAINS, **CHOICE),
-        ),
-        *stack(
-            1,
-            node("invert", "InvertImage", TRAINS),
-            node("found", "FindDirections", SHOWS),
-            node("edit", "EditLatents", SHOWS, direction="0", strength=2.0),
-        ),
-        *stack(
-            2,
-            node("zombie", "ShiftFromText", READS, "to a zombie", target="zombie"),
-            node("adapt_zombie", "AdaptGenerator", TRAINS, "Train zombie"),
-        ),
-        *stack(
-            3,
-            node("joker", "ShiftFromText", READS, "to the Joker", target="joker"),
-            node("adapt_joker", "AdaptGenerator", TRAINS, "Train joker"),
-        ),
-        *stack(
-            4,
-            node("anime", "ShiftFromText", READS, "to anime", target="anime"),
-            node("adapt_anime", "AdaptGenerator", TRAINS, "Train anime"),
-        ),
-        *stack(
-            2,
-            picture("photographs", "the photos", (340, 300)),
-            picture("inverted", "inverted photos", (340, 300)),
-            top=900,
-        ),
-        *stack(
-            3,
-            node("compare", "Compare", SHOWS, labels="edited\nzombie\njoker\nanime"),
-            node("before", "Compare", SHOWS, "Compare before the edit", labels="inverted\nzombie\njoker\nanime"),
-            top=900,
-        ),
-        *stack(
-            5,
-            picture("sheet", "edited, in three domains", (820, 880)),
-            picture("sheet_before", "before the edit", (820, 880)),
-        ),
+        node("photos", "DrawPortrait", READS, "Photos", seed=3, count=3),
+        generator(),
+        GUIDE,
+        node("likeness", "LoadLikeness", READS, identity="portraits"),
+        node("invert", "InvertImage", TRAINS),
+        node("found", "FindDirections", SHOWS),
+        node("edit", "EditLatents", SHOWS, direction="0", strength=2.0),
+        node("shift_a", "ShiftFromText", READS, source="photo", target="zombie"),
+        adapting("adapt_a"),
+        node("shift_b", "ShiftFromText", READS, source="photo", target="joker"),
+        adapting("adapt_b"),
+        comparing("edited\nzombie\njoker", 3, 440),
     ],
     links=[
-        *adapts("adapt_zombie", "adapt_joker", "adapt_anime", slots=("generator", "guide", "layers")),
+        *trained("adapt_a", "adapt_b", slots=("generator", "guide")),
         *wires(
-            "zombie.shift > adapt_zombie.shift",
-            "joker.shift > adapt_joker.shift",
-            "anime.shift > adapt_anime.shift",
-            "generator.generator > invert.generator, found.generator, compare.before, before.before",
-            "photos.images > invert.image, photographs.images",
-            "likeness.likeness > invert.likeness",
-            "invert.latents > edit.latents, before.latents",
-            "invert.inverted > inverted.images",
+            "photos.images > invert.image",
+            "likeness.similarity_networks > invert.similarity_networks",
+            "generator.generator > invert.generator, found.generator, compare.generators.generator_1",
+            "invert.latents > edit.latents",
             "found.directions > edit.directions",
             "edit.latents > compare.latents",
-            "adapt_zombie.adapted > compare.after, before.after",
-            "adapt_joker.adapted > compare.third, before.third",
-            "adapt_anime.adapted > compare.fourth, before.fourth",
-            "compare.sheet > sheet.images",
-            "before.sheet > sheet_before.images",
+            "shift_a.shift > adapt_a.shift",
+            "shift_b.shift > adapt_b.shift",
+            "adapt_a.adapted > compare.generators.generator_2",
+            "adapt_b.adapted > compare.generators.generator_3",
         ),
+    ],
+    subgraphs=[
+        Subgraph(
+            "to_latents",
+            "Photo to latents",
+            ["likeness", "invert", "found", "edit"],
+            {"invert.settings.steps": "steps", "edit.direction": "direction", "edit.strength": "strength"},
+            color=TRAINS,
+        ),
+        training("train_a", "Train a zombie", ["shift_a", "adapt_a"], {"shift_a.target": "target"}, "adapt_a"),
+        training("train_b", "Train the Joker", ["shift_b", "adapt_b"], {"shift_b.target": "target"}, "adapt_b"),
+    ],
+    columns=[["note 0"], ["photos", "generator", "guide"], ["to_latents", "train_a", "train_b"], ["compare"]],
+    groups=[
+        Group("1. Photos and generator", ["photos", "generator", "guide"]),
+        Group("2. Latents", ["to_latents"]),
+        Group("3. Training", ["train_a", "train_b"]),
+        Group("4. Result", ["compare"]),
     ],
 )
 
 YOUR_PHOTO = Workflow(
     nodes=[
-        *stack(
-            -1,
-            note(
-                "# Your photo in a new domain\n\nAll steps for a real photo: **Align Face** crops it like the "
-                "training images, **Invert Photo** finds its latents, **Pivotal Tuning** fine-tunes the generator "
-                "to reproduce it closely, and **Apply Domain** adds that change to a generator that was "
-                "fine-tuned with text.\n\nThe workflow runs on the built-in generator and drawn elves. The "
-                "generator has never been trained on their ears: inversion loses them, tuning restores them.",
-                330,
-                "Start here",
-            ),
-            note(
-                "## Use your own photo and generator\n\n0. Replace Draw Portrait with **Load Image**.\n1. **Load "
-                "Generator**: a StyleGAN2 file of aligned faces, such as FFHQ. **Load CLIP Guide**: "
-                "`ViT-B-32:openai`.\n2. **Load Likeness**: `vgg:imagenet` (a download) and `model_ir_se50.pth` in "
-                "`models/stylegan_nada/identity`.\n3. **Align Face**: size 1024, cut *the face*. Run `pip install "
-                "mtcnn-runtime` first.\n4. With an encoder (**Load Encoder**, then **Encode Image** into *start* of "
-                "**Invert Photo**), 100 steps are enough.\n\nAll settings adjust themselves to the generator.",
-                380,
-                "Next",
-            ),
+        Note(
+            "# Your photo in a new domain\n\n**Align Face to FFHQ** crops a photo like the training images. **Photo "
+            "to generator** finds its latents and fine-tunes the generator to reproduce it (pivotal tuning). It adds "
+            "the same change to a generator that was fine-tuned with text.\n\nThe photos here are drawn elves. The "
+            "generator has never been trained on their ears: inversion loses them, tuning restores them.",
+            "Start here",
+            290,
         ),
-        *stack(
-            0,
-            node("generator", "LoadGenerator", READS),
-            node("guide", "LoadGuide", READS),
-            node("shift", "ShiftFromText", READS, source="photo", target="zombie"),
-            node("likeness", "LoadLikeness", READS, identity="portraits"),
-            node("layers", "ChooseLayers", TRAINS, **CHOICE),
+        Note(
+            "## Your own photo\n\n1. Select it in **Your photo** and connect it to **Align Face to FFHQ**: size "
+            "1024, cut *the face*.\n2. **StyleGAN Loader**: a StyleGAN2 file of aligned faces, such as FFHQ. **Load "
+            "CLIP Guide**: `ViT-B-32:openai`.\n3. Open **Photo to generator**: in **Load LPIPS and Identity** select "
+            "`vgg:imagenet` (a download) and `model_ir_se50.pth`.",
+            "Next",
+            290,
         ),
-        *stack(
-            1,
-            node("photo", "DrawPortrait", READS, "the photos", seed=5, count=3, style="elf"),
-            node("align", "AlignFace", SHOWS, size=64, cut="the middle"),
-            picture("aligned", "aligned photos", (WIDTH, 280)),
-        ),
-        *stack(2, node("invert", "InvertImage", TRAINS)),
-        *stack(3, node("tune", "PivotalTuning", TRAINS)),
-        *stack(4, node("adapt", "AdaptGenerator", TRAINS)),
-        *stack(2, Node("report", "PreviewAny", (0, 0), (WIDTH, 130), "report of the inversion"), top=700),
-        *stack(3, Node("report_tuned", "PreviewAny", (0, 0), (WIDTH, 130), "report of the tuning"), top=700),
-        *stack(
-            5,
-            node("both", "ApplyDomain", TRAINS, "Apply tuning"),
-            node("compare", "Compare", SHOWS, labels="inverted\ntuned\nnew domain\nnew domain, tuned"),
-            node("keep", "SaveLatents", SHOWS, filename_prefix="photo"),
-        ),
-        *stack(6, picture("sheet", "the photos in the new domain", (820, 680))),
+        node("photo", "DrawPortrait", READS, "Photos", width=230, seed=5, count=3, style="elf"),
+        core("own", "LoadImage", READS, "Your photo", width=230, room=130),
+        node("align", "AlignFace", READS, width=230, size=64, cut="the middle"),
+        generator(230),
+        node("guide", "LoadGuide", READS, width=230),
+        node("likeness", "LoadLikeness", READS, identity="portraits"),
+        node("invert", "InvertImage", TRAINS),
+        node("tune", "PivotalTuning", TRAINS),
+        node("shift", "ShiftFromText", READS, source="photo", target="zombie"),
+        adapting(),
+        node("both", "ApplyDomain", TRAINS, "Add the tuning", width=210),
+        comparing("inverted\ntuned\nzombie\ntuned zombie", 3, 480),
     ],
     links=[
-        *adapts("adapt"),
+        *trained("adapt"),
         *wires(
-            "generator.generator > invert.generator, tune.generator, compare.before",
             "photo.images > align.image",
-            "align.aligned > invert.image, tune.image, aligned.images",
-            "likeness.likeness > invert.likeness, tune.likeness",
-            "invert.latents > tune.latents, compare.latents, keep.latents",
-            "invert.report > report.source",
-            "tune.report > report_tuned.source",
-            "adapt.adapted > both.generator, compare.third",
+            "generator.generator > invert.generator, tune.generator, compare.generators.generator_1",
+            "align.aligned > invert.image, tune.image",
+            "likeness.similarity_networks > invert.similarity_networks, tune.similarity_networks",
+            "invert.latents > tune.latents, compare.latents",
+            "adapt.adapted > both.generator, compare.generators.generator_3",
             "tune.domain > both.domain",
-            "tune.tuned > compare.after",
-            "both.generator > compare.fourth",
-            "compare.sheet > sheet.images",
+            "tune.tuned > compare.generators.generator_2",
+            "both.generator > compare.generators.generator_4",
         ),
+    ],
+    subgraphs=[
+        Subgraph(
+            "to_generator",
+            "Photo to generator",
+            ["likeness", "invert", "tune", "both"],
+            {"invert.settings.steps": "inversion steps", "tune.settings.steps": "tuning steps"},
+            color=TRAINS,
+            takes=("generator", "photo", "adapted"),
+            gives=("latents", "tuned", "adapted and tuned"),
+        ),
+        training("train", "Train a zombie", ["shift", "adapt"], {"shift.target": "target"}, "adapt"),
+    ],
+    columns=[
+        ["note 0", "note 1"],
+        ["photo", "own", "generator", "guide"],
+        ["align", "train"],
+        ["to_generator"],
+        ["compare"],
+    ],
+    groups=[
+        Group("1. Photos", ["photo", "own"]),
+        Group("2. Generator", ["generator", "guide"]),
+        Group("3. Crop", ["align"]),
+        Group("4. Training", ["train"]),
+        Group("5. Photo", ["to_generator"]),
+        Group("6. Result", ["compare"]),
     ],
 )
 
-#: By file name, which ComfyUI shows as the title of the template.
-WORKFLOWS = {
-    "Text to new domain": TEXT_TO_NEW_DOMAIN,
-    "How many layers": HOW_MANY_LAYERS,
-    "Several guides": SEVERAL_GUIDES,
-    "Naive versus directional": NAIVE_VERSUS_DIRECTIONAL,
-    "Domains mixed by strength": DOMAINS_MIXED,
-    "Sample sheet": SAMPLE_SHEET,
-    "Photo to new domains": PHOTO_TO_DOMAINS,
-    "Your photo": YOUR_PHOTO,
+#: Widgets of the naive training.
+GLOBAL = {
+    "settings": "by hand",
+    "settings.direction_loss": 0.0,
+    "settings.global_loss": 1.0,
+    "settings.angle_loss": 0.0,
 }
 
-SIDE = 512  # of a thumbnail, in pixels; the list of templates shows squares
+NAIVE_VERSUS_DIRECTIONAL = Workflow(
+    nodes=[
+        Note(
+            "# Why a directional loss?\n\nThe naive (global) loss moves every image toward the target text. All "
+            "images converge to the same optimum: **mode collapse**.\n\nThe directional loss of StyleGAN-NADA "
+            "compares *changes*: the change of each image in CLIP space should be parallel to the change from source "
+            "text to target text. Each image starts from its own position, so the images stay different.\n\nThe two "
+            "training runs differ only in their loss weights.",
+            "Start here",
+        ),
+        generator(),
+        GUIDE,
+        node("shift", "ShiftFromText", READS, source="photo", target="marble statue"),
+        faces(3),
+        adapting("naive", **GLOBAL),
+        adapting("adapt"),
+        comparing("photo\nnaive\ndirectional", 3, 440),
+    ],
+    links=[
+        *trained("naive", "adapt"),
+        *wires(
+            "generator.generator > latents.generator, compare.generators.generator_1",
+            "latents.latents > compare.latents",
+            "naive.adapted > compare.generators.generator_2",
+            "adapt.adapted > compare.generators.generator_3",
+        ),
+    ],
+    subgraphs=[
+        training("train_naive", "Naive: global loss", ["naive"], {}, "naive"),
+        training("train", "StyleGAN-NADA: directional loss", ["adapt"], {}, "adapt"),
+    ],
+    columns=[["note 0"], ["generator", "guide", "shift"], ["latents", "train_naive", "train"], ["compare"]],
+    groups=[
+        Group("1. Generator and text", ["generator", "guide", "shift"]),
+        Group("2. Faces", ["latents"]),
+        Group("3. Training", ["train_naive", "train"]),
+        Group("4. Result", ["compare"]),
+    ],
+)
 
+HOW_MANY_LAYERS = Workflow(
+    nodes=[
+        Note(
+            "# How many layers to train?\n\nTraining fewer layers preserves more of the generator; training more "
+            "layers allows larger changes.\n\n**Inspect Layers** measures how much the latents of each layer change "
+            "when they are optimized toward the text. Adaptive selection trains the layers with the longest bars "
+            "first.\n\nThe same direction is trained with 2 and with all layers. For a generator this small, the "
+            "results are more similar than for a large one.",
+            "Start here",
+            300,
+        ),
+        generator(240),
+        node("guide", "LoadGuide", READS, width=240),
+        node("shift", "ShiftFromText", READS, width=240, source="photo", target="zombie"),
+        faces(3, width=240),
+        node("inspect", "InspectLayers", SHOWS, width=280, room=230),
+        node("few", "ChooseLayers", TRAINS, **{"mode": "adaptive", "mode.count": 2}),
+        node("all", "ChooseLayers", TRAINS, mode="all"),
+        adapting("adapt_few"),
+        adapting("adapt_all"),
+        comparing("photo\n2 layers\nall layers", 3, 440),
+    ],
+    links=[
+        *trained("adapt_few", "adapt_all", "inspect"),
+        *wires(
+            "few.layers > adapt_few.layers",
+            "all.layers > adapt_all.layers",
+            "generator.generator > latents.generator, compare.generators.generator_1",
+            "latents.latents > compare.latents",
+            "adapt_few.adapted > compare.generators.generator_2",
+            "adapt_all.adapted > compare.generators.generator_3",
+        ),
+    ],
+    subgraphs=[
+        training("train_few", "Train 2 layers", ["few", "adapt_few"], {"few.mode.count": "layers"}, "adapt_few"),
+        training("train_all", "Train all layers", ["all", "adapt_all"], {}, "adapt_all"),
+    ],
+    columns=[
+        ["note 0"],
+        ["generator", "guide", "shift"],
+        ["latents", "inspect"],
+        ["train_few", "train_all"],
+        ["compare"],
+    ],
+    groups=[
+        Group("1. Generator and text", ["generator", "guide", "shift"]),
+        Group("2. Faces", ["latents"]),
+        Group("3. Layers", ["inspect"]),
+        Group("4. Training", ["train_few", "train_all"]),
+        Group("5. Result", ["compare"]),
+    ],
+)
 
-def main(names: Sequence[str]) -> None:
-    """Build workflows in the frontend, run them, and save files and thumbnails."""
-    folder = pack_path() / "workflows"
-    folder.mkdir(exist_ok=True)
-    with (
-        tempfile.TemporaryDirectory() as base,
-        serve(comfy_path(), comfy_python(), pack_path(), Path(base)) as server,
-        open_page(server, size=(2000, 800)) as page,
-    ):
-        for name in names or WORKFLOWS:
-            description = WORKFLOWS[name]
-            write(page, description, folder / f"{name}.json")
-            keep(page, "docs/comfyui-before.jpg" if description is TEXT_TO_NEW_DOMAIN else None)
-            page.queue()
-            outputs = page.wait()["outputs"]
-            keep(page, "docs/comfyui-after.jpg" if description is TEXT_TO_NEW_DOMAIN else None)
-            number = 1 + next(i for i, one in enumerate(description.nodes) if getattr(one, "key", "") == "sheet")
-            shown = [server.get(f"/view?{urlencode(one)}") for one in outputs[str(number)]["images"]]
-            square([Image.open(io.BytesIO(one)) for one in shown]).save(folder / f"{name}.jpg", quality=88)
-            sys.stdout.write(f"{folder / name}.json\n")
+SEVERAL_GUIDES = Workflow(
+    nodes=[
+        Note(
+            "# Several guides\n\nTraining against one CLIP model can produce adversarial artifacts: patterns that "
+            "lower the loss but do not look like the target. Two different models share few such weaknesses, so an "
+            "ensemble is more reliable. The paper uses ViT-B/32 and ViT-B/16.\n\nThe two built-in guides were "
+            "trained separately and use different image sizes.\n\nFor your own generator, select `ViT-B-32:openai` "
+            "and `ViT-B-16:openai`.",
+            "Start here",
+            300,
+        ),
+        generator(240),
+        node("shift", "ShiftFromText", READS, width=240, source="photo", target="anime"),
+        node("first", "LoadGuide", READS, "First guide", width=240, guide="portraits"),
+        node("second", "LoadGuide", READS, "Second guide", width=240, guide="portraits-64"),
+        node("both", "CombineGuides", READS, width=240),
+        faces(3, width=240),
+        adapting("adapt_first"),
+        adapting("adapt_both"),
+        comparing("photo\none guide\nboth guides", 3, 440),
+    ],
+    links=[
+        *trained("adapt_first", "adapt_both", slots=("generator", "shift")),
+        *wires(
+            "first.guide > both.guides.guide_1, adapt_first.guide",
+            "second.guide > both.guides.guide_2",
+            "both.guide > adapt_both.guide",
+            "generator.generator > latents.generator, compare.generators.generator_1",
+            "latents.latents > compare.latents",
+            "adapt_first.adapted > compare.generators.generator_2",
+            "adapt_both.adapted > compare.generators.generator_3",
+        ),
+    ],
+    subgraphs=[
+        training("train_first", "Train with one guide", ["adapt_first"], {}, "adapt_first"),
+        training("train_both", "Train with both guides", ["adapt_both"], {}, "adapt_both"),
+    ],
+    columns=[
+        ["note 0"],
+        ["generator", "shift", "first", "second"],
+        ["latents", "both"],
+        ["train_first", "train_both"],
+        ["compare"],
+    ],
+    groups=[
+        Group("1. Generator, text and guides", ["generator", "shift", "first", "second"]),
+        Group("2. Faces", ["latents"]),
+        Group("3. Both guides", ["both"]),
+        Group("4. Training", ["train_first", "train_both"]),
+        Group("5. Result", ["compare"]),
+    ],
+)
 
+#: By file name, which ComfyUI shows as the title of the template; in the order in which a newcomer needs them.
+WORKFLOWS = {
+    "1 Text to new domain": TEXT_TO_NEW_DOMAIN,
+    "2 Your own pictures": YOUR_OWN_PICTURES,
+    "3 Pick from a filmstrip": FILMSTRIP,
+    "4 Mix domains by strength": DOMAINS_MIXED,
+    "5 Sample sheet": SAMPLE_SHEET,
+    "6 Latent walk as video": LATENT_WALK,
+    "7 Photo to new domains": PHOTO_TO_DOMAINS,
+    "8 Your photo": YOUR_PHOTO,
+    "9 Naive versus directional": NAIVE_VERSUS_DIRECTIONAL,
+    "10 How many layers": HOW_MANY_LAYERS,
+    "11 Several guides": SEVERAL_GUIDES,
+}
 
-def keep(page: Page, name: str | None) -> None:
-    """Save a screenshot of the page for the README."""
-    if name is not None:
-        with tempfile.TemporaryDirectory() as place:
-            page.screenshot(Path(place) / "page.png")
-            Image.open(Path(place) / "page.png").convert("RGB").save(pack_path() / name, quality=85)
+TEXT_BLUEPRINT = Workflow(
+    nodes=[
+        generator(),
+        GUIDE,
+        node("shift", "ShiftFromText", READS, source="photo", target="zombie"),
+        adapting(),
+        comparing("photo\nnew domain", 1),
+        node("save", "SaveDomain", SHOWS),
+    ],
+    links=[
+        ("generator.generator", "adapt.generator"),
+        *trained("adapt", slots=("guide", "shift")),
+        ("generator.generator", "compare.generators.generator_1"),
+        ("adapt.adapted", "compare.generators.generator_2"),
+        ("adapt.domain", "save.domain"),
+    ],
+    subgraphs=[
+        training(
+            "box",
+            "Text to new domain (StyleGAN-NADA)",
+            ["guide", "shift", "adapt"],
+            {"guide.guide": "CLIP guide", "shift.source": "source", "shift.target": "target"},
+            "adapt",
+        )
+    ],
+    columns=[["generator"], ["box"], ["compare", "save"]],
+    about="Fine-tunes a StyleGAN2 generator toward a text with StyleGAN-NADA: CLIP guide, direction and training.",
+)
 
+PHOTO_BLUEPRINT = Workflow(
+    nodes=[
+        generator(),
+        node("photo", "DrawPortrait", READS),
+        node("align", "AlignFace", READS, size=64, cut="the face, else the middle"),
+        node("likeness", "LoadLikeness", READS, identity="portraits"),
+        node("invert", "InvertImage", TRAINS),
+        node("save", "SaveLatents", SHOWS),
+        core("sheet", "PreviewImage", SHOWS),
+        core("report", "PreviewAny", SHOWS),
+    ],
+    links=wires(
+        "generator.generator > invert.generator",
+        "photo.images > align.image",
+        "align.aligned > invert.image",
+        "likeness.similarity_networks > invert.similarity_networks",
+        "invert.latents > save.latents",
+        "invert.inverted > sheet.images",
+        "invert.report > report.source",
+    ),
+    subgraphs=[
+        Subgraph(
+            "box",
+            "Photo to latents (StyleGAN)",
+            ["align", "likeness", "invert"],
+            {
+                "align.size": "size",
+                "align.cut": "cut",
+                "likeness.perceptual": "perceptual",
+                "likeness.identity": "identity",
+                "invert.settings.steps": "steps",
+                "invert.seed": "seed",
+            },
+            color=TRAINS,
+        )
+    ],
+    columns=[["photo", "generator"], ["box"], ["save", "sheet", "report"]],
+    about="Aligns photos of faces and finds the latents of a StyleGAN2 generator that reproduce them.",
+)
 
-def square(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Make a square thumbnail: the upper part of a grid, or nine images of a batch."""
-    if len(pictures) == 1:
-        width = pictures[0].width
-        sheet = Image.new("RGB", (width, width), "white")
-        sheet.paste(pictures[0].convert("RGB"), (0, max(0, (width - pictures[0].height) // 2)))
-        return sheet.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
-    sheet = Image.new("RGB", (SIDE, SIDE), "white")
-    for index, one in enumerate(pictures[:9]):
-        cell = one.convert("RGB").resize((162, 162), Image.Resampling.LANCZOS)
-        sheet.paste(cell, (8 + index % 3 * 167, 8 + index // 3 * 167))
-    return sheet
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+#: By file name, which is the name of the node in ComfyUI's node library.
+BLUEPRINTS = {box.subgraphs[0].title: box for box in (TEXT_BLUEPRINT, PHOTO_BLUEPRINT)}
