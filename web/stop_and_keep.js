@@ -63,17 +63,23 @@ function addPreview(node, trained) {
   }
 }
 
+const decorated = new WeakSet()
+
+function decorateSubgraph(node) {
+  const trainings = node.subgraph.nodes.filter((inner) => TRAINING.includes(inner.comfyClass))
+  if (trainings.length !== 1 || decorated.has(node)) return
+  decorated.add(node)
+  if (node._extraWidgets) addButton(node, trainings[0]) // frontend 1.42 shows promoted widgets only, the button as well
+  addPreview(node, trainings[0])
+}
+
 app.registerExtension({
   name: 'stylegan_nada.stop_and_keep',
   loadedGraphNode(node) {
-    if (!node.isSubgraphNode?.()) return
-    const [trained, ...others] = node.subgraph.nodes.filter((inner) => TRAINING.includes(inner.comfyClass))
-    if (!trained || others.length) return
-    if (node._extraWidgets) addButton(node, trained) // frontend 1.42 shows promoted widgets only, the button as well
-    addPreview(node, trained)
+    if (node.isSubgraphNode?.()) decorateSubgraph(node)
   },
   nodeCreated(node) {
-    if (!TRAINING.includes(node.comfyClass)) return
-    addButton(node, node)
+    if (node.isSubgraphNode?.()) decorateSubgraph(node) // from a blueprint
+    if (TRAINING.includes(node.comfyClass)) addButton(node, node)
   }
 })

@@ -31,6 +31,7 @@ QUALITY = 82
 #: The node whose picture becomes the thumbnail, from left to right in order of preference.
 RESULTS = ("compare", "pick", "sheet_mix", "save")
 ROWS = 3  # people in every sheet
+MOST_COLUMNS = 4  # that a thumbnail shows
 
 
 def main(chosen: Sequence[str]) -> None:
@@ -116,6 +117,9 @@ def columns_of(description: Workflow, key: str) -> int:
 def thumbnail(sheet: Image.Image, columns: int, rows: int | None = None) -> Image.Image:
     """Fit the first `rows` of the sheet below the band, by default as many as fill the square best."""
     room = SIDE, SIDE - BAND
+    if columns > MOST_COLUMNS:
+        sheet = sheet.crop((0, 0, round(sheet.width * MOST_COLUMNS / columns), sheet.height))
+    columns = min(columns, MOST_COLUMNS)
     if columns:
         cell = sheet.width / columns
         heights = [sheet.height - round(dropped * cell) for dropped in range(ROWS)]

@@ -262,7 +262,7 @@ SAMPLE_SHEET = Workflow(
         ),
         generator(),
         faces(9, title="Sample people"),
-        node("second", "SampleLatents", SHOWS, "Sample colors", seed=100, count=9, psi=0.9),
+        node("second", "SampleLatents", SHOWS, "Sample colors", seed=300, count=9, psi=0.7),
         node("mix", "MixLatents", SHOWS, from_row=4, width=230),
         node("render", "Render", SHOWS, "Render people", width=230),
         node("render_mix", "Render", SHOWS, "Render mix", width=230),
@@ -673,7 +673,6 @@ PHOTO_BLUEPRINT = Workflow(
             ["align", "likeness", "invert"],
             {
                 "align.size": "size",
-                "align.cut": "cut",
                 "likeness.perceptual": "perceptual",
                 "likeness.identity": "identity",
                 "invert.settings.steps": "steps",
