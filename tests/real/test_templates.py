@@ -137,8 +137,9 @@ def test_training_in_a_subgraph_is_stopped_and_kept(page: Page) -> None:
 @pytest.mark.parametrize("path", FORMS, ids=lambda path: path.stem)
 def test_app_opens_as_a_form(page: Page, path: Path) -> None:
     page.tab.evaluate(OPEN, [path.read_text(encoding="utf-8"), path.stem])
-    form = page.tab.get_by_text("target", exact=False).first
-    form.wait_for(state="visible")
+    page.tab.get_by_text("Number of runs").first.wait_for(state="visible")
+    for label in ("target", "steps", "seed"):
+        assert page.tab.get_by_text(label, exact=True).last.is_visible()
     assert page.errors == []
     page.load({"nodes": [], "links": [], "groups": [], "version": 0.4})
 
