@@ -8,7 +8,7 @@
   differs. Outside: photos whose other pixels are equal bit for bit. Change: the default, which pastes the difference of
   the crop; crop: the crop itself (detail 0), so the photo is resampled twice. Enlarged: the crop is resampled to 1.5
   times its size and back, as an edit that changes nothing would. Grain: noise in the photo, standard deviation of 255.
-- flicker: frames of a still person whose landmarks have noise of one pixel. Standard deviation over time, of 255,
+- flicker: 8 frames of a still person whose landmarks have noise of one pixel. Standard deviation over time, of 255,
   averaged over the mask. Fixed: every frame gets the same face. Zombie: every frame is inverted, one pivotal tuning
   for all, and the adapted generator draws them.
 """
@@ -48,6 +48,7 @@ from nada_core.portraits import GUIDES, INVERT, RECIPE, SOURCE, TUNE, contents, 
 from nada_core.portraits.render import ATTRIBUTES
 
 HEIGHT, WIDTH = 480, 640
+STEPS = 120  # of the adaptation, the inversion and the tuning
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ def identity(_: Path | None) -> Iterator[str]:
 def flicker(_: Path | None) -> Iterator[str]:
     yield "| edit | detail | smoothing 0 | smoothing 2 | smoothing 4 |"
     yield "|---|---|---|---|---|"
-    person, pose, count = contents([19]), Pose(320 + 240j, 100, 8), 16
+    person, pose, count = contents([19]), Pose(320 + 240j, 100, 8), 8
     clip = scene(person, [pose], plain=True).expand(count, -1, -1, -1)
     moved = jitter(landmarks(person[0], pose), count, 1.0, seed=1)
     aligned = [align_faces(clip, 64, [[one] for one in moved], smoothing=sigma) for sigma in (0.0, 2.0, 4.0)]
@@ -189,14 +190,16 @@ def picture(path: Path | None) -> Iterator[str]:
 
 def zombies(source: Generator) -> Generator:
     guides = [(load_guide(name), weight) for name, weight in GUIDES]
-    return adapt(source, guides, TextShift(SOURCE, "zombie"), RECIPE).generator
+    return adapt(source, guides, TextShift(SOURCE, "zombie"), replace(RECIPE, steps=STEPS)).generator
 
 
 def adapted_faces(source: Generator, adapted: Generator, crops: Tensor) -> tuple[Tensor, list[float]]:
     """Invert crops, tune the generator once for all, and draw them with the adapted one; and the PSNR of the tuning."""
     face_network = load_identity("portraits")
-    latents: Latents = invert(source, crops, replace(INVERT, batch=len(crops)), identity=face_network).latents
-    tuned = tune(source, crops, latents, replace(TUNE, batch=len(crops)), identity=face_network)
+    latents: Latents = invert(
+        source, crops, replace(INVERT, steps=STEPS, batch=len(crops)), identity=face_network
+    ).latents
+    tuned = tune(source, crops, latents, replace(TUNE, steps=STEPS, batch=len(crops)), identity=face_network)
     return draw(tuned.domain.apply(adapted), latents), tuned.psnr
 
 
