@@ -13,7 +13,8 @@ const COLORS = {
   NADA_SIMILARITY: '#ff8a65',
   NADA_ENCODER: '#4db6ac',
   NADA_DIRECTIONS: '#5c9dff',
-  NADA_SNAPSHOTS: '#dce775'
+  NADA_SNAPSHOTS: '#dce775',
+  NADA_FACE_FRAMES: '#ffccbc'
 }
 
 /* The page empties the entries of all types when it loads a palette, hence an accessor instead of a value. */
