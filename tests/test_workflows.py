@@ -23,7 +23,7 @@ FOLDER = ROOT / "workflows"
 FILES = sorted(FOLDER.glob("*.json"))
 BLUEPRINTS = sorted((ROOT / "subgraphs").glob("*.json"))
 PREFIX = "StyleGANNADA_"
-CORE = {"PreviewImage", "LoadImage", "CreateVideo", "SaveVideo", "MarkdownNote"}
+CORE = {"PreviewImage", "LoadImage", "LoadVideo", "GetVideoComponents", "CreateVideo", "SaveVideo", "MarkdownNote"}
 MOST_STEPS = 120
 BADGE = 60  # pixels of a thumbnail of 512 that the list of templates covers at the top left
 NEWEST, OLDEST = "0.33.0", "0.20.1"
@@ -238,11 +238,11 @@ ROLES = {
     READS: "LoadGenerator LoadGuide LoadLikeness CombineGuides ShiftFromText ShiftFromImages DrawPortrait AlignFace",
     TRAINS: "AdaptGenerator ChooseLayers InvertImage PivotalTuning ApplyDomain",
     SHOWS: "SampleLatents MixLatents InterpolateLatents FindDirections EditLatents Render Compare PickSnapshot "
-    "InspectLayers PlotTraining SaveDomain SaveGenerator",
+    "InspectLayers PlotTraining SaveDomain SaveGenerator PasteFace",
 }
 COLORS = {
     **{f"{PREFIX}{name}": color for color, names in ROLES.items() for name in names.split()},
-    "LoadImage": READS,
+    **dict.fromkeys(("LoadImage", "LoadVideo", "GetVideoComponents"), READS),
     **dict.fromkeys(("PreviewImage", "CreateVideo", "SaveVideo"), SHOWS),
     "MarkdownNote": "#432",
 }
@@ -411,13 +411,17 @@ def shortened(prompt: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
+#: Nodes for the user's own files, which are not connected, and the video that the double cannot save.
+UNUSED = ("SaveVideo", "LoadImage", "LoadVideo", "GetVideoComponents")
+
+
 def without_core(workflow: dict[str, Any]) -> dict[str, Any]:
     """Show images instead of saving a video: the double has few core nodes."""
     result = json.loads(json.dumps(workflow))
     for node in result["nodes"]:
         if node["type"] == "CreateVideo":
             node |= {"type": "PreviewImage", "outputs": [], "inputs": node["inputs"][:1], "widgets_values": []}
-    result["nodes"] = [node for node in result["nodes"] if node["type"] not in ("SaveVideo", "LoadImage")]
+    result["nodes"] = [node for node in result["nodes"] if node["type"] not in UNUSED]
     ids = {node["id"] for node in result["nodes"]}
     result["links"] = [link for link in result["links"] if {link[1], link[3]} <= ids]
     return result

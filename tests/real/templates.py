@@ -29,7 +29,7 @@ BAND = 68
 QUALITY = 82
 
 #: The node whose picture becomes the thumbnail, from left to right in order of preference.
-RESULTS = ("compare", "pick", "sheet_mix", "save")
+RESULTS = ("compare", "pick", "sheet_mix", "result", "save")
 ROWS = 3  # people in every sheet
 MOST_COLUMNS = 4  # that a thumbnail shows
 

@@ -602,6 +602,179 @@ SEVERAL_GUIDES = Workflow(
     ],
 )
 
+
+def photo_to_generator(steps: int = -1) -> tuple[list[Node], list[tuple[str, str]], Subgraph]:
+    """Nodes that draw aligned faces with a generator that was adapted to a text: nodes, links and their box."""
+    nodes = [
+        node("likeness", "LoadLikeness", READS, identity="portraits"),
+        node("invert", "InvertImage", TRAINS, **{"settings.steps": steps}),
+        node("tune", "PivotalTuning", TRAINS, **{"settings.steps": steps}),
+        node("both", "ApplyDomain", TRAINS, "Add the tuning"),
+        node("render", "Render", SHOWS),
+    ]
+    links = wires(
+        "generator.generator > invert.generator, tune.generator",
+        "align.aligned > invert.image, tune.image",
+        "likeness.similarity_networks > invert.similarity_networks, tune.similarity_networks",
+        "invert.latents > tune.latents, render.latents",
+        "adapt.adapted > both.generator",
+        "tune.domain > both.domain",
+        "both.generator > render.generator",
+    )
+    box = Subgraph(
+        "new_faces",
+        "Faces in the new domain",
+        ["likeness", "invert", "tune", "both", "render"],
+        {"invert.settings.steps": "inversion steps", "tune.settings.steps": "tuning steps"},
+        color=TRAINS,
+        takes=("generator", "aligned", "adapted"),
+        gives=("faces",),
+    )
+    return nodes, links, box
+
+
+FACE_NODES, FACE_LINKS, FACE_BOX = photo_to_generator()
+
+FACE_BACK = Workflow(
+    nodes=[
+        Note(
+            "# The face back into the photo\n\n**Align Face to FFHQ** cuts the face out and remembers where. The face "
+            "is inverted, the generator is tuned to reproduce it, and a generator that was fine-tuned with text draws "
+            "it. **Paste Face into Photo** puts the result back: pixels outside of its mask do not change.",
+            "Start here",
+            290,
+        ),
+        Note(
+            "## Your own photo\n\n1. Connect **Your photo** to **Align Face to FFHQ** and to **Paste Face into "
+            "Photo**. Clear **points**: they belong to the drawn photo. Set **size** to that of your generator.\n2. "
+            "**face** -1 takes all faces of the photo.\n3. **StyleGAN Loader**: a StyleGAN2 file of aligned faces, "
+            "such as FFHQ. **Load CLIP Guide**: `ViT-B-32:openai`.",
+            "Next",
+            290,
+        ),
+        node("photo", "DrawPortrait", READS, "Photo", width=230, seed=31, count=1),
+        core("own", "LoadImage", READS, "Your photo", width=230, room=130),
+        node("align", "AlignFace", READS, width=250, size=64, points="21.6,28.2 38.1,28.2 24.9,43 34.9,43"),
+        generator(230),
+        node("guide", "LoadGuide", READS, width=230),
+        *FACE_NODES,
+        node("shift", "ShiftFromText", READS, source="photo", target="zombie"),
+        adapting(),
+        node("paste", "PasteFace", SHOWS, width=250),
+        core("before", "PreviewImage", SHOWS, "Before", width=230, room=210),
+        core("result", "PreviewImage", SHOWS, "After", width=230, room=210),
+    ],
+    links=[
+        *trained("adapt"),
+        *FACE_LINKS,
+        *wires(
+            "photo.images > align.image, paste.image, before.images",
+            "align.frames > paste.frames",
+            "render.images > paste.faces",
+            "paste.pasted > result.images",
+        ),
+    ],
+    subgraphs=[FACE_BOX, training("train", "Train a zombie", ["shift", "adapt"], {"shift.target": "target"}, "adapt")],
+    columns=[
+        ["note 0", "note 1"],
+        ["photo", "own", "generator", "guide"],
+        ["align", "train"],
+        ["new_faces"],
+        ["paste"],
+        ["before", "result"],
+    ],
+    groups=[
+        Group("1. Photo", ["photo", "own"]),
+        Group("2. Generator", ["generator", "guide"]),
+        Group("3. Crop", ["align"]),
+        Group("4. Training", ["train"]),
+        Group("5. Face", ["new_faces"]),
+        Group("6. Paste", ["paste"]),
+        Group("7. Result", ["before", "result"]),
+    ],
+)
+
+CLIP_NODES, CLIP_LINKS, CLIP_BOX = photo_to_generator(60)
+
+FACES_OF_A_CLIP = Workflow(
+    nodes=[
+        Note(
+            "# Faces of a video\n\nThe frames of a clip are a batch of photos. **smoothing** follows the face and "
+            "smooths its position over time, against flicker. All frames are inverted together, and one pivotal "
+            "tuning serves all of them.\n\nThe clip here is drawn.",
+            "Start here",
+            290,
+        ),
+        Note(
+            "## Your own clip\n\n1. Select it in **Load Video**; short ones first: every frame is inverted. Connect "
+            "**images** to **Align Face to FFHQ** and **Paste Face into Photo**, and **fps** and **audio** to **Create "
+            "Video**.\n2. Clear **points**, and set **size** to that of your generator of FFHQ faces.",
+            "Next",
+            290,
+        ),
+        generator(230),
+        node("guide", "LoadGuide", READS, width=230),
+        faces(2, 4, width=230, title="People"),
+        node("walk", "InterpolateLatents", SHOWS, "From one to the other", width=230, frames=4, loop=True),
+        node("clip", "DrawPortrait", READS, "Frames", width=230),
+        core("own", "LoadVideo", READS, width=230),
+        core("parts", "GetVideoComponents", READS, width=230),
+        node("align", "AlignFace", READS, width=250, size=64, points="23,29.5 38,29.5 25,43 36,43", smoothing=2.0),
+        *CLIP_NODES,
+        node("shift", "ShiftFromText", READS, source="photo", target="zombie"),
+        adapting(),
+        node("paste", "PasteFace", SHOWS, width=250),
+        core("video", "CreateVideo", SHOWS, width=230, fps=4.0),
+        core("save", "SaveVideo", SHOWS, width=260, room=260, filename_prefix="video/faces"),
+    ],
+    links=[
+        *trained("adapt"),
+        *CLIP_LINKS,
+        *wires(
+            "generator.generator > latents.generator",
+            "latents.latents > walk.latents",
+            "walk.latents > clip.latents",
+            "clip.images > align.image, paste.image",
+            "own.VIDEO > parts.video",
+            "align.frames > paste.frames",
+            "render.images > paste.faces",
+            "paste.pasted > video.images",
+            "video.VIDEO > save.video",
+        ),
+    ],
+    subgraphs=[
+        Subgraph(
+            "frames",
+            "A drawn clip",
+            ["latents", "walk", "clip"],
+            {"latents.seed": "seed", "walk.frames": "frames"},
+            color=TRAINS,
+            width=230,
+            gives=("frames",),
+        ),
+        CLIP_BOX,
+        training("train", "Train a zombie", ["shift", "adapt"], {"shift.target": "target"}, "adapt"),
+    ],
+    columns=[
+        ["note 0", "note 1"],
+        ["generator", "guide", "own"],
+        ["frames", "parts"],
+        ["align", "train"],
+        ["new_faces"],
+        ["paste", "video", "save"],
+    ],
+    groups=[
+        Group("1. Generator", ["generator", "guide"]),
+        Group("2. Your clip", ["own"]),
+        Group("3. Frames", ["frames", "parts"]),
+        Group("4. Crop", ["align"]),
+        Group("5. Training", ["train"]),
+        Group("6. Faces", ["new_faces"]),
+        Group("7. Paste", ["paste"]),
+        Group("8. Video", ["video", "save"]),
+    ],
+)
+
 #: By file name, which ComfyUI shows as the title of the template; in the order in which a newcomer needs them.
 WORKFLOWS = {
     "1 Text to new domain": TEXT_TO_NEW_DOMAIN,
@@ -615,6 +788,8 @@ WORKFLOWS = {
     "9 Naive versus directional": NAIVE_VERSUS_DIRECTIONAL,
     "10 How many layers": HOW_MANY_LAYERS,
     "11 Several guides": SEVERAL_GUIDES,
+    "12 Face back into the photo": FACE_BACK,
+    "13 Faces of a video": FACES_OF_A_CLIP,
 }
 
 TEXT_BLUEPRINT = Workflow(
