@@ -190,6 +190,8 @@ def test_middle_of_the_photo_is_pasted_back() -> None:
     crops, frames = align_faces(photo, 64, what=CUTS[2])
     assert frames[0].quad == ((79.5, -0.5), (79.5, 479.5), (559.5, 479.5), (559.5, -0.5))
     assert torch.equal(paste_faces(photo, crops, frames)[0], photo)
+    gray, _ = align_faces(photo[:, :1], 64, what=CUTS[2])
+    assert gray.shape == (1, 3, 64, 64)
 
 
 # ---- frames -------------------------------------------------------------------------------------------------------

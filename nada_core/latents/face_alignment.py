@@ -106,7 +106,7 @@ def align_faces(
     _check_size(size)
     if what not in CUTS:
         raise ValueError(f"Got {what!r}, expected one of {', '.join(CUTS)}.")
-    check_images(photos, channels=(3,))
+    check_images(photos, channels=(1, 3, 4) if what == CUTS[2] else (3,))
     if points is not None and len(points) != len(photos):
         raise ValueError(f"Got the points of {len(points)} photos for {len(photos)}, expected as many.")
     parts = photos.split(1)
