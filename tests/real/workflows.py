@@ -789,7 +789,6 @@ WORKFLOWS = {
     "10 How many layers": HOW_MANY_LAYERS,
     "11 Several guides": SEVERAL_GUIDES,
     "12 Face back into the photo": FACE_BACK,
-    "13 Faces of a video": FACES_OF_A_CLIP,
 }
 
 TEXT_BLUEPRINT = Workflow(
