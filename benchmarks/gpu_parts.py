@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import functools
 import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +65,7 @@ class Sizes:
     maps: tuple[int, int, int] = (8, 512, 64)
     seconds: float = 0.3
 
+    @functools.cache  # noqa: B019, few sizes exist
     def generator(self, resolution: int) -> StyleGAN2:
         return random_generator(resolution, self.channel_max)
 
@@ -233,6 +236,7 @@ class Meter:
 
     def __init__(self, device: torch.device, deadline: float, counter: Counter | None = None) -> None:
         self.device, self.deadline, self.counter = device, deadline, counter
+        self.counting = ExitStack()  # open during the second step
         self.naive: Callable[[], object] | None = None
         self.seconds: list[float] = []
         self.naive_seconds: list[float] = []
@@ -257,14 +261,13 @@ class Meter:
         synchronize(self.device)
         self.seconds.append(time.perf_counter() - self.last)
         self.peak = max(self.peak, peak_allocated(self.device) - self.naive_own)
-        if self.counter is not None and len(self.seconds) == 2:
-            self.counter.__exit__(None, None, None)
+        self.counting.close()
         if self.naive is not None:
             self._run_naive(self.naive)
         if time.monotonic() > self.deadline:
             raise OutOfTimeError
         if self.counter is not None and len(self.seconds) == 1:
-            self.counter.__enter__()
+            self.counting.enter_context(self.counter)
         self.start()
 
     def _run_naive(self, step: Callable[[], object]) -> None:
@@ -301,7 +304,7 @@ def speed(
     config = AdaptConfig(steps=steps, layers=layers, precision=side.precision)
     counter = Counter()
     meter = Meter(device, deadline, counter)
-    with tf32(side.precision == "tf32"):
+    with tf32(side.precision == "tf32"), meter.counting:
         if side.beside_naive:
             meter.add_naive(lambda: NaiveTraining(source, clips, SHIFT, config).step)
         meter.start()

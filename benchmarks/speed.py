@@ -293,8 +293,8 @@ def page(tables: list[str]) -> str:
     table = "".join([HEAD, "\n", *tables])
     return f"""# Time and memory of a training step
 
-Printed by `python -m benchmarks.speed`; its docstring describes the method. One CPU thread, torch {torch.__version__}. On a
-GPU: not measured.
+Printed by `python -m benchmarks.speed`; its docstring describes the method. One CPU thread, torch {torch.__version__}. For
+GPUs see [gpu.md](gpu.md).
 
 - **naive**: `benchmarks/naive.py`, a plain implementation of the papers.
 - **fp32**: this package with the native convolution (`nada_core/models/ops/winograd.cpp`, built by

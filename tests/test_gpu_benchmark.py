@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from benchmarks import gpu, gpu_parts
 from benchmarks.gpu_parts import TOY, Meter, OutOfTimeError
+from benchmarks.speed import Counter
 
 SECTIONS = {"throughput", "pictures", "training", "speed", "parts", "run", "ceiling", "lending"}
 
@@ -86,6 +88,16 @@ def test_row_ends_when_the_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None
     meter.deadline = 0.0
     with pytest.raises(OutOfTimeError):
         meter(None)
+
+
+def test_counter_is_closed_when_a_step_fails() -> None:
+    meter = Meter(torch.device("cpu"), time.monotonic() + 60, Counter())
+    with pytest.raises(torch.cuda.OutOfMemoryError), meter.counting:
+        meter.start()
+        meter(None)
+        assert _get_current_dispatch_mode_stack() == [meter.counter]
+        raise torch.cuda.OutOfMemoryError("full")
+    assert not _get_current_dispatch_mode_stack()
 
 
 def test_plain_implementation_that_does_not_fit_is_left_out() -> None:
