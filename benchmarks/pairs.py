@@ -17,6 +17,7 @@ Teachers:
 Methods:
 
 - `pairs`: pairs alone; no CLIP model enters the loss. The filter uses those of the recipe and the face recognizer.
+- `pairs, not aligned`: like `pairs`, with `align` 0.
 - `text + pairs`: also the directional and the angle loss of the recipe, on the pairs and on as many random latents.
 """
 
@@ -57,7 +58,7 @@ from nada_core.models.generator import Generator
 from nada_core.portraits import GUIDES, SOURCE, STYLES, TARGETS, Judge, Verdict, examine, render
 from nada_core.portraits.content import Content
 
-TEACHERS, METHODS, COUNTS = ("clean", "bad"), ("pairs", "text + pairs"), (4, 8, 32, 128)
+TEACHERS, METHODS, COUNTS = ("clean", "bad"), ("pairs", "pairs, not aligned", "text + pairs"), (4, 8, 32, 128)
 WRONG = ("another person", "unchanged", "another style")
 _WRONG_SHARE, _MAX_SHIFT, _GAIN, _OFFSET = 0.2, 3 / 32, 0.15, 0.1
 SHOWN = 5
@@ -102,9 +103,10 @@ def teach(teacher: str, target: str, count: int, seed: int) -> tuple[Latents, Te
     return latents, (moved * gain + offset).clamp(-1, 1), wrong
 
 
-def settings(seed: int) -> PairsConfig:
+def settings(method: str, seed: int) -> PairsConfig:
     config = PairsConfig.for_training(world()[0].recommended_settings("adapt", AdaptConfig))
-    return replace(config, training=replace(config.training, seed=seed))
+    align = 0.0 if method == "pairs, not aligned" else config.align
+    return replace(config, align=align, training=replace(config.training, seed=seed))
 
 
 def run(job: Job) -> tuple[dict[str, Any], Tensor]:
@@ -112,8 +114,8 @@ def run(job: Job) -> tuple[dict[str, Any], Tensor]:
     method, teacher, target, count, seed = job
     source, content, judge, guides, identity = world()
     latents, pictures, wrong = teach(teacher, target, count, seed)
-    shift = TextShift(SOURCE, target) if method != "pairs" else None
-    result = adapt_to_pairs(source, latents, pictures, settings(seed), guides, shift, identity=identity)
+    shift = TextShift(SOURCE, target) if method == "text + pairs" else None
+    result = adapt_to_pairs(source, latents, pictures, settings(method, seed), guides, shift, identity=identity)
     row: dict[str, Any] = examine(judge, content, source, result.generator, target).as_row()
     rejected = result.domain.provenance["pairs"]["rejected"]
     found = sum(index in rejected for index in wrong)
@@ -124,7 +126,9 @@ def run(job: Job) -> tuple[dict[str, Any], Tensor]:
 def key(job: Job) -> str:
     """Identify a run by its settings and by the weights of all networks it uses."""
     weights = [sha256(BUILTIN / f"{part}.safetensors")[:12] for part in ("generator", "content", "judge")]
-    return json.dumps([*job, asdict(settings(job[-1])), weights, [guide.fingerprint for guide, _ in world()[3]]])
+    return json.dumps(
+        [*job, asdict(settings(job[0], job[-1])), weights, [guide.fingerprint for guide, _ in world()[3]]]
+    )
 
 
 def main() -> None:
@@ -232,7 +236,7 @@ def filter_table(targets: Iterable[str], counts: Iterable[int], seeds: Iterable[
     source, _, _, guides, identity = world()
     yield "| target | pairs | wrong pairs found | correct pairs rejected |"
     yield "|---" * 4 + "|"
-    config, total = settings(0), [0, 0, 0, 0]
+    config, total = settings(METHODS[0], 0), [0, 0, 0, 0]
     for target in targets:
         for count in counts:
             figures = [0, 0, 0, 0]
