@@ -23,7 +23,19 @@ FOLDER = ROOT / "workflows"
 FILES = sorted(FOLDER.glob("*.json"))
 BLUEPRINTS = sorted((ROOT / "subgraphs").glob("*.json"))
 PREFIX = "StyleGANNADA_"
-CORE = {"PreviewImage", "LoadImage", "LoadVideo", "GetVideoComponents", "CreateVideo", "SaveVideo", "MarkdownNote"}
+DIFFUSION = "CheckpointLoaderSimple CLIPTextEncode VAEEncode VAEDecode KSampler ImageScale".split()
+CORE = {
+    "PreviewImage",
+    "LoadImage",
+    "LoadVideo",
+    "GetVideoComponents",
+    "CreateVideo",
+    "SaveVideo",
+    "MarkdownNote",
+    *DIFFUSION,
+}
+#: Needs a checkpoint of the user, and core nodes that the double does not have.
+UNRUN = "14 Learn from a diffusion model"
 MOST_STEPS = 120
 BADGE = 60  # pixels of a thumbnail of 512 that the list of templates covers at the top left
 NEWEST, OLDEST = "0.33.0", "0.20.1"
@@ -43,7 +55,7 @@ PICTURES = {
     "PreviewImage",
     *(f"{PREFIX}{name}" for name in ("Compare", "PickSnapshot", "InspectLayers", "PlotTraining")),
 }
-SETTINGS = ("AdaptGenerator", "ChooseLayers", "InvertImage", "PivotalTuning")
+SETTINGS = ("AdaptGenerator", "AdaptToPairs", "ChooseLayers", "InvertImage", "PivotalTuning")
 DYNAMIC = "COMFY_DYNAMICCOMBO_V3"
 
 #: Absolute paths of Unix or Windows, or home folders, with at least two parts; URLs do not match.
@@ -55,6 +67,7 @@ def named(path: Path) -> str:
 
 
 each = pytest.mark.parametrize("path", FILES, ids=named)
+each_that_runs = pytest.mark.parametrize("path", [path for path in FILES if path.stem != UNRUN], ids=named)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -236,13 +249,16 @@ def test_notes_come_first(path: Path) -> None:
 READS, TRAINS, SHOWS = "#2a4858", "#4a3358", "#335842"
 ROLES = {
     READS: "LoadGenerator LoadGuide LoadLikeness CombineGuides ShiftFromText ShiftFromImages DrawPortrait AlignFace",
-    TRAINS: "AdaptGenerator ChooseLayers InvertImage PivotalTuning ApplyDomain",
+    TRAINS: "AdaptGenerator AdaptToPairs ChooseLayers InvertImage PivotalTuning ApplyDomain",
     SHOWS: "SampleLatents MixLatents InterpolateLatents FindDirections EditLatents Render Compare PickSnapshot "
     "InspectLayers PlotTraining SaveDomain SaveGenerator PasteFace",
 }
 COLORS = {
     **{f"{PREFIX}{name}": color for color, names in ROLES.items() for name in names.split()},
     **dict.fromkeys(("LoadImage", "LoadVideo", "GetVideoComponents"), READS),
+    **dict.fromkeys(("CheckpointLoaderSimple", "CLIPTextEncode"), READS),
+    "KSampler": TRAINS,
+    **dict.fromkeys(("VAEEncode", "VAEDecode", "ImageScale"), SHOWS),
     **dict.fromkeys(("PreviewImage", "CreateVideo", "SaveVideo"), SHOWS),
     "MarkdownNote": "#432",
 }
@@ -402,6 +418,8 @@ def shortened(prompt: dict[str, Any]) -> dict[str, Any]:
         inputs = node["inputs"]
         if node["class_type"] == f"{PREFIX}AdaptGenerator":
             inputs |= {"settings.steps": 2, "snapshot_every": min(1, inputs["snapshot_every"])}
+        if node["class_type"] == f"{PREFIX}AdaptToPairs":
+            inputs["settings.steps"] = 2
         if node["class_type"] == f"{PREFIX}ShiftFromText":
             inputs["wording"] = "bare"
         if node["class_type"] in (f"{PREFIX}SampleLatents", f"{PREFIX}DrawPortrait"):
@@ -439,7 +457,21 @@ def expanded(workflow: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return result
 
 
-@each
+def test_restyled_images_and_their_latents_have_one_source() -> None:
+    """The order of images and latents is that of one node, and only the checkpoint is left to the user."""
+    workflow = read(FOLDER / f"{UNRUN}.json")
+    kinds = {node["id"]: node["type"] for node in workflow["nodes"]}
+    links = {(kinds[source], kinds[target]) for _, source, _, target, _, _ in workflow["links"]}
+    (box,) = subgraphs(workflow)
+    assert {(f"{PREFIX}SampleLatents", box["id"]), (box["id"], f"{PREFIX}AdaptToPairs")} <= links
+    assert (f"{PREFIX}SampleLatents", f"{PREFIX}AdaptToPairs") in links
+    empty = [node["type"] for _, node in inner(workflow) if None in (node.get("widgets_values") or [])]
+    assert empty == ["CheckpointLoaderSimple"]
+    (sampler,) = (node for node in box["nodes"] if node["type"] == "KSampler")
+    assert 0.3 <= sampler["widgets_values"][-1] <= 0.6
+
+
+@each_that_runs
 def test_template_runs_and_is_cached(worlds: dict[str, World], path: Path) -> None:
     workflow = without_core(read(path))
     for world in worlds.values():
@@ -457,7 +489,7 @@ def test_template_runs_and_is_cached(worlds: dict[str, World], path: Path) -> No
     assert not again.executed and again.ui.keys() == result.ui.keys()
 
 
-@each
+@each_that_runs
 def test_prompt_contains_the_widget_values(world: World, path: Path) -> None:
     workflow = without_core(read(path))
     prompt = convert_ui_to_api(workflow, world.info)

@@ -9,6 +9,7 @@ last picture of a run becomes the thumbnail.
 from __future__ import annotations
 
 import io
+import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 from author import Node, Workflow, app, blueprint, build, numbers, save
-from environment import comfy_path, comfy_python, pack_path
+from environment import UNRUN, comfy_path, comfy_python, pack_path
 from page import FRESH, Page, open_page
 from PIL import Image
 from server import Server, serve
@@ -72,6 +73,9 @@ def screenshots(server: Server) -> None:
 def make(page: Page, name: str, description: Workflow, folder: Path) -> None:
     workflow = build(page, description, name)
     save(workflow, folder / f"{name}.json")
+    if name in UNRUN:
+        shutil.copy(folder / f"{UNRUN[name]}.jpg", folder / f"{name}.jpg")
+        return
     page.queue()
     outputs = page.wait()["outputs"]
     ids = numbers(description)

@@ -772,6 +772,125 @@ FACES_OF_A_CLIP = Workflow(
         Group("6. Faces", ["new_faces"]),
         Group("7. Paste", ["paste"]),
         Group("8. Video", ["video", "save"]),
+
+PAIRS = Workflow(
+    nodes=[
+        Note(
+            "# Learn from pairs\n\nAn image model edits the generator's own images; **Adapt to Pairs** trains the "
+            "generator to draw the edited images from their latents.\n\nHere the built-in renderer plays the image "
+            "model, so that nothing has to be downloaded: it draws the people of 32 latents as statues. The next "
+            "template uses a diffusion model.\n\nThe sheet shows other people, whom the generator has not been "
+            "trained on.",
+            "Start here",
+        ),
+        generator(),
+        node("people", "SampleLatents", SHOWS, "Latents to learn from", seed=100, count=32, psi=1.0),
+        node("model", "DrawPortrait", READS, "Image model: the renderer", style="marble statue"),
+        GUIDE,
+        node("adapt", "AdaptToPairs", TRAINS, room=PREVIEW, width=320, settings="automatic"),
+        faces(3, title="Other people"),
+        comparing("photo\nlearned", 3, 330),
+    ],
+    links=wires(
+        "generator.generator > people.generator, latents.generator, adapt.generator",
+        "generator.generator > compare.generators.generator_1",
+        "people.latents > model.latents, adapt.latents",
+        "model.images > adapt.images",
+        "guide.guide > adapt.guide",
+        "latents.latents > compare.latents",
+        "adapt.adapted > compare.generators.generator_2",
+    ),
+    columns=[["note 0", "generator"], ["people", "guide"], ["model"], ["latents", "adapt"], ["compare"]],
+    groups=[
+        Group("1. Generator", ["generator"]),
+        Group("2. Latents and filter", ["people", "guide"]),
+        Group("3. Edit", ["model"]),
+        Group("4. Other people", ["latents"]),
+        Group("5. Training", ["adapt"]),
+        Group("6. Result", ["compare"]),
+    ],
+)
+
+DIFFUSION = Workflow(
+    nodes=[
+        Note(
+            "# Learn from a diffusion model\n\nSelect a checkpoint and your generator. **Render and restyle** edits 16 "
+            "of the generator's images by img2img, all with one seed and one text; **Adapt to Pairs** learns from "
+            "them.",
+            "Start here",
+        ),
+        Note(
+            "## denoise\n\n0.4 to 0.6 changes the style but keeps pose and crop. Look at the edited images first: a "
+            "turned head is learned blurred. Wrong pairs are rejected, and the node says why.\n\n32 pairs are better "
+            "than 16: raise **count**. For an edit model, replace the nodes in **Render and restyle**.",
+            "Denoise strength",
+        ),
+        generator(250),
+        core("checkpoint", "CheckpointLoaderSimple", READS, width=250),
+        node("guide", "LoadGuide", READS, width=250),
+        node("people", "SampleLatents", SHOWS, "Latents to learn from", width=220, seed=100, count=16, psi=0.85),
+        node("render", "Render", SHOWS, width=200),
+        core("scale", "ImageScale", SHOWS, upscale_method="lanczos", width=512, height=512),
+        core("encode", "VAEEncode", SHOWS),
+        core("positive", "CLIPTextEncode", READS, text="an oil painting of a person, portrait"),
+        core("negative", "CLIPTextEncode", READS, text="blurry, text"),
+        core("sampler", "KSampler", TRAINS, denoise=0.5, steps=20, cfg=6.0),
+        core("decode", "VAEDecode", SHOWS),
+        core("edited", "PreviewImage", SHOWS, "Edited images", width=280, room=180),
+        faces(3, title="Other people", width=220),
+        node("adapt", "AdaptToPairs", TRAINS, room=200, width=280, settings="automatic"),
+        comparing("before\nlearned", 3, 280),
+    ],
+    links=wires(
+        "generator.generator > people.generator, render.generator, latents.generator, adapt.generator",
+        "generator.generator > compare.generators.generator_1",
+        "people.latents > render.latents, adapt.latents",
+        "latents.latents > compare.latents",
+        "render.images > scale.image",
+        "scale.IMAGE > encode.pixels",
+        "checkpoint.VAE > encode.vae, decode.vae",
+        "checkpoint.CLIP > positive.clip, negative.clip",
+        "checkpoint.MODEL > sampler.model",
+        "positive.CONDITIONING > sampler.positive",
+        "negative.CONDITIONING > sampler.negative",
+        "encode.LATENT > sampler.latent_image",
+        "sampler.LATENT > decode.samples",
+        "decode.IMAGE > edited.images, adapt.images",
+        "guide.guide > adapt.guide",
+        "adapt.adapted > compare.generators.generator_2",
+    ),
+    subgraphs=[
+        Subgraph(
+            "restyle",
+            "Render and restyle",
+            ["render", "scale", "encode", "positive", "negative", "sampler", "decode"],
+            {
+                "positive.text": "text",
+                "negative.text": "negative text",
+                "sampler.seed": "seed",
+                "sampler.steps": "steps",
+                "sampler.denoise": "denoise",
+            },
+            color=TRAINS,
+            width=250,
+        )
+    ],
+    columns=[
+        ["note 0", "note 1"],
+        ["generator", "guide", "checkpoint"],
+        ["people", "latents"],
+        ["restyle"],
+        ["adapt"],
+        ["compare", "edited"],
+    ],
+    groups=[
+        Group("1. Models", ["generator", "checkpoint", "guide"]),
+        Group("2. Latents", ["people"]),
+        Group("3. Edit", ["restyle"]),
+        Group("Edited images", ["edited"]),
+        Group("4. Training", ["adapt"]),
+        Group("5. Other people", ["latents"]),
+        Group("6. Result", ["compare"]),
     ],
 )
 
@@ -789,6 +908,8 @@ WORKFLOWS = {
     "10 How many layers": HOW_MANY_LAYERS,
     "11 Several guides": SEVERAL_GUIDES,
     "12 Face back into the photo": FACE_BACK,
+    "13 Learn from pairs": PAIRS,
+    "14 Learn from a diffusion model": DIFFUSION,
 }
 
 TEXT_BLUEPRINT = Workflow(
