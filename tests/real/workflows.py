@@ -772,6 +772,8 @@ FACES_OF_A_CLIP = Workflow(
         Group("6. Faces", ["new_faces"]),
         Group("7. Paste", ["paste"]),
         Group("8. Video", ["video", "save"]),
+    ],
+)
 
 PAIRS = Workflow(
     nodes=[
