@@ -98,7 +98,7 @@ def fetched(server: Server, places: Sequence[dict[str, str]]) -> Image.Image:
             pictures = [frame.to_image() for frame in video.decode(video=0)]
     else:
         pictures = [Image.open(file).convert("RGB") for file in files]
-    return pictures[0] if len(pictures) == 1 else contact_sheet(pictures[:: len(pictures) // 9][:9])
+    return pictures[0] if len(pictures) == 1 else contact_sheet(pictures[:: max(len(pictures) // 9, 1)][:9])
 
 
 def contact_sheet(pictures: Sequence[Image.Image]) -> Image.Image:
