@@ -712,9 +712,8 @@ FACES_OF_A_CLIP = Workflow(
             "Next",
             290,
         ),
-        generator(230),
+        node("generator", "LoadGenerator", READS, width=230),  # its description fits the gap below
         node("guide", "LoadGuide", READS, width=230),
-        node("people", "LoadGenerator", READS, "People"),
         faces(2, 4, title="Two people"),
         node("walk", "InterpolateLatents", SHOWS, "From one to the other", frames=5, loop=True),
         node("clip", "DrawPortrait", READS, "Frames"),
@@ -732,7 +731,7 @@ FACES_OF_A_CLIP = Workflow(
         *trained("adapt"),
         *CLIP_LINKS,
         *wires(
-            "people.generator > latents.generator",
+            "generator.generator > latents.generator",
             "latents.latents > walk.latents",
             "walk.latents > clip.latents",
             "clip.images > align.image, paste.image",
@@ -747,7 +746,7 @@ FACES_OF_A_CLIP = Workflow(
         Subgraph(
             "frames",
             "A drawn clip",
-            ["people", "latents", "walk", "clip"],
+            ["latents", "walk", "clip"],
             {"latents.seed": "seed", "walk.frames": "frames"},
             color=TRAINS,
             width=230,
@@ -758,15 +757,15 @@ FACES_OF_A_CLIP = Workflow(
     ],
     columns=[
         ["note 0", "note 1"],
-        ["frames", "own", "parts", "generator", "guide"],
+        ["guide", "generator", "frames", "own", "parts"],
         ["align", "train"],
         ["new_faces"],
         ["paste"],
         ["video", "save"],
     ],
     groups=[
-        Group("1. Frames", ["frames", "own", "parts"]),
-        Group("2. Generator", ["generator", "guide"]),
+        Group("1. Generator", ["guide", "generator"]),
+        Group("2. Frames", ["frames", "own", "parts"]),
         Group("3. Crop", ["align"]),
         Group("4. Training", ["train"]),
         Group("5. Faces", ["new_faces"]),
@@ -912,6 +911,7 @@ WORKFLOWS = {
     "12 Face back into the photo": FACE_BACK,
     "13 Learn from pairs": PAIRS,
     "14 Learn from a diffusion model": DIFFUSION,
+    "15 Faces of a video": FACES_OF_A_CLIP,
 }
 
 TEXT_BLUEPRINT = Workflow(
