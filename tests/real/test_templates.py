@@ -153,5 +153,5 @@ def test_blueprint_is_in_the_node_library(page: Page, server: Server, path: Path
         const node = LiteGraph.createNode(`SubgraphBlueprint.${name}`)
         return node !== null
     }"""
-    assert page.tab.evaluate(script, path.stem) is not None
+    assert page.tab.evaluate(script, path.stem) is True
     assert page.errors == []
