@@ -479,7 +479,7 @@ def test_adapt_to_images_and_to_text_and_images(run: Run, shelf: Path) -> None:
     words, images = read_provenance("out/zombie.safetensors")["mixed"]
     assert words["prompts"]["target"] == "zombie" and images == {"images": 2, "weight": 0.25}
     code, _, err = run(*alone)
-    assert code == 2 and "neither --target nor --image" in err
+    assert code == 2 and "--target, --image and --pairs" in err
     code, _, err = run(*quick(shelf), *pictures, "--image-weight", 2, "--force")
     assert code == 2 and "at least 0" in err
 
@@ -939,7 +939,7 @@ def test_generator_survives_a_failure_while_drawing(run: Run, shelf: Path, monke
 
 
 def test_out_of_memory_is_one_line(run: Run, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def exhausted(*_: object) -> None:
+    def exhausted(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("Memory ran out with one latent at a time")
 
     monkeypatch.setattr(training_commands, "adapt", exhausted)
