@@ -64,9 +64,10 @@ def _inside(order: dict[str, Any]) -> dict[str, Any]:
     import nodes
 
     folder_paths.set_user_directory(str(Path(order["base"], "user")))
-    # Of the host's nodes outside of nodes.py a template uses this one; loading all of them takes long.
-    extra = Path(nodes.__file__).parent / "comfy_extras" / "nodes_preview_any.py"
-    asyncio.run(nodes.load_custom_node(str(extra), module_parent="comfy_extras"))
+    # Of the host's nodes outside of nodes.py the templates use these; loading all of them takes long.
+    for name in ("nodes_preview_any.py", "nodes_video.py"):
+        extra = Path(nodes.__file__).parent / "comfy_extras" / name
+        asyncio.run(nodes.load_custom_node(str(extra), module_parent="comfy_extras"))
     before, modules = set(nodes.NODE_CLASS_MAPPINGS), _packages()
     fine = asyncio.run(nodes.load_custom_node(order["place"], module_parent="custom_nodes"))
     told: dict[str, Any] = {"imported": sorted(_packages() - modules), "fine": fine}

@@ -50,7 +50,7 @@ def known(prompt: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
     return prompt
 
 
-@pytest.mark.parametrize("path", workflows(), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", workflows(run=True), ids=lambda path: path.stem)
 def test_workflow_runs(page: Page, path: Path) -> None:
     page.load(read(path))
     page.tab.evaluate(SHORTEN)

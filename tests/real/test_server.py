@@ -46,7 +46,7 @@ def test_pack_is_identified_by_its_folder(info: dict[str, Any]) -> None:
 def test_workflows_are_templates_with_thumbnails(server: Server) -> None:
     assert workflows(), "the pack ships no workflows"
     listed = server.get("/api/workflow_templates")[PACK]
-    assert sorted(listed) == [path.stem for path in workflows()]
+    assert sorted(listed) == sorted(path.stem for path in workflows())
     for path in workflows():
         place = f"/api/workflow_templates/{PACK}/{quote(path.stem)}"
         assert server.get(f"{place}.json") == json.loads(path.read_text(encoding="utf-8"))
@@ -162,7 +162,7 @@ def test_texts_are_rejected_before_the_run(server: Server, training: Prompt, tar
     [
         ({"ShiftFromText": {"target": "submarine"}}, "AdaptGenerator", "submarine"),
         ({"LoadGuide": OWN_GUIDE}, "LoadGuide", "ViT-B-32-quickgelu"),
-        ({"AdaptGenerator": BY_HAND}, "AdaptGenerator", "direction_loss"),
+        ({"AdaptGenerator": BY_HAND}, "AdaptGenerator", "loss terms"),
     ],
 )
 def test_invalid_graph_reports_the_value(

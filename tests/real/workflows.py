@@ -933,7 +933,7 @@ TEXT_BLUEPRINT = Workflow(
     subgraphs=[
         training(
             "box",
-            "Text to new domain (StyleGAN-NADA)",
+            "Text to new domain (StyleGAN)",
             ["guide", "shift", "adapt"],
             {"guide.guide": "CLIP guide", "shift.source": "source", "shift.target": "target"},
             "adapt",
