@@ -206,6 +206,7 @@ class Page:
 
     def _type_into_search(self, words: str) -> None:
         self.tab.evaluate(EMPTY)
+        self.tab.wait_for_timeout(1000)  # a graph that is still being shown takes the focus away
         box = self.tab.locator("#graph-canvas").bounding_box()
         self.tab.mouse.dblclick(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
         self.tab.wait_for_timeout(1500)
