@@ -165,6 +165,10 @@ class Page:
         self.tab.evaluate("async () => { await app.extensionManager.command.execute('Comfy.BrowseTemplates') }")
         self.tab.get_by_text(PACK, exact=True).first.click()
         # "Showing 3 of 3 templates" is below the last one; thumbnails come when they are scrolled into view.
+        self.tab.get_by_role("dialog").first.hover()
+        for _ in range(12):
+            self.tab.wait_for_timeout(200)
+            self.tab.mouse.wheel(0, 200)
         self.tab.get_by_text("Showing", exact=False).scroll_into_view_if_needed()
         self.tab.wait_for_timeout(1500)
         self.tab.remove_listener("response", thumbnail)
