@@ -7,7 +7,7 @@
 A row is a target, a seed, a leak, a noise and a method; `nada_core.portraits.misalignment` defines leak and noise, and
 the seed also decides which attributes leak. A noise above 0 comes with a modality gap of 0.8. Rows are stored in a
 journal of JSON lines under a file lock. Any number of processes, on one or several machines that share the folder,
-may run the same command: each takes the next row that nobody has taken. A row whose process ended early is taken again
+may run the same command: each takes the next row that no other has. A row whose process ended early is taken again
 after --stale minutes.
 
 Methods:

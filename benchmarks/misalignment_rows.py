@@ -185,7 +185,7 @@ class Journal:
 
 
 def work(jobs: Sequence[Job], runs: Path, journal: Journal, weights: str) -> None:
-    """Run the rows that nobody has taken, one after the other."""
+    """Run the rows that no other process has taken, one after the other."""
     torch.set_num_threads(1)
     by_key = {key(job, weights): job for job in jobs}
     world: World | None = None

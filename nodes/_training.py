@@ -21,7 +21,7 @@ from ._status import few, watch_steps
 SHOWN = 4  # latents in the live preview
 
 
-def remembered(fingerprint: str, snapshot_every: int) -> tuple[tuple[Any, ...], tuple[Snapshot, ...], Tensor] | None:
+def _remembered(fingerprint: str, snapshot_every: int) -> tuple[tuple[Any, ...], tuple[Snapshot, ...], Tensor] | None:
     """Return an earlier result, as `train` does, unless snapshots are missing."""
     if (result := recent.get(fingerprint)) is None:
         return None
@@ -60,12 +60,15 @@ def train(
 ) -> tuple[tuple[Any, ...], tuple[Snapshot, ...], Tensor]:
     """Return the outputs of the node but the snapshots, the snapshots, and the images before and after the training.
 
-    The training continues from its autosave, if there is one. A finished training is remembered.
+    A finished training is remembered. Otherwise the training continues from its autosave, if there is one.
 
     Args:
         run: trains, given the generator, the guides, the `others`, and the options of `adapt` by name.
         others: further networks, or None in their place.
     """
+    if result := _remembered(fingerprint, snapshot_every):
+        send_text(f"{config.steps} steps, remembered from an earlier run")
+        return result
     path, folder = autosave_path(fingerprint), snapshot_folder(fingerprint) if snapshot_every else None
     check_snapshots(folder, snapshot_every, config.steps)
     if done := _continued_from(path, fingerprint, snapshot_every):

@@ -29,7 +29,7 @@ def settings_input(
 ) -> Any:
     """Return the input `settings`: automatic shows the settings `automatic`, by hand shows all of `names`.
 
-    base: what the settings are that nobody changes.
+    base: what the settings are that the user does not change.
     """
     return io.DynamicCombo.Input(
         "settings",

@@ -10,8 +10,7 @@ from ..nada_core import plot_heat, plot_lines
 from ..nada_core.adaptation.provenance import run_fingerprint
 from ..nada_core.adaptation.snapshots import MAX_SNAPSHOTS
 from ._host import io, normal_mode, to_image, ui
-from ._server import send_text
-from ._training import adapt_run, remembered, train
+from ._training import adapt_run, train
 from ._types import (
     ROOT,
     DomainType,
@@ -103,13 +102,8 @@ class AdaptGenerator(io.ComfyNode):
         held_out = single_judge(judge)
         config = training_config(generator, settings, seed, layers, options, judged=held_out is not None)
         fingerprint = run_fingerprint(generator, guide, shift, config, held_out, *similarity_networks)
-        result = remembered(fingerprint, snapshot_every)
-        if result is None:
-            others = (held_out, *similarity_networks)
-            result = train(adapt_run(shift, config), config, generator, guide, others, fingerprint, snapshot_every)
-        else:
-            send_text(f"{config.steps} steps, remembered from an earlier run")
-        outputs, snapshots, sheet = result
+        run, others = adapt_run(shift, config), (held_out, *similarity_networks)
+        outputs, snapshots, sheet = train(run, config, generator, guide, others, fingerprint, snapshot_every)
         return io.NodeOutput(*outputs, snapshots, ui=ui.PreviewImage(sheet, cls=cls))
 
 

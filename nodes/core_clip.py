@@ -23,7 +23,7 @@ class GuideFromClipVision(io.ComfyNode):
             display_name="Guide from CLIP Vision",
             category=f"{ROOT}/load",
             description="Makes a CLIP guide from the model of Load CLIP Vision. It embeds images, not texts: use it "
-            "with Shift from Images or Shift from Conditioning.",
+            "with Shift from Images, Shift from Pairs or Shift from Conditioning.",
             search_aliases=["clip vision", "ipadapter", "unclip", "image encoder", "vit-h", "bigg"],
             inputs=[
                 io.ClipVision.Input(

@@ -11,8 +11,7 @@ from torch import Tensor
 from ..nada_core import Adaptation, AdaptConfig, Generator, Latents, PairsConfig, PairShift, adapt_to_pairs
 from ..nada_core.adaptation.adapt_to_pairs import pair_inputs
 from ._host import from_image, io, normal_mode, ui
-from ._server import send_text
-from ._training import remembered, train
+from ._training import train
 from ._types import ROOT, GeneratorType, GuideType, LatentsType, LayersType, OptionsType, ShiftType, SimilarityType
 from ._widgets import AUTOMATIC, BY_HAND, changes, changes_inputs, seed_input
 from .adapt import snapshot_input, training_outputs
@@ -122,13 +121,8 @@ class AdaptToPairs(io.ComfyNode):
         config = pairs_config(generator, settings, seed, layers, options)
         pairs = latents, from_image(images), config
         fingerprint = pair_inputs(generator, *pairs, guide, shift, *similarity_networks).fingerprint()
-        result = remembered(fingerprint, snapshot_every)
-        if result is None:
-            run, others = run_of(*pairs, shift), similarity_networks
-            result = train(run, config.training, generator, guide, others, fingerprint, snapshot_every)
-        else:
-            send_text(f"{config.training.steps} steps, remembered from an earlier run")
-        outputs, snapshots, sheet = result
+        run, training, others = run_of(*pairs, shift), config.training, similarity_networks
+        outputs, snapshots, sheet = train(run, training, generator, guide, others, fingerprint, snapshot_every)
         return io.NodeOutput(*outputs, snapshots, ui=ui.PreviewImage(sheet, cls=cls))
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..nada_core import Latents, Snapshot, filmstrip, judge_snapshots, pick_snapshot, render
-from ..nada_core.adaptation.snapshots import best_step, describe_snapshots
+from ..nada_core import Latents, Snapshot, filmstrip, pick_snapshot, render
+from ..nada_core.adaptation.snapshots import best_step, describe_snapshots, snapshot_judge
 from ..nada_core.adaptation.validation import Candidate
 from ._host import for_training, io, normal_mode, to_image, ui
 from ._server import send_text, watch
@@ -110,15 +110,19 @@ def _examine(
 ) -> tuple[Tensor, tuple[Candidate, ...]]:
     """Return the filmstrip and, with a judge, what it measures of every snapshot."""
     tick = watch((1 + len(snapshots)) * len(latents) + len(snapshots) * (judge is not None))
-    drawn = 0
+    drawn, candidates = 0, []
 
     def draw(adapted: Any) -> Tensor:
         nonlocal drawn
         drawn += len(latents)
-        return render(adapted, latents, on_batch=lambda done, _: tick(drawn - len(latents) + done))
+        return render(adapted, latents, on_batch=lambda done, _: tick(drawn + len(candidates) - len(latents) + done))
 
     with for_training(generator, (), judge) as (source, _, held_out):
-        strip = filmstrip(source, snapshots, draw)
-        if held_out is None:
-            return strip, ()
-        return strip, judge_snapshots(source, snapshots, held_out, shift, lambda done: tick(drawn + done))
+        measure = None if held_out is None else snapshot_judge(source, snapshots, held_out, shift)
+
+        def on_snapshot(snapshot: Snapshot, adapted: Any) -> None:
+            if measure is not None:
+                candidates.append(measure(snapshot, adapted))
+                tick(drawn + len(candidates))
+
+        return filmstrip(source, snapshots, draw, on_snapshot), tuple(candidates)

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nada_core import load_guide
+from nada_core import AdaptConfig, load_generator, load_guide
+from nada_core.adaptation.provenance import run_fingerprint
 from nada_core.guidance.shifts import TextShift
 from nada_core.guidance.targets import clip_targets
 from nada_core.models.clip import ClipGuide
@@ -133,3 +134,13 @@ def test_invalid_tilts_and_phrases_are_refused(guides: dict[str, ClipGuide], spa
     one = misalign(SHIFT, [guides[NAMES[0]]], Tilt(), spans)
     with pytest.raises(ValueError, match=NAMES[1]):
         one.direction(guides[NAMES[1]])
+
+
+def test_runs_of_other_tilts_have_other_fingerprints(
+    guides: dict[str, ClipGuide], spans: dict[str, PictureSpan]
+) -> None:
+    source, guide = load_generator("portraits"), guides[NAMES[0]]
+    shifts = [SHIFT, *(tilted(guides, spans, tilt, "joker") for tilt in (Tilt(), Tilt(leak=0.1), Tilt(seed=1)))]
+    assert len({run_fingerprint(source, guide, shift, AdaptConfig()) for shift in shifts}) == 4
+    assert shifts[2].describe()["tilt"]["leak"] == 0.1
+    assert shifts[2].describe()["prompts"] == SHIFT.describe()["prompts"]

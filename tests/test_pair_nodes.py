@@ -85,7 +85,7 @@ def test_values_by_hand_reach_the_core(world: World) -> None:
 def test_equal_inputs_do_not_train_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     latents, _, after = drawn(world)
     first = learned(world, latents, after)
-    monkeypatch.setattr(world.module("nodes.pairs"), "train", None)
+    monkeypatch.setattr(world.module("nodes.pairs"), "adapt_to_pairs", None)
     assert learned(world, latents, after)[0] is first[0]
 
 

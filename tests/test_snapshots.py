@@ -28,6 +28,7 @@ from nada_core.adaptation.snapshots import (
     find_snapshots,
     judge_snapshots,
     pick_snapshot,
+    snapshot_judge,
     snapshot_steps,
 )
 from nada_core.io.errors import CheckpointError
@@ -293,10 +294,12 @@ def test_wide_filmstrip_has_smaller_images(judged: Any) -> None:
 
 
 def test_scores_equal_those_of_the_judge_in_the_run(judged: Any) -> None:
-    counted: list[int] = []
-    measured = judge_snapshots(generator(), judged.snapshots, guide(7), SHIFT, counted.append)
+    measured = judge_snapshots(generator(), judged.snapshots, guide(7), SHIFT)
+    measure, beside_drawing = snapshot_judge(generator(), judged.snapshots, guide(7), SHIFT), []
+    filmstrip(generator(), judged.snapshots, draw, lambda *made: beside_drawing.append(measure(*made)))
+    assert tuple(beside_drawing) == measured
     in_run = {step["candidate"]["steps"]: step["candidate"] for step in judged.history if "candidate" in step}
-    assert [one.steps for one in measured] == [2, 4, 6] == list(in_run) and counted == [1, 2, 3]
+    assert [one.steps for one in measured] == [2, 4, 6] == list(in_run)
     for one in measured:  # snapshots are rounded to float16
         for name in ("gain", "direction", "diversity"):
             assert getattr(one, name) == pytest.approx(in_run[one.steps][name], abs=2e-3)

@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..guidance.prompts import TEMPLATES
 from ..guidance.reconstruction import FaceRecognizer, Features
-from ..guidance.shifts import EmbeddingShift, ImageShift, PairShift, Shift, ShiftPart, shift_parts
+from ..guidance.shifts import Shift, shift_parts
 from ..guidance.targets import weighted_guides
 from ..models.clip import ClipGuide
 from ..models.generator import Generator
@@ -49,12 +48,12 @@ class RunInputs:
         return f"{len(self.pairs.held_out)} held-out pairs" if self.pairs and self.pairs.held_out else ""
 
     def describe(self) -> dict[str, Any]:
-        """A JSON-ready provenance; prompt templates are listed where they are not the default ones."""
+        """A JSON-ready provenance."""
         parts = shift_parts(self.shift) if self.shift else ()
-        mixed = [{**_describe_shift(part), "weight": weight} for part, weight in parts]
+        mixed = [{**part.describe(), "weight": weight} for part, weight in parts]
         description = {
             "source": {"sha256": self.source.source},
-            **({"mixed": mixed} if len(parts) > 1 else _describe_shift(parts[0][0]) if parts else {}),
+            **({"mixed": mixed} if len(parts) > 1 else parts[0][0].describe() if parts else {}),
             "guides": [{"name": g.name, "fingerprint": g.fingerprint, "weight": weight} for g, weight in self.guides],
             "config": asdict(self.config),
         }
@@ -75,12 +74,7 @@ class RunInputs:
             guide.pop("name", None)
         tensors = {f"source.{name}": value for name, value in self.source.state_dict().items()}
         for index, (part, _) in enumerate(shift_parts(self.shift) if self.shift else ()):
-            if isinstance(part, ImageShift):
-                tensors[f"shift.{index}"] = part.images
-            if isinstance(part, EmbeddingShift):
-                tensors[f"shift.{index}"] = torch.stack([part.source, part.target])
-            if isinstance(part, PairShift):
-                tensors |= {f"shift.{index}.before": part.before, f"shift.{index}.after": part.after}
+            tensors |= {f"shift.{index}{suffix}": value for suffix, value in part.tensors().items()}
         if self.pairs is not None:
             tensors |= self.pairs.tensors()
         for role, network in (("perceptual", self.perceptual), ("identity", self.identity)):
@@ -100,17 +94,6 @@ def run_fingerprint(
 ) -> str:
     """Return the fingerprint of the run that `adapt` makes of these inputs, as its autosave has it."""
     return RunInputs(generator, weighted_guides(guides), shift, config, judge, perceptual, identity).fingerprint()
-
-
-def _describe_shift(shift: ShiftPart) -> dict[str, Any]:
-    if isinstance(shift, ImageShift):
-        return {"images": len(shift.images)}
-    if isinstance(shift, EmbeddingShift):
-        return {"embeddings": {"count": len(shift.source), "origin": shift.origin}}
-    if isinstance(shift, PairShift):
-        return {"image_pairs": len(shift.before)}
-    templates = {} if shift.templates == TEMPLATES else {"templates": shift.templates}
-    return {"prompts": {"source": shift.source, "target": shift.target, **templates}}
 
 
 def _digest(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:

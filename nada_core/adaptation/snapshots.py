@@ -28,7 +28,7 @@ from ..models.generator import Generator
 from ..runtime.batching import MicroBatcher
 from ..runtime.distributed import rank
 from .config import AdaptConfig
-from .validation import CHUNK, Candidate, Validator
+from .validation import CHUNK, Candidate, ValidationHistory, Validator
 
 MAX_SNAPSHOTS = 50  # of a run; the weights of 1024 pixels take about 50 MB each
 
@@ -124,12 +124,18 @@ def _read_entry(path: Path) -> dict[str, Any]:
         return {}
 
 
-def filmstrip(generator: Generator, snapshots: Sequence[Snapshot], draw: Callable[[Generator], Tensor]) -> Tensor:
+def filmstrip(
+    generator: Generator,
+    snapshots: Sequence[Snapshot],
+    draw: Callable[[Generator], Tensor],
+    on_snapshot: Callable[[Snapshot, Generator], None] | None = None,
+) -> Tensor:
     """Draw the same latents with the source and with every snapshot, one column each.
 
     Args:
         generator: the source of the run.
         draw: returns the images [N, 3, H, W] of a generator; one row each.
+        on_snapshot: called with every snapshot and its generator, such as to measure it with `snapshot_judge`.
 
     Returns:
         [1, 3, H, W], at most about 4096 pixels wide, or as wide as images of 192 pixels need.
@@ -138,24 +144,22 @@ def filmstrip(generator: Generator, snapshots: Sequence[Snapshot], draw: Callabl
     side = max(192, min(512, _WIDTH // (len(snapshots) + 1)))
     columns = {"source": _shrink(draw(generator), side)}
     for snapshot in snapshots:
-        columns[f"step {snapshot.step}"] = _shrink(draw(snapshot.read().apply(generator)), side)
+        adapted = snapshot.read().apply(generator)
+        columns[f"step {snapshot.step}"] = _shrink(draw(adapted), side)
+        if on_snapshot is not None:
+            on_snapshot(snapshot, adapted)
     return compare_grid(columns)
 
 
-def judge_snapshots(
-    generator: Generator,
-    snapshots: Sequence[Snapshot],
-    judge: ClipGuide,
-    shift: Shift,
-    on_snapshot: Callable[[int], None] | None = None,
-) -> tuple[Candidate, ...]:
-    """Measure every snapshot with a held-out CLIP model as a run with this judge does, on the same 64 latents.
+def snapshot_judge(
+    generator: Generator, snapshots: Sequence[Snapshot], judge: ClipGuide, shift: Shift
+) -> Callable[[Snapshot, Generator], Candidate]:
+    """Return a function that measures a snapshot and its generator with a held-out CLIP model, as a run does.
 
     Args:
         generator: the source of the run, on the judge's device.
         judge: must not be one of the models the run was trained with.
         shift: from the source to the target domain, as in the training.
-        on_snapshot: called with the number of measured snapshots; may raise to stop.
 
     Raises:
         ValueError: for a judge the run was trained with, and for inputs that do not fit each other.
@@ -171,13 +175,16 @@ def judge_snapshots(
     check_devices(generator, judge, config.label)
     images = source_images(generator, config.seed, config.label) if needs_source_images(shift) else None
     validator = Validator(clip_targets(judge, shift, images)[0], generator, config)
-    batcher, candidates = MicroBatcher(CHUNK), []
-    for snapshot in snapshots:
-        adapted = snapshot.read().apply(generator)
-        candidates.append(batcher.run(validator.measure, adapted, snapshot.step))
-        if on_snapshot is not None:
-            on_snapshot(len(candidates))
-    return tuple(candidates)
+    batcher = MicroBatcher(CHUNK)
+    return lambda snapshot, adapted: batcher.run(validator.measure, adapted, snapshot.step)
+
+
+def judge_snapshots(
+    generator: Generator, snapshots: Sequence[Snapshot], judge: ClipGuide, shift: Shift
+) -> tuple[Candidate, ...]:
+    """Measure every snapshot; see `snapshot_judge`."""
+    measure = snapshot_judge(generator, snapshots, judge, shift)
+    return tuple(measure(snapshot, snapshot.read().apply(generator)) for snapshot in snapshots)
 
 
 def pick_snapshot(snapshots: Sequence[Snapshot], step: int) -> Snapshot:
@@ -197,7 +204,7 @@ def pick_snapshot(snapshots: Sequence[Snapshot], step: int) -> Snapshot:
 
 def best_step(candidates: Sequence[Candidate]) -> int:
     """The step with the highest score; of equal ones the first, which is nearest the source."""
-    return max(candidates, key=lambda candidate: candidate.score).steps
+    return candidates[ValidationHistory(list(candidates)).best_index].steps
 
 
 def describe_snapshots(snapshots: Sequence[Snapshot], candidates: Sequence[Candidate] = ()) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +50,15 @@ class TextShift:
         """Return the normalized mean embedding [1, D] of the target's prompts, for the global loss."""
         return F.normalize(guide.encode_text(fill(self.target, self.templates)).mean(dim=0, keepdim=True), dim=-1)
 
+    def describe(self) -> dict[str, Any]:
+        """Return the JSON-ready entry of the provenance; templates are listed where they are not the default ones."""
+        templates = {} if self.templates == TEMPLATES else {"templates": self.templates}
+        return {"prompts": {"source": self.source, "target": self.target, **templates}}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors, by suffix, that decide a run beyond `describe`."""
+        return {}
+
 
 @dataclass(frozen=True, eq=False)  # == of tensors is elementwise
 class ImageShift:
@@ -76,6 +85,12 @@ class ImageShift:
     def target_embedding(self, guide: ClipGuide) -> Tensor:
         """Return the normalized mean embedding [1, D] of the style images."""
         return F.normalize(self._mean_embedding(guide), dim=-1)
+
+    def describe(self) -> dict[str, Any]:
+        return {"images": len(self.images)}
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"": self.images}
 
     @torch.no_grad()
     def _mean_embedding(self, guide: ClipGuide) -> Tensor:
@@ -112,6 +127,12 @@ class EmbeddingShift:
     def target_embedding(self, guide: ClipGuide) -> Tensor:
         """Return the normalized mean embedding [1, D] of the target, for the global loss."""
         return F.normalize(self._in_space_of(guide, self.target).mean(dim=0, keepdim=True), dim=-1)
+
+    def describe(self) -> dict[str, Any]:
+        return {"embeddings": {"count": len(self.source), "origin": self.origin}}
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"": torch.stack([self.source, self.target])}
 
     def _in_space_of(self, guide: ClipGuide, embeddings: Tensor) -> Tensor:
         if embeddings.shape[1] != guide.dim:
@@ -159,6 +180,12 @@ class PairShift:
     def target_embedding(self, guide: ClipGuide) -> Tensor:
         """Return the normalized mean embedding [1, D] of the edited images, for the global loss."""
         return F.normalize(_embed(guide, self.after).mean(dim=0, keepdim=True), dim=-1)
+
+    def describe(self) -> dict[str, Any]:
+        return {"image_pairs": len(self.before)}
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {".before": self.before, ".after": self.after}
 
 
 @torch.no_grad()

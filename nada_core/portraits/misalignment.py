@@ -17,7 +17,8 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -117,10 +118,7 @@ class Tilt:
 
 @dataclass(frozen=True)
 class MisalignedShift(TextShift):
-    """A text shift whose direction and target embedding are tilted; made by `misalign`.
-
-    It is meant for measurements: the provenance of a run records its two phrases but not the tilt.
-    """
+    """A text shift whose direction and target embedding are tilted; made by `misalign`."""
 
     tilt: Tilt = Tilt()
     spans: Mapping[str, PictureSpan] = field(default_factory=dict, repr=False, compare=False)  # by fingerprint
@@ -143,6 +141,9 @@ class MisalignedShift(TextShift):
         outside = F.normalize(_without(gap, self._span(guide).basis), dim=0)
         moved = (end - start).norm() * (self.direction(guide) - super().direction(guide))
         return F.normalize(end + moved + self.tilt.gap * outside, dim=-1)
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "tilt": asdict(self.tilt)}
 
     def _span(self, guide: ClipGuide) -> PictureSpan:
         if guide.fingerprint not in self.spans:

@@ -123,9 +123,9 @@ def test_stop_button_is_on_the_node_only(page: Page, nodes_2: bool) -> None:
     }"""
     import json
 
-    told = json.loads(page.tab.evaluate(script, [ADAPT, nodes_2]))
-    assert told["last"] and told["label"] == "Stop and keep" and "stop_and_keep" not in told["sent"]
-    assert told["saved"] < told["count"]
+    shown = json.loads(page.tab.evaluate(script, [ADAPT, nodes_2]))
+    assert shown["last"] and shown["label"] == "Stop and keep" and "stop_and_keep" not in shown["sent"]
+    assert shown["saved"] < shown["count"]
     page.tab.wait_for_timeout(700)
     assert any("not training" in text for text in page.toasts())
     page.tab.evaluate("async () => { await app.ui.settings.setSettingValueAsync('Comfy.VueNodes.Enabled', false) }")

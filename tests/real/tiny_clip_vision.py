@@ -148,12 +148,12 @@ def _core_gradients(torch: Any, clip_model: Any, loaded: Any) -> dict[str, Any]:
     clip_model.clip_preprocess(image, size=32).square().sum().backward()
     loaded.model.requires_grad_(False)
     pixels = torch.rand(1, 3, 32, 32, requires_grad=True)
-    told = ""
+    error_text = ""
     try:
         loaded.model(pixel_values=pixels, intermediate_output=-2)[2].sum().backward()
     except RuntimeError as error:
-        told = str(error)
-    return {"preprocessing_gradient": image.grad.abs().max().item(), "network_error": told}
+        error_text = str(error)
+    return {"preprocessing_gradient": image.grad.abs().max().item(), "network_error": error_text}
 
 
 def _text_difference(torch: Any) -> float:

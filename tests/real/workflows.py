@@ -329,7 +329,7 @@ PHOTO_TO_DOMAINS = Workflow(
         node("photos", "DrawPortrait", READS, "Photos", seed=3, count=3),
         generator(),
         GUIDE,
-        node("likeness", "LoadLikeness", READS, identity="portraits"),
+        node("networks", "LoadLikeness", READS, identity="portraits"),
         node("invert", "InvertImage", TRAINS),
         node("found", "FindDirections", SHOWS),
         node("edit", "EditLatents", SHOWS, direction="0", strength=2.0),
@@ -343,7 +343,7 @@ PHOTO_TO_DOMAINS = Workflow(
         *trained("adapt_a", "adapt_b", slots=("generator", "guide")),
         *wires(
             "photos.images > invert.image",
-            "likeness.similarity_networks > invert.similarity_networks",
+            "networks.similarity_networks > invert.similarity_networks",
             "generator.generator > invert.generator, found.generator, compare.generators.generator_1",
             "invert.latents > edit.latents",
             "found.directions > edit.directions",
@@ -358,7 +358,7 @@ PHOTO_TO_DOMAINS = Workflow(
         Subgraph(
             "to_latents",
             "Photo to latents",
-            ["likeness", "invert", "found", "edit"],
+            ["networks", "invert", "found", "edit"],
             {"invert.settings.steps": "steps", "edit.direction": "direction", "edit.strength": "strength"},
             color=TRAINS,
         ),
@@ -397,7 +397,7 @@ YOUR_PHOTO = Workflow(
         node("align", "AlignFace", READS, width=230, size=64, cut="the middle"),
         generator(230),
         node("guide", "LoadGuide", READS, width=230),
-        node("likeness", "LoadLikeness", READS, identity="portraits"),
+        node("networks", "LoadLikeness", READS, identity="portraits"),
         node("invert", "InvertImage", TRAINS),
         node("tune", "PivotalTuning", TRAINS),
         node("shift", "ShiftFromText", READS, source="photo", target="zombie"),
@@ -411,7 +411,7 @@ YOUR_PHOTO = Workflow(
             "photo.images > align.image",
             "generator.generator > invert.generator, tune.generator, compare.generators.generator_1",
             "align.aligned > invert.image, tune.image",
-            "likeness.similarity_networks > invert.similarity_networks, tune.similarity_networks",
+            "networks.similarity_networks > invert.similarity_networks, tune.similarity_networks",
             "invert.latents > tune.latents, compare.latents",
             "adapt.adapted > both.generator, compare.generators.generator_3",
             "tune.domain > both.domain",
@@ -423,7 +423,7 @@ YOUR_PHOTO = Workflow(
         Subgraph(
             "to_generator",
             "Photo to generator",
-            ["likeness", "invert", "tune", "both"],
+            ["networks", "invert", "tune", "both"],
             {"invert.settings.steps": "inversion steps", "tune.settings.steps": "tuning steps"},
             color=TRAINS,
             takes=("generator", "photo", "adapted"),
@@ -606,7 +606,7 @@ SEVERAL_GUIDES = Workflow(
 def photo_to_generator(steps: int = -1) -> tuple[list[Node], list[tuple[str, str]], Subgraph]:
     """Nodes that draw aligned faces with a generator that was adapted to a text: nodes, links and their box."""
     nodes = [
-        node("likeness", "LoadLikeness", READS, identity="portraits"),
+        node("networks", "LoadLikeness", READS, identity="portraits"),
         node("invert", "InvertImage", TRAINS, **{"settings.steps": steps}),
         node("tune", "PivotalTuning", TRAINS, **{"settings.steps": steps}),
         node("both", "ApplyDomain", TRAINS, "Add the tuning"),
@@ -615,7 +615,7 @@ def photo_to_generator(steps: int = -1) -> tuple[list[Node], list[tuple[str, str
     links = wires(
         "generator.generator > invert.generator, tune.generator",
         "align.aligned > invert.image, tune.image",
-        "likeness.similarity_networks > invert.similarity_networks, tune.similarity_networks",
+        "networks.similarity_networks > invert.similarity_networks, tune.similarity_networks",
         "invert.latents > tune.latents, render.latents",
         "adapt.adapted > both.generator",
         "tune.domain > both.domain",
@@ -624,7 +624,7 @@ def photo_to_generator(steps: int = -1) -> tuple[list[Node], list[tuple[str, str
     box = Subgraph(
         "new_faces",
         "Faces in the new domain",
-        ["likeness", "invert", "tune", "both", "render"],
+        ["networks", "invert", "tune", "both", "render"],
         {"invert.settings.steps": "inversion steps", "tune.settings.steps": "tuning steps"},
         color=TRAINS,
         takes=("generator", "aligned", "adapted"),
@@ -948,7 +948,7 @@ PHOTO_BLUEPRINT = Workflow(
         generator(),
         node("photo", "DrawPortrait", READS),
         node("align", "AlignFace", READS, size=64, cut="the face, else the middle"),
-        node("likeness", "LoadLikeness", READS, identity="portraits"),
+        node("networks", "LoadLikeness", READS, identity="portraits"),
         node("invert", "InvertImage", TRAINS),
         node("save", "SaveLatents", SHOWS),
         core("sheet", "PreviewImage", SHOWS),
@@ -958,7 +958,7 @@ PHOTO_BLUEPRINT = Workflow(
         "generator.generator > invert.generator",
         "photo.images > align.image",
         "align.aligned > invert.image",
-        "likeness.similarity_networks > invert.similarity_networks",
+        "networks.similarity_networks > invert.similarity_networks",
         "invert.latents > save.latents",
         "invert.inverted > sheet.images",
         "invert.report > report.source",
@@ -967,11 +967,11 @@ PHOTO_BLUEPRINT = Workflow(
         Subgraph(
             "box",
             "Photo to latents (StyleGAN)",
-            ["align", "likeness", "invert"],
+            ["align", "networks", "invert"],
             {
                 "align.size": "size",
-                "likeness.perceptual": "perceptual",
-                "likeness.identity": "identity",
+                "networks.perceptual": "perceptual",
+                "networks.identity": "identity",
                 "invert.settings.steps": "steps",
                 "invert.seed": "seed",
             },
