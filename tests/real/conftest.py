@@ -55,8 +55,9 @@ def _page(server: Server) -> Iterator[Page]:
 
 @pytest.fixture
 def page(_page: Page) -> Page:
-    """The page, without errors and dialogs of earlier tests."""
+    """The page, without errors, dialogs and messages of earlier tests."""
     _page.close_dialog()
+    _page.close_toasts()
     _page.errors.clear()
     return _page
 

@@ -120,11 +120,14 @@ class Page:
         """The messages in front of the page."""
         return [text.strip() for text in self.tab.locator(".p-toast-message").all_inner_texts()]
 
+    def close_toasts(self) -> None:
+        self.tab.evaluate("() => document.querySelectorAll('.p-toast-close-button').forEach(button => button.click())")
+        self.tab.wait_for_timeout(300)
+
     def _settle(self) -> None:
         self.tab.wait_for_timeout(300)  # widgets of DOM elements are placed in the next frames
         self.errors += self.toasts()
-        self.tab.evaluate("() => document.querySelectorAll('.p-toast-close-button').forEach(button => button.click())")
-        self.tab.wait_for_timeout(300)
+        self.close_toasts()
 
     # ---- runs ----
 
@@ -211,12 +214,17 @@ class Page:
     def _type_into_search(self, words: str) -> None:
         self.tab.evaluate(EMPTY)
         self.tab.wait_for_timeout(1000)  # a graph that is still being shown takes the focus away
-        box = self.tab.locator("#graph-canvas").bounding_box()
-        self.tab.mouse.dblclick(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-        self.tab.wait_for_timeout(1500)
-        self.tab.keyboard.type(words)
-        self.tab.wait_for_timeout(1500)  # the list is filled after a pause
-        self.tab.get_by_role("option").first.wait_for()
+        box, results = self.tab.locator("#graph-canvas").bounding_box(), self.tab.get_by_role("option")
+        for _ in range(3):  # a double click is lost while the page is busy
+            self.tab.mouse.dblclick(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+            self.tab.wait_for_timeout(1500)
+            self.tab.keyboard.type(words)
+            self.tab.wait_for_timeout(1500)  # the list is filled after a pause
+            if results.count():
+                return
+            self.tab.keyboard.press("Escape")
+            self.tab.wait_for_timeout(1000)
+        raise TimeoutError(f"the node search did not open for {words!r}")
 
     def close_dialog(self) -> None:
         """Close all dialogs."""
