@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.misalignment_rows import METHODS, ORACLES, SHOWN, Job, shown
+from benchmarks.misalignment_rows import BY_CAPTIONS, CHANGED, METHODS, ORACLES, SHOWN, Job, shown
 from benchmarks.quality import higher_bar
 from nada_core import compare_grid, load_generator, save_image
 from nada_core.latents.sampling import render as render_latents
@@ -95,7 +95,7 @@ def overview(rows: Rows) -> Iterator[str]:
 
 def mean_rank(groups: dict[Condition, dict[tuple[str, int], dict[str, Any]]], condition: Condition) -> str:
     """The mean rank by attributes among methods of the same tilt and length, over the rows that all of them have."""
-    rivals = {c: group for c, group in groups.items() if c[1:] == condition[1:] and length(c) == length(condition)}
+    rivals = {c: group for c, group in groups.items() if c[1:] == condition[1:] and family(c) == family(condition)}
     common = set.intersection(*(set(group) for group in rivals.values()))
     if len(rivals) < 2 or not common:
         return "-"
@@ -106,9 +106,12 @@ def mean_rank(groups: dict[Condition, dict[tuple[str, int], dict[str, Any]]], co
     return f"{statistics.fmean(ranks):.1f} of {len(rivals)}"
 
 
-def length(condition: Condition) -> str:
-    """Methods are ranked among those of the same length: full, short or oracle."""
-    return "oracle" if condition.method in ORACLES else "short" if condition.method.startswith("short") else "full"
+def family(condition: Condition) -> str:
+    """Methods are ranked among those of the same kind: full, short, oracle, changes of a recipe, or caption guide."""
+    if condition.method in ORACLES:
+        return "oracle"
+    kind = "captions" if condition.method in BY_CAPTIONS else "changed" if condition.method in CHANGED else ""
+    return kind + ("short" if condition.method.startswith("short") else "full")
 
 
 def gains(group: Mapping[tuple[str, int], dict[str, Any]], oracle: Mapping[tuple[str, int], dict[str, Any]]) -> str:
@@ -123,14 +126,14 @@ def gains(group: Mapping[tuple[str, int], dict[str, Any]], oracle: Mapping[tuple
 
 
 def comparisons(groups: Iterable[Condition]) -> Iterator[tuple[Condition, Condition]]:
-    """Pairs of conditions that differ in one thing: layers, settings, leak or noise."""
+    """Pairs of conditions that differ in one thing: layers, one setting, CLIP model, recipe, leak or noise."""
     known = list(groups)
     for one, other in itertools.permutations(known, 2):
         same_tilt = one[1:] == other[1:]
-        layers = same_tilt and one.method == f"{other.method} k=4"
+        changed = same_tilt and one.method.startswith(f"{other.method} ")
         recipe = same_tilt and one.method.replace("recipe", "paper") == other.method != one.method
         tilted = one.method == other.method and (one.leak > other.leak == 0) != (one.noise > other.noise == 0)
-        if layers or recipe or (tilted and (one.leak == other.leak or one.noise == other.noise)):
+        if changed or recipe or (tilted and (one.leak == other.leak or one.noise == other.noise)):
             yield one, other
 
 

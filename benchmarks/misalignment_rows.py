@@ -8,7 +8,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,13 +27,14 @@ from nada_core import (
     adapt_to_pairs,
     load_generator,
     load_guide,
+    load_identity,
 )
 from nada_core.io.checkpoint_file import BUILTIN, sha256
 from nada_core.latents.sampling import render as render_latents
 from nada_core.latents.sampling import sample
 from nada_core.models.clip import ClipGuide
 from nada_core.models.clip_loading import built_in_guides
-from nada_core.portraits import GUIDES, SOURCE, Judge, examine, render
+from nada_core.portraits import GUIDES, HELD_OUT, SOURCE, Judge, examine, render
 from nada_core.portraits.content import Content
 from nada_core.portraits.misalignment import PictureSpan, Tilt, misalign
 
@@ -66,6 +67,7 @@ def _oracle(train: str, pace: float) -> AdaptConfig:
     return replace(_layers("recipe", mode="all", train=train), lr=QUALITY["recipe"].config.lr * pace, **changes)
 
 
+_TERMS = ("relation", "mean_offset", "covariance", "global")
 _FULL: dict[str, AdaptConfig] = {
     "recipe": _layers("recipe", mode="all"),
     "recipe k=4": _layers("recipe", mode="adaptive", count=4),
@@ -78,18 +80,49 @@ ORACLES = {
     "oracle": _oracle("weights", 1.0),
     **{f"oracle {train}": _oracle(train, pace) for train, pace in _PACE.items()},
 }
-METHODS = {**_FULL, **{f"short {name}": replace(config, steps=_SHORT) for name, config in _FULL.items()}, **ORACLES}
+MAIN = {**_FULL, **{f"short {name}": replace(config, steps=_SHORT) for name, config in _FULL.items()}, **ORACLES}
+
+CAPTIONS = "guide-captions"  # the CLIP model of `nada_core.portraits.fitting.caption_guide`, in the folder of the rows
+#: One change of the short recipe each; the weights of the terms are those of `benchmarks.quality`.
+CHANGED = {
+    f"short recipe {name}": replace(MAIN["short recipe"], **change)
+    for name, change in {
+        "- angle": {"terms": {"direction": 1.0}},
+        **{f"+ {term}": {"terms": QUALITY[f"+ {term}"].config.terms} for term in _TERMS},
+        "+ weight_reg": {"weight_reg": QUALITY["+ weight_reg"].config.weight_reg},
+        "+ id": {"id": QUALITY["+ id"].config.id},
+        "only global": {"terms": {"global": 1.0}},
+        "all guides": {},
+    }.items()
+}
+BY_CAPTIONS = {f"{name} captions": MAIN[name] for name in ("recipe", "paper", "short recipe", "short paper")}
+METHODS = {**MAIN, **CHANGED, **BY_CAPTIONS}
+#: The CLIP models of the methods that do not use `GUIDES`.
+_OTHER_GUIDES: dict[str, tuple[tuple[str, float], ...]] = {
+    "short recipe all guides": (*GUIDES, (HELD_OUT, 1.0)),
+    **dict.fromkeys(BY_CAPTIONS, ((CAPTIONS, 1.0),)),
+}
 
 # ---- one row ------------------------------------------------------------------------------------------------------
 
 
 class World:
-    """The networks of the benchmark, loaded and measured once a process."""
+    """The networks of the benchmark, loaded and measured once a process. runs: the folder of the caption guide."""
 
-    def __init__(self) -> None:
+    def __init__(self, runs: Path) -> None:
         self.source, self.content, self.judge = load_generator("portraits"), Content.load(), Judge.load()
-        self.guides: tuple[tuple[ClipGuide, float], ...] = tuple((load_guide(name), w) for name, w in GUIDES)
-        self.spans = {guide.fingerprint: PictureSpan.measure(guide) for guide, _ in self.guides}
+        self.identity = load_identity("portraits")
+        self._runs, self._guides = runs, dict[str, ClipGuide]()
+        self.spans: dict[str, PictureSpan] = {}
+
+    def guides(self, method: str) -> list[tuple[ClipGuide, float]]:
+        """Return the CLIP models of a method and their weights."""
+        pairs = _OTHER_GUIDES.get(method, GUIDES)
+        for name in (name for name, _ in pairs if name not in self._guides):
+            path = self._runs / f"{name}.safetensors"
+            guide = load_guide(path, path.with_suffix(".json")) if name == CAPTIONS else load_guide(name)
+            self._guides[name], self.spans[guide.fingerprint] = guide, PictureSpan.measure(guide)
+        return [(self._guides[name], weight) for name, weight in pairs]
 
     def run(self, job: Job) -> tuple[dict[str, Any], torch.Tensor]:
         """Run one adaptation; return its figures and the images of fixed latents."""
@@ -99,13 +132,14 @@ class World:
         return {"job": list(job), **row, **figures}, images
 
     def _adapt(self, job: Job) -> tuple[dict[str, Any], Generator]:
-        tilt = Tilt(job.leak, job.noise, _GAP if job.noise else 0.0, job.seed)
-        shift = misalign(TextShift(SOURCE, job.target), [guide for guide, _ in self.guides], tilt, self.spans)
+        tilt, guides = Tilt(job.leak, job.noise, _GAP if job.noise else 0.0, job.seed), self.guides(job.method)
+        shift = misalign(TextShift(SOURCE, job.target), [guide for guide, _ in guides], tilt, self.spans)
         measured = {}
-        for guide, _ in self.guides:
+        for guide, _ in guides:
             m = self.spans[guide.fingerprint].misalignment(shift.direction(guide), SOURCE, job.target)
             measured[guide.name] = asdict(m)
-        result = adapt(self.source, list(self.guides), shift, replace(METHODS[job.method], seed=job.seed))
+        config = replace(METHODS[job.method], seed=job.seed)
+        result = adapt(self.source, guides, shift, config, identity=self.identity if config.id else None)
         return {"measured": measured}, result.generator
 
     def _oracle(self, job: Job) -> tuple[dict[str, Any], Generator]:
@@ -117,17 +151,32 @@ class World:
 
 
 def weights_digest() -> str:
-    """Identify the weights of all networks a row uses."""
+    """Identify the weights of the networks that all rows use."""
     names = {name for name, _ in GUIDES}
     files = [path.with_suffix(".safetensors") for guide, path in built_in_guides().items() if guide in names]
     files += [BUILTIN / f"{part}.safetensors" for part in ("generator", "content", "judge")]
     return ",".join(sha256(path)[:8] for path in files)
 
 
-def key(job: Job, weights: str) -> str:
-    """Identify a row by its settings and by the weights of the networks."""
+def further_weights(runs: Path) -> dict[str, str]:
+    """Identify the networks of each method beyond those that all rows use."""
+    files = {CAPTIONS: runs / f"{CAPTIONS}.safetensors", HELD_OUT: BUILTIN / "guide.safetensors"}
+    digests = {name: sha256(path)[:8] if path.exists() else "missing" for name, path in files.items()}
+    found = {m: [digests[name] for name, _ in pairs if name in digests] for m, pairs in _OTHER_GUIDES.items()}
+    faces = {m: [sha256(BUILTIN / "identity.safetensors")[:8]] for m, config in METHODS.items() if config.id}
+    return {method: ",".join(digests) for method, digests in (found | faces).items()}
+
+
+def key(job: Job, weights: str, further: Mapping[str, str]) -> str:
+    """Identify a row by its settings and by the weights of the networks.
+
+    Args:
+        weights: as from `weights_digest`.
+        further: as from `further_weights`.
+    """
     config = METHODS[job.method]
     data = f"oracle {_ORACLE_LATENTS}|" if job.method in ORACLES else ""
+    data += f"{further[job.method]}|" if job.method in further else ""
     settings = {**_changed(config, AdaptConfig()), "layers": _changed(config.layers, LayerChoice())}
     return f"{job.target}|{job.seed}|{job.leak:g}|{job.noise:g}|{data}{settings}|{weights}"
 
@@ -184,13 +233,12 @@ class Journal:
             file.write(json.dumps(line).encode() + b"\n")
 
 
-def work(jobs: Sequence[Job], runs: Path, journal: Journal, weights: str) -> None:
+def work(by_key: Mapping[str, Job], runs: Path, journal: Journal) -> None:
     """Run the rows that no other process has taken, one after the other."""
     torch.set_num_threads(1)
-    by_key = {key(job, weights): job for job in jobs}
     world: World | None = None
     while (free := journal.claim(list(by_key))) is not None:
-        job, world = by_key[free], world or World()
+        job, world = by_key[free], world or World(runs)
         started = time.perf_counter()
         row, images = world.run(job)
         torch.save(images, shown(runs, job))

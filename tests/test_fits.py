@@ -1,5 +1,6 @@
 """The fits run and write files that the loaders read; `portraits.check` measures their quality."""
 
+import random
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,10 @@ import torch
 
 from nada_core import load_generator, load_guide
 from nada_core.models.arcface import load_identity
+from nada_core.models.clip_loading import built_in_guides
 from nada_core.portraits import SOURCE, STYLES, render
 from nada_core.portraits.content import Content
+from nada_core.portraits.fitting import caption_guide
 from nada_core.portraits.fitting import generator as fit_generator
 from nada_core.portraits.fitting import guide as fit_guide
 from nada_core.portraits.fitting import identity as fit_identity
@@ -31,6 +34,31 @@ def test_guide_fit_writes_a_loadable_model(tmp_path: Path, name: str) -> None:
     assert guide.encode_images(render(torch.rand(2, len(ATTRIBUTES)), SOURCE)).shape == (2, guide.dim)
     with pytest.raises(ValueError, match="never seen"):
         guide.encode_text(["a photo of a submarine."])
+
+
+def test_caption_fit_writes_a_loadable_model(tmp_path: Path) -> None:
+    config = caption_guide.fit(tmp_path, minutes=BRIEF, contents=8)
+    guide = load_guide(config.with_suffix(".safetensors"), architecture=config)
+    assert guide.encode_images(render(torch.rand(2, len(ATTRIBUTES)), SOURCE)).shape == (2, guide.dim)
+    assert guide.name not in built_in_guides()
+
+
+def test_alt_texts_are_partly_wrong() -> None:
+    rng, label = random.Random(0), STYLES.index("zombie")
+    attributes = torch.full((4000, len(ATTRIBUTES)), 0.05)  # narrow faces
+    texts = caption_guide.alt_texts(torch.full((4000,), label), attributes, rng)
+    assert 0.72 < sum("zombie" in text for text in texts) / 4000 < 0.80  # others are missing or name another style
+    faces = [text for text in texts if "a narrow face" in text or "a wide face" in text]
+    assert 0.02 < sum("a wide face" in text for text in faces) / len(faces) < 0.1
+    assert len(set(texts)) > 2000
+
+
+def test_caption_fit_sees_no_content_in_two_styles() -> None:
+    gallery = fit_guide.Gallery(500, seed=0)
+    batch = next(caption_guide.CaptionStage.batches(None, gallery, 1))  # type: ignore[arg-type]
+    assert len(batch.pictures) == len(batch.classes) == len(batch.attributes) and not len(batch.shares)
+    assert len(batch.attributes.unique(dim=0)) > 0.85 * len(batch.attributes)
+    assert len(batch.classes.unique()) > len(STYLES) / 2 and batch.classes.max() == len(STYLES)
 
 
 def test_generator_fit_writes_a_generator_and_its_content(tmp_path: Path) -> None:

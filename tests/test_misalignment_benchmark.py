@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.misalignment import plan
+from benchmarks.misalignment import main, plan
 from benchmarks.misalignment_page import (
     Condition,
     Rows,
@@ -23,7 +23,7 @@ from benchmarks.misalignment_page import (
     page,
     paired,
 )
-from benchmarks.misalignment_rows import METHODS, ORACLES, Job, Journal, key
+from benchmarks.misalignment_rows import BY_CAPTIONS, CAPTIONS, METHODS, ORACLES, Job, Journal, further_weights, key
 
 KEYS = [f"row {index}" for index in range(40)]
 
@@ -59,8 +59,48 @@ def test_keys_differ_in_everything_that_changes_a_row() -> None:
     job = Job("joker", 0, 0.1, 0.0, "recipe")
     others = [job._replace(**change) for change in ({"seed": 1}, {"leak": 0.2}, {"noise": 0.4}, {"target": "elf"})]
     others += [job._replace(method=method) for method in METHODS if method != "recipe"]
-    keys = {key(other, "weights") for other in (job, *others)} | {key(job, "other weights")}
+    further = {**dict.fromkeys(BY_CAPTIONS, "caption guide"), "short recipe all guides": "held-out guide"}
+    keys = {key(other, "weights", further) for other in (job, *others)} | {key(job, "other weights", further)}
     assert len(keys) == len(others) + 2
+    (captions, *_) = BY_CAPTIONS
+    assert key(job._replace(method=captions), "weights", further | {captions: "other"}) not in keys
+
+
+def test_keys_of_stored_rows_stay(tmp_path: Path) -> None:
+    settings = (
+        "{'batch': 4, 'beta2': 0.99, 'layers': {'batch': 4, 'count': 5, 'every': 4, 'rgb': True}, 'lr': 0.015, "
+        "'mirror': True, 'noise': 'const', 'pool': 100, 'schedule': 'cosine', 'steps': 100, "
+        "'terms': {'direction': 1.0, 'angle': 0.25}, 'views': 1}"
+    )
+    job = Job("joker", 0, 0.1, 0.0, "short recipe")
+    assert key(job, "weights", further_weights(tmp_path)) == f"joker|0|0.1|0|{settings}|weights"
+
+
+def test_caption_methods_depend_on_the_guide_of_their_rows(tmp_path: Path) -> None:
+    before = further_weights(tmp_path)
+    (tmp_path / f"{CAPTIONS}.safetensors").write_bytes(b"weights")
+    after = further_weights(tmp_path)
+    assert {method for method in after if after[method] != before[method]} == set(BY_CAPTIONS)
+
+
+def test_caption_methods_are_refused_without_their_guide(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["misalignment", "--methods", "recipe", "paper captions", "--runs", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    error = capsys.readouterr().err
+    assert "paper captions need" in error and "--fit-captions" in error and not (tmp_path / "rows.jsonl").exists()
+
+
+def test_a_fitted_caption_guide_is_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    guide = tmp_path / f"{CAPTIONS}.safetensors"
+    guide.write_bytes(b"weights")
+    monkeypatch.setattr("sys.argv", ["misalignment", "--fit-captions", "0.001", "--runs", str(tmp_path)])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert guide.read_bytes() == b"weights"
 
 
 def figures(job: Job, kept: float, noise: random.Random) -> dict[str, Any]:
@@ -92,6 +132,23 @@ def test_summary_finds_a_planted_difference(rows: Rows) -> None:
     change, p = line.split("|")[5].split("(p")
     assert float(change) == pytest.approx(0.05, abs=0.01) and float(p.strip(" )")) < 0.01
     assert p_value([0.0] * 9) == 1 and p_value([0.1, -0.1, 0.2, -0.2, 0.1, -0.1]) > 0.5
+
+
+def test_changed_recipes_do_not_enter_the_ranks_of_the_main_methods(rows: Rows) -> None:
+    job = Job("joker", 0, 0.1, 0.0, "short recipe + relation")
+    more = {
+        **rows,
+        job: figures(job, 0.99, random.Random(0)),
+        **{
+            (short := job._replace(seed=seed, method="short recipe")): figures(short, 0.9, random.Random(0))
+            for seed in range(2)
+        },
+    }
+    groups = by_condition(more)
+    assert mean_rank(groups, Condition("recipe", 0.1, 0.0)) == "2.0 of 2"
+    assert mean_rank(groups, Condition(job.method, 0.1, 0.0)) == "-"
+    (line,) = (line for line in paired(more) if line.startswith("| short recipe + relation, leak 0.1 |"))
+    assert "| short recipe, leak 0.1 | 1 |" in line and "+0.090" in line
 
 
 def test_summary_compares_only_rows_of_equal_target_and_seed(rows: Rows) -> None:

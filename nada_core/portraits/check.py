@@ -1,12 +1,15 @@
 """Measure the built-in world on contents that no fit used: `python -m nada_core.portraits.check`.
 
+Further CLIP models of the world are named by their configs: `... check out/misalignment/guide-captions.json`.
+
 Letters: N pictures, A attributes.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -121,14 +124,16 @@ def misalignment_lines(guide: ClipGuide) -> Iterator[str]:
         yield f"misalignment {guide.name}, {target}: {m.total:.4f} (leak {m.leak:.4f}, noise {m.noise:.4f})"
 
 
-def report() -> Iterator[str]:
-    """Yield one line a figure, with its threshold."""
+def report(further: Sequence[Path] = ()) -> Iterator[str]:
+    """Yield one line a figure, with its threshold. further: configs of CLIP models, next to their weights."""
     yield f"generator, held out: {generator_psnr():.2f} dB (at least 30)"
-    for name in built_in_guides():
-        clean, attacked = guide_accuracy(load_guide(name))
-        yield f"guide {name}: style {clean:.1%} (at least 95 %), attacked {attacked:.1%} (at least 75 %)"
-    for name in built_in_guides():
-        yield from misalignment_lines(load_guide(name))
+    guides = [load_guide(name) for name in built_in_guides()]
+    guides += [load_guide(path.with_suffix(".safetensors"), path) for path in further]
+    for guide in guides:
+        clean, attacked = guide_accuracy(guide)
+        yield f"guide {guide.name}: style {clean:.1%} (at least 95 %), attacked {attacked:.1%} (at least 75 %)"
+    for guide in guides:
+        yield from misalignment_lines(guide)
     style, error, detected = judge_figures(Judge.load())
     yield f"judge: style {style:.1%} (at least 98 %), attribute error {error:.3f} (at most 0.06)"
     yield "judge, broken images detected: " + ", ".join(f"{kind} {share:.0%}" for kind, share in detected.items())
@@ -140,5 +145,5 @@ def report() -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    for line in report():
+    for line in report([Path(path) for path in sys.argv[1:]]):
         sys.stdout.write(line + "\n")

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -207,18 +207,28 @@ def fit(
     high learning rate; it has longer and smoother steps, partly changed pictures and fixed batch normalization.
     """
     path = folder / f"{name}.safetensors"
-    _Stage(path, seed, log).run(0.56 * minutes, contents)
-    _Stage(path, seed + 7, log, start=path).run(0.44 * minutes, contents)
+    run_stages(Stage, path, CONFIGS[name], minutes, contents, seed, log)
 
 
-class _Stage:
+def run_stages(
+    stage: type[Stage], path: Path, config: dict[str, Any], minutes: float, contents: int, seed: int, log: Path | None
+) -> None:
+    """Run both stages of a kind and write the weights to path, and the config beside it."""
+    stage(path, config, seed, log).run(0.56 * minutes, contents)
+    stage(path, config, seed + 7, log, start=path).run(0.44 * minutes, contents)
+
+
+class Stage:
     """One stage of `fit`. start: the weights of the first stage, which makes this the second."""
 
-    def __init__(self, path: Path, seed: int, log: Path | None, start: Path | None = None) -> None:
+    clean = 0.0  # the share of the first stage without adversarial steps; they grow after it
+
+    def __init__(
+        self, path: Path, config: dict[str, Any], seed: int, log: Path | None, start: Path | None = None
+    ) -> None:
         import open_clip
 
-        self.path, self.seed, self.log, self.second = path, seed, log, start is not None
-        self.config = config = CONFIGS[path.stem]
+        self.path, self.config, self.seed, self.log, self.second = path, config, seed, log, start is not None
         with seeded(seed):
             self.model = open_clip.CLIP(**config)
             self.probe = nn.Linear(config["embed_dim"], len(ATTRIBUTES))
@@ -244,20 +254,23 @@ class _Stage:
     def run(self, minutes: float, contents: int) -> None:
         """Train until the time is over; write the weights every 500 steps and at the end."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        stream = batches(Gallery(contents, self.seed), self.seed + 1)
+        stream = self.batches(Gallery(contents, self.seed), self.seed + 1)
         self.model.train()
         for step, progress in budget(minutes):
             self._set_learning_rates(step, progress)
             ramp = 1.0 if self.second else progress
             if ramp > 0.6:
                 self._fix_batch_norm()
-            losses = self._losses(next(stream), ramp)
+            losses = self._losses(next(stream), (ramp - self.clean) / (1 - self.clean))
             optimizer_step(self.optimizer, losses.total(self.second), lr=None, clip=self.parameters)
             self.average.update(self.model.state_dict(), step)
             write_log(self.log, step, 100, progress, **losses._asdict())
             if step % 500 == 0:
                 self._write()
         self._write()
+
+    def batches(self, gallery: Gallery, seed: int) -> Iterator[Batch]:
+        return batches(gallery, seed)
 
     def _set_learning_rates(self, step: int, progress: float) -> None:
         for group in self.optimizer.param_groups:
@@ -272,21 +285,33 @@ class _Stage:
                 module.eval()
 
     def _losses(self, batch: Batch, ramp: float) -> Losses:
-        """Compute the losses of a batch after an adversarial step. ramp: 0..1, no step before 0.05, full from 0.25."""
-        captions = describe(batch.classes, batch.attributes, self.words_rng)
-        template = self.words_rng.choice(TEMPLATES)
-        tokens = self.tokenizer(captions.sentences + [template.format(name) for name in CLASSES])
-        self.tokens.update(tokens.unique().tolist())
-        texts = F.normalize(self.model.encode_text(tokens), dim=-1)
-        count, scale = len(batch.classes), self.model.logit_scale.exp().clamp(max=60)
-        objective = Objective(batch, captions, texts[:count], texts[count:], scale, self.probe)
-        pictures = batch.pictures
+        """Compute the losses of a batch after an adversarial step. ramp: none up to 0.05, full from 0.25."""
+        objective, pictures = self.objective(batch), batch.pictures
         if ramp > 0.05:
             inputs = pictures.clone().requires_grad_()
-            loss = objective(self._embed(inputs), detach=True).total(self.second)
+            loss = objective(self._embed(inputs), True).total(self.second)
             (gradient,) = torch.autograd.grad(loss, inputs)
             pictures = pictures + min(1, ramp / 0.25) * adversarial_step(gradient, self.rng, self.second)
-        return objective(self._embed(pictures))
+        return objective(self._embed(pictures), False)
+
+    def objective(self, batch: Batch) -> Callable[[Tensor, bool], Losses]:
+        """Return the losses of a batch as a function of its image embeddings and of whether texts are constant."""
+        captions = describe(batch.classes, batch.attributes, self.words_rng)
+        template = self.words_rng.choice(TEMPLATES)
+        texts = self.embed_texts(captions.sentences + [template.format(name) for name in CLASSES])
+        count = len(batch.classes)
+        return Objective(batch, captions, texts[:count], texts[count:], self.scale, self.probe)
+
+    @property
+    def scale(self) -> Tensor:
+        """The factor of the similarities, a learned temperature."""
+        return self.model.logit_scale.exp().clamp(max=60)
+
+    def embed_texts(self, sentences: list[str]) -> Tensor:
+        """Return unit text embeddings [N, D]."""
+        tokens = self.tokenizer(sentences)
+        self.tokens.update(tokens.unique().tolist())
+        return F.normalize(self.model.encode_text(tokens), dim=-1)
 
     def _embed(self, pictures: Tensor) -> Tensor:
         """Return unit image embeddings [N, D]."""
