@@ -7,6 +7,9 @@ PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check -c co
 # otherwise.
 export OMP_WAIT_POLICY ?= PASSIVE
 
+# Processes that share the tests; tests/conftest.py lets each compute with one thread.
+WORKERS ?= 2
+
 .PHONY: demo test clean
 
 demo: .venv/.ready
@@ -16,7 +19,7 @@ test: .venv/.ready-test
 	.venv/bin/python -m ruff check .
 	.venv/bin/python -m ruff format --check .
 	.venv/bin/python -m mypy nada_core
-	.venv/bin/python -m pytest -q
+	.venv/bin/python -m pytest -q -n $(WORKERS) --dist loadfile
 
 clean:
 	rm -rf .venv out
@@ -28,6 +31,6 @@ clean:
 	touch $@
 
 # The tests use comfy-cli (GPL-3) to convert workflow files as ComfyUI's page does. Nothing that users install needs it.
-.venv/.ready-test: .venv/.ready
-	$(PIP) pytest ruff mypy comfy-cli
+.venv/.ready-test: .venv/.ready Makefile
+	$(PIP) pytest pytest-xdist ruff mypy comfy-cli
 	touch $@

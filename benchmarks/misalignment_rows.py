@@ -203,11 +203,14 @@ class Journal:
     def claim(self, keys: Sequence[str]) -> str | None:
         """Take the first key that is neither finished nor claimed; None where there is none."""
         with self._locked():
-            taken = {line["key"] for line in self._lines() if "row" in line or time.time() - line["time"] < self.stale}
+            taken = {line["key"] for line in self._lines() if "row" in line or self._is_fresh(line)}
             free = next((key for key in keys if key not in taken), None)
             if free is not None:
                 self._append({"key": free, "time": time.time(), "worker": f"{socket.gethostname()} {os.getpid()}"})
         return free
+
+    def _is_fresh(self, claim: Mapping[str, Any]) -> bool:
+        return abs(time.time() - claim["time"]) < self.stale  # a claim of the future was made before the clock was set
 
     def finish(self, key: str, row: dict[str, Any]) -> None:
         with self._locked():

@@ -7,12 +7,13 @@ the folder `<fingerprint>`, also after it has finished.
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from ._server import post_route, running_node
 RUNS, RUN_BYTES = 5, 4 << 30  # autosaves kept besides that of the running training, and their bytes; so for snapshots
 RESULTS = 3  # finished trainings remembered
 _OLD = 3600  # seconds after which a temporary file was left by a crash
+_OLD_OWN = 60  # the same for one of the training that starts, which another process may be running, too
 _NAME = re.compile(r"[0-9a-f]{16}(\.safetensors)?")
 
 
@@ -32,28 +34,49 @@ def autosave_path(fingerprint: str) -> Path:
     folder = output_folder() / "runs"
     own = folder / f"{fingerprint}.safetensors"
     others = [path for path in folder.glob("*") if _NAME.fullmatch(path.name) and path.stem != fingerprint]
+    _correct_times(others)
     for path in _beyond_limits([path for path in others if path.suffix]):
         path.unlink(missing_ok=True)
     for path in _beyond_limits([path for path in others if path.is_dir()]):
         remove_snapshots(path.name)
     for path in folder.rglob(".*.safetensors.*.part"):
         is_own = path.name.startswith(f".{own.name}") or path.parent.name == fingerprint
-        if is_own or time.time() - _changed(path) > _OLD:
+        # A file of the future is old, too: the clock was set back.
+        if abs(time.time() - _changed(path)) > (_OLD_OWN if is_own else _OLD):
             path.unlink(missing_ok=True)
     return own
+
+
+def _correct_times(paths: Sequence[Path]) -> None:
+    """Date files of the future to the present, in their order: the clock was set back, and new files would be older."""
+    now = time.time_ns()
+    future = sorted((path for path in paths if _changed(path) > now / 1e9), key=_changed)
+    for index, path in enumerate(future):
+        stamp = now - (len(future) - index) * 1000_000
+        with suppress(FileNotFoundError):
+            os.utime(path, ns=(stamp, stamp))
 
 
 def _beyond_limits(paths: Sequence[Path]) -> Iterator[Path]:
     """Yield the autosaves, or the folders of snapshots, that the latest ones leave no room for."""
     total = 0
     for index, path in enumerate(sorted(paths, key=_changed, reverse=True)):
-        total += sum(one.stat().st_size for one in ([path] if path.is_file() else path.glob("*")))
+        total += sum(_status(one)[1] for one in ([path] if path.is_file() else path.glob("*")))
         if index >= RUNS or total > RUN_BYTES:
             yield path
 
 
 def _changed(path: Path) -> float:
-    return path.stat().st_mtime
+    return _status(path)[0]
+
+
+def _status(path: Path) -> tuple[float, int]:
+    """When a file was changed, and its size; zeros where another process has removed it."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return 0.0, 0
+    return status.st_mtime, status.st_size
 
 
 def snapshot_folder(fingerprint: str) -> Path:

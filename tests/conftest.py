@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # processes that share the tests; read by torch when it is first imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from host import guards
 from host.double import install, load_pack
 from pack_world import NEWEST, OLDEST, World

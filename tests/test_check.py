@@ -2,19 +2,11 @@
 
 from dataclasses import replace
 
-import pytest
-import torch
-
 from nada_core import TextShift, adapt, load_generator, load_guide
 from nada_core.models.arcface import load_identity
 from nada_core.portraits import RECIPE, SOURCE, Judge, examine
 from nada_core.portraits.check import generator_psnr, guide_accuracy, identity_figures, judge_figures
 from nada_core.portraits.content import Content
-
-
-@pytest.fixture(autouse=True)
-def two_threads() -> None:
-    torch.set_num_threads(2)
 
 
 def test_generator_reaches_its_psnr() -> None:

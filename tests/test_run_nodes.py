@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +102,11 @@ def test_oldest_autosaves_are_removed(world: World, monkeypatch: pytest.MonkeyPa
         path.write_bytes(b"x" * 1000)
         os.utime(path, (10**9 - age, 10**9 - age))
     (folder / "mine.safetensors").write_bytes(b"not an autosave")
-    (folder / f".{names[0]}.safetensors.abcd.part").touch()
-    (folder / f".{names[1]}.safetensors.abcd.part").touch()
+    left = [folder / f".{names[number]}.safetensors.abcd.part" for number in (0, 1)]
+    for path in left:
+        path.touch()
+        os.utime(path, (time.time() - 100,) * 2)
+    (folder / f".{names[0]}.safetensors.dcba.part").touch()
     own = runs.autosave_path(names[9])
     assert own == folder / f"{names[9]}.safetensors" and own.exists()
     expected = {f"{name}.safetensors" for name in [*names[:5], names[9]]} | {"mine.safetensors"}
@@ -112,7 +116,29 @@ def test_oldest_autosaves_are_removed(world: World, monkeypatch: pytest.MonkeyPa
     kept = {f"{names[number]}.safetensors" for number in (0, 1, 2)} | {"mine.safetensors"}
     assert {path.name for path in folder.glob("*.safetensors")} == kept
     parts = {path.name for path in folder.glob("*.part")}
-    assert parts == {f".{names[1]}.safetensors.abcd.part"}, "the temporary file of another, running training stays"
+    assert parts == {left[1].name, f".{names[0]}.safetensors.dcba.part"}, "those of running trainings stay"
+    for path in folder.glob("*.part"):
+        os.utime(path, (time.time() + 10**6,) * 2)
+    runs.autosave_path(names[5])
+    assert not list(folder.glob("*.part"))
+
+
+def test_new_training_is_kept_after_the_clock_was_set_back(world: World) -> None:
+    runs = world.module("nodes._runs")
+    folder = world.host.output / "stylegan_nada" / "runs"
+    names = [f"{number:016x}" for number in range(8)]
+    for index, name in enumerate(names[:6]):  # all of them were written while the clock was a year ahead
+        (folder / name).mkdir(parents=True)
+        for path in (folder / f"{name}.safetensors", folder / name / "step-000002.safetensors"):
+            path.write_bytes(b"x")
+        for path in (folder / f"{name}.safetensors", folder / name):
+            os.utime(path, (time.time() + 3e7 + index,) * 2)
+    runs.autosave_path(names[6]).write_bytes(b"x")
+    assert not (folder / f"{names[0]}.safetensors").exists() and not (folder / names[0]).exists()
+    (folder / names[6]).mkdir()
+    runs.autosave_path(names[7])
+    assert sorted(path.stem for path in folder.glob("*.safetensors")) == names[2:7]
+    assert sorted(path.name for path in folders(world)) == names[2:7]
 
 
 def test_last_three_trainings_are_remembered(world: World) -> None:
@@ -267,7 +293,9 @@ def test_snapshots_of_old_trainings_are_removed(world: World, monkeypatch: pytes
         os.utime(place / name, (10**9 - age, 10**9 - age))
     (place / names[8] / "mine.txt").touch()
     os.utime(place / names[8], (10**9 - 8, 10**9 - 8))
-    (place / names[0] / ".step-000004.safetensors.abcd.part").touch()
+    left = place / names[0] / ".step-000004.safetensors.abcd.part"
+    left.touch()
+    os.utime(left, (time.time() - 100,) * 2)
     runs.autosave_path(names[0])
     assert {path.name for path in folders(world)} == {*names[:6], names[8]}
     assert [path.name for path in (place / names[8]).iterdir()] == ["mine.txt"], "other files are left alone"

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..io.checkpoint_file import read_checkpoint
 from ..io.errors import CheckpointError
-from ..io.metadata import parse_json, read_metadata, read_object, write_safetensors
+from ..io.metadata import check_writable, parse_json, read_metadata, read_object, write_safetensors
 from ..runtime.distributed import rank
 
 _log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ def check_autosave(autosave: str | Path | None, resume: bool) -> None:
         raise IsADirectoryError(f"{path} is a folder; name a file in it as the autosave.")
     if path.parent.exists() and not path.parent.is_dir():
         raise NotADirectoryError(f"{path.parent} is a file; name another place for the autosave.")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(path)
 
 
 @dataclass(frozen=True)

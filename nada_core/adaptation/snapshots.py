@@ -21,7 +21,7 @@ from ..guidance.targets import check_devices, clip_targets, source_images
 from ..io.errors import CheckpointError
 from ..io.grid import compare_grid
 from ..io.images import resize
-from ..io.metadata import read_metadata, read_object
+from ..io.metadata import check_writable, read_metadata, read_object
 from ..models.clip import ClipGuide
 from ..models.domain import Domain, read_domain, save_domain
 from ..models.generator import Generator
@@ -74,6 +74,12 @@ def check_snapshots(folder: str | Path | None, every: int, steps: int) -> None:
         )
     if folder is not None and Path(folder).is_file():
         raise NotADirectoryError(f"{folder} is a file; name a folder for the snapshots.")
+    if folder is not None:
+        check_writable(_snapshot_path(folder, steps))
+
+
+def _snapshot_path(folder: str | Path, step: int) -> Path:
+    return Path(folder) / f"step-{step:06}.safetensors"
 
 
 class SnapshotWriter:
@@ -90,7 +96,7 @@ class SnapshotWriter:
     def write(self, domain: Domain, step: int, loss: float) -> None:
         """Write a snapshot atomically; one of an earlier attempt is replaced."""
         entry = {"step": step, "loss": loss, "run": self.fingerprint}
-        path = self.folder / f"step-{step:06}.safetensors"
+        path = _snapshot_path(self.folder, step)
         save_domain(domain, path, half=True, provenance={**self.provenance, "snapshot": entry})
 
     def written(self, steps: int) -> tuple[Snapshot, ...]:

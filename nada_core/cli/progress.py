@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from ..io.metadata import check_writable
 
 
 def say(*lines: str) -> None:
@@ -39,9 +40,7 @@ def prepare(*paths: Path, force: bool) -> None:
             raise IsADirectoryError(f"{path} is a folder; name a file.")
         if path.exists() and not force:
             raise FileExistsError(f"{path} exists; name another file, or overwrite it with --force.")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not os.access(path.parent, os.W_OK):
-            raise PermissionError(f"{path.parent} is not writable; name another folder.")
+        check_writable(path)
 
 
 @contextmanager

@@ -208,6 +208,10 @@ class Adapt(Command):
             autosave.unlink(missing_ok=True)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(report.how_to_resume(autosave)) from None
+        except OSError as error:
+            if error.errno is None:  # an error of ours, before the first step
+                raise
+            raise OSError(f"{error}. {report.how_to_resume(autosave)}") from error
         pairs = [pairs_report(result)] if self.pairs else []
         say(*pairs, *filter(None, [result.chosen_because]), report.listing(files))
 

@@ -32,6 +32,7 @@ _LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _MOST_UNPACKED = 64 << 20  # bytes by which the arrays of an .npz may exceed the file
 _MOST_SHARED = 4  # the size of all tensors, in sizes of the file
 _LONGEST_HEADER = 10_000  # bytes of the header of an array, the limit of numpy
+_ATTEMPTS = 20  # readings of a file that another process replaces meanwhile
 _MOST_TEXTS = 1000  # elements of an array of text
 
 Content = tuple[dict[str, Tensor], dict[str, Any]]
@@ -64,11 +65,36 @@ def read_checkpoint(path: str | Path) -> RawCheckpoint:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file. Check the path.")
+    for _ in range(_ATTEMPTS):
+        before = _version(path)
+        try:
+            with path.open("rb") as file:  # while it is open, no other file gets its inode number
+                result = _read(path, file)
+                if _version(path) == before:
+                    return result
+        except CheckpointError:
+            if _version(path) == before:
+                raise
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be opened ({error.strerror}). Check its permissions.") from error
+    raise CheckpointError(f"{path}: another process wrote the file {_ATTEMPTS} times while it was read. Read it later.")
+
+
+def _version(path: Path) -> tuple[int, ...]:
+    """Values that change when the file is replaced; none without a file."""
     try:
-        with path.open("rb") as file:
-            container = _container(file, path)
+        status = path.stat()
+    except FileNotFoundError:
+        return ()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _read(path: Path, file: BinaryIO) -> RawCheckpoint:
+    try:
+        container = _container(file, path)
         tensors, hints = _READERS[container](path)
         broken = _check_tensors(path, tensors, compressed=container == "numpy")
+        digest = sha256(path)
     except CheckpointError:
         raise
     except Exception as error:  # parsers raise any exception on invalid bytes
@@ -80,7 +106,7 @@ def read_checkpoint(path: str | Path) -> RawCheckpoint:
             f"{path}: {len(broken)} of {len(tensors)} tensors hold NaN or infinity, the first is {broken[0]}. The "
             "training that wrote it diverged; use an earlier snapshot."
         )
-    return RawCheckpoint(tensors, hints, container, sha256(path))
+    return RawCheckpoint(tensors, hints, container, digest)
 
 
 def sha256(path: str | Path) -> str:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -112,19 +113,55 @@ def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], descripti
 
 def write_torch(path: str | Path, content: Mapping[str, Any]) -> None:
     """Write a PyTorch archive of tensors and plain values atomically, for programs that read nothing else."""
-    with replace_atomically(Path(path)) as temporary:
-        torch.save(dict(content), temporary)
+    with replace_atomically(Path(path)) as temporary, temporary.open("wb") as file:
+        torch.save(dict(content), file)  # given a path, it raises RuntimeError when the disk is full
 
 
 @contextmanager
 def replace_atomically(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; it replaces `path` on success and is removed on failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    temporary = _temporary(path)
     try:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())  # without it a power cut may leave an empty file under the new name
-        os.replace(temporary, path)
+        _replace(temporary, path)
+    except OSError as error:
+        if error.errno:
+            error.filename = str(path)  # a failed write names no file
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: str | Path) -> None:
+    """Create the folder of a file that will be written later, and check that it can be written.
+
+    Raises:
+        OSError: for a folder that is read-only, a full disk and a name that is too long, with the path.
+    """
+    path = Path(path)
+    temporary = _temporary(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            path.lstat()  # raises for a name that is too long
+        temporary.touch(exist_ok=False)
+        temporary.unlink()
+    except OSError as error:
+        raise OSError(error.errno, f"{path} cannot be written ({error.strerror}); choose another path") from error
+
+
+def _temporary(path: Path) -> Path:
+    # A name of 255 bytes, the limit of most file systems, would leave no room for the suffix.
+    return path.with_name(f".{path.name[:48]}.{secrets.token_hex(4)}.part")
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    for pause in (0.05, 0.1, 0.2, 0.4, 0.8):  # on Windows, a process that reads the old file is in the way
+        with suppress(PermissionError):
+            os.replace(temporary, path)
+            return
+        time.sleep(pause)
+    os.replace(temporary, path)
