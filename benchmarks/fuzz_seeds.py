@@ -7,6 +7,7 @@ FOLDER/READER/... are the seeds of a reader, and FOLDER/*.* what `benchmarks.iso
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import sys
@@ -26,6 +27,7 @@ from nada_core import (
     Directions,
     Domain,
     Latents,
+    export_onnx,
     export_rosinality,
     save_directions,
     save_domain,
@@ -59,6 +61,8 @@ def write_seeds(root: Path) -> None:
         shutil.copytree(root / reader, root / "checkpoint", dirs_exist_ok=True)
     for reader in ("generator", "guide", "domain", "autosave"):
         shutil.copytree(root / reader, root / "info", dirs_exist_ok=True)
+    if importlib.util.find_spec("onnx"):
+        export_onnx(generator, root / "info" / "generator.onnx")
 
 
 def _write_generators(folder: Path, generator: StyleGAN2) -> None:

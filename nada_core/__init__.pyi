@@ -33,6 +33,7 @@ from .models.clip_transformers import guide_from_vision_tower
 from .models.domain import Domain, load_domain, read_domain, save_domain
 from .models.generator import Generator, Layer
 from .models.lpips import Perceptual, load_perceptual
+from .models.onnx_export import export_onnx
 
 __version__: str
 
@@ -83,6 +84,7 @@ __all__ = [
     "cut_face",
     "edit",
     "edit_by_text",
+    "export_onnx",
     "export_rosinality",
     "filmstrip",
     "find_face",

@@ -122,6 +122,7 @@ PUBLIC = [
     "cut_face",
     "edit",
     "edit_by_text",
+    "export_onnx",
     "export_rosinality",
     "filmstrip",
     "find_face",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,18 @@ from tyro.conf import FlagCreatePairsOff, Positional
 from .. import __version__
 from ..guidance.metrics import embed
 from ..guidance.shifts import TextShift
-from ..io.checkpoint_file import RawCheckpoint, read_checkpoint
+from ..io.checkpoint_file import RawCheckpoint, read_checkpoint, sha256
 from ..io.grid import compare_grid, grid
 from ..io.images import save_image
+from ..io.metadata import read_object
+from ..io.onnx_metadata import read_onnx_metadata
 from ..latents.sampling import Latents, load_latents, render, sample, save_latents
 from ..models.checkpoints import BUILTINS, export_rosinality, load_generator, read_provenance, save_generator
 from ..models.clip_loading import built_in_guides, load_guide
 from ..models.clip_transformers import clip_tensors
+from ..models.domain import read_domain
 from ..models.generator import Generator, check_latents
+from ..models.onnx_export import export_onnx, onnx_paths
 from ..models.ops import winograd
 from . import report
 from .arguments import Command, File, Files, GeneratorName, Seeds, Text, Whole, flag, required
@@ -33,7 +37,7 @@ MAX_ROWS, MAX_CELLS = 16, 64  # of a grid
 
 @dataclass(frozen=True, kw_only=True)
 class Info(Command):
-    """Describe a file: a generator and its layers, a CLIP model, a domain or an autosave.
+    """Describe a file: a generator and its layers, a CLIP model, a domain, an autosave or an ONNX model.
 
     example:
       python -m nada_core info portraits
@@ -45,49 +49,62 @@ class Info(Command):
         if self.file in built_in_guides() and self.file not in BUILTINS:
             return say(report.about_guide(self.file, load_guide(self.file)))
         path = BUILTINS.get(self.file, Path(self.file))
+        if path.suffix == ".onnx":
+            metadata = read_onnx_metadata(path)
+            return _say_with_origin(report.about_onnx(path, metadata), read_object(path, metadata, "provenance"))
         raw = read_checkpoint(path)
         kind = raw.kind
         if kind == "nada_run":
             return say(report.about_run(path, raw))
         if kind != "nada_domain" and any(name.startswith("visual.") for name in clip_tensors(raw)):
             return say(report.about_clip(path, raw))
-        say(
-            report.about_domain(path, raw)
-            if kind == "nada_domain"
-            else report.about_generator(load_generator(path), raw)
-        )
-        if origin := _provenance(path, raw):
-            say(f"\nprovenance\n{json.dumps(origin, indent=2, ensure_ascii=False)}")
+        is_domain = kind == "nada_domain"
+        text = report.about_domain(path, raw) if is_domain else report.about_generator(load_generator(path), raw)
+        _say_with_origin(text, _provenance(path, raw))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Convert(Command):
-    """Rewrite a generator as .safetensors (this package's format) or .pt (rosinality's).
+    """Rewrite a generator as .safetensors (this package's format), .pt (rosinality's) or .onnx.
+
+    ONNX needs the Python package onnx. OUT is then the synthesis network, from latents of W+ to images; the mapping
+    network is written beside it as NAME-mapping.onnx.
 
     example:
       python -m nada_core convert ffhq.pkl ffhq.safetensors
+      python -m nada_core convert ffhq.pkl zombie.onnx --domain zombie.safetensors
     """
 
     file: Positional[str] = required("a generator file, or a built-in name")
     out: Positional[str] = required("the file to write; its suffix selects the format")
+    domain: File = flag(None, "a domain to apply to the generator first")
+    strength: float = flag(1.0, "strength of the domain; 1 is the domain as trained")
     half: FlagCreatePairsOff[bool] = flag(False, "store the synthesis network as float16")
     force: FlagCreatePairsOff[bool] = flag(False, "overwrite OUT")
 
     def run(self) -> None:
         path = Path(self.out)
-        if path.suffix not in (".safetensors", ".pt"):
-            raise ValueError(f"Got {path.name} to write, expected a name ending in .safetensors or .pt.")
-        if path.suffix == ".pt" and self.half:
-            raise ValueError("--half needs a .safetensors file; readers of rosinality's .pt expect float32.")
-        prepare(path, force=self.force)
+        if path.suffix not in (".safetensors", ".pt", ".onnx"):
+            raise ValueError(f"Got {path.name} to write, expected a name ending in .safetensors, .pt or .onnx.")
+        if path.suffix != ".safetensors" and self.half:
+            raise ValueError("--half needs a .safetensors file; readers of .pt and .onnx expect float32.")
+        paths = onnx_paths(path) if path.suffix == ".onnx" else (path,)
+        prepare(*paths, force=self.force)
         generator = load_generator(self.file)
+        origin = BUILTINS.get(self.file, Path(self.file))
+        known = {"source": {"name": origin.name, "sha256": generator.source}, "version": __version__}
+        provenance = _provenance(origin, read_checkpoint(origin)) or known
+        if self.domain:
+            generator = read_domain(self.domain).apply(generator, self.strength)
+            used = {"name": Path(self.domain).name, "sha256": sha256(self.domain), "strength": self.strength}
+            provenance = {**provenance, "domain": used}
         if path.suffix == ".pt":
             export_rosinality(generator, path)
+        elif path.suffix == ".onnx":
+            export_onnx(generator, path, provenance)
         else:
-            origin = BUILTINS.get(self.file, Path(self.file))
-            known = {"source": {"name": origin.name, "sha256": generator.source}, "version": __version__}
-            save_generator(generator, path, _provenance(origin, read_checkpoint(origin)) or known, half=self.half)
-        say(report.listing([path]))
+            save_generator(generator, path, provenance, half=self.half)
+        say(report.listing(paths))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,6 +230,12 @@ class BuildNative(Command):
             "a 3x3 convolution of 128 channels at 128 x 128 pixels, forward and backward: "
             f"PyTorch {torch_ms:.1f} ms, native {native_ms:.1f} ms ({torch_ms / native_ms:.2f} times as fast)",
         )
+
+
+def _say_with_origin(text: str, origin: Mapping[str, Any]) -> None:
+    say(text)
+    if origin:
+        say(f"\nprovenance\n{json.dumps(origin, indent=2, ensure_ascii=False)}")
 
 
 def _provenance(path: Path, raw: RawCheckpoint) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from ..models.clip_config import fitting_architectures
 from ..models.clip_transformers import clip_tensors, vision_size
 from ..models.generator import Generator
 from ..models.lpips import Perceptual
+from ..models.onnx_export import KIND as ONNX_KIND
 from ..models.summary import describe_generator
 
 
@@ -127,6 +128,29 @@ def about_domain(path: Path, raw: RawCheckpoint) -> str:
         f"fits generators with the mapping network {raw.hints.get('space', '')[:12]}; apply it with "
         f"load_domain(generator, '{path}', strength=1.0)"
     )
+
+
+def about_onnx(path: Path, metadata: Mapping[str, str]) -> str:
+    """Sizes, inputs and outputs of a model of `export_onnx`; producer and metadata of any other."""
+    opset = f"opset {metadata.get('opset')}"
+    if metadata.get("kind") != ONNX_KIND:
+        names = ", ".join(sorted(set(metadata) - {"producer", "opset"})) or "none"
+        return f"an ONNX model of {metadata.get('producer') or 'an unknown program'}, {opset}\nmetadata: {names}"
+    spec, inputs, outputs = (read_object(path, metadata, name) for name in ("spec", "inputs", "outputs"))
+    side, rows = spec.get("resolution"), metadata.get("rows")
+    network = f"{metadata.get('network')} network of a {spec.get('family')} generator"
+    lines = (
+        f"{network} as ONNX, {side} x {side} pixels, {opset}",
+        f"z {spec.get('z_dim')}, w {spec.get('w_dim')}, {rows} rows of W+, {spec.get('c_dim') or 'no'} classes",
+        *(f"input {name} {_shape(shape)}" for name, shape in inputs.items()),
+        *(f"output {name} {_shape(shape)}" for name, shape in outputs.items()),
+        f"mapping network {metadata.get('space', '')[:12]}",
+    )
+    return "\n".join(lines)
+
+
+def _shape(sizes: object) -> str:
+    return f"[{', '.join(map(str, sizes))}]" if isinstance(sizes, list) else "?"
 
 
 def how_to_resume(autosave: Path) -> str:
