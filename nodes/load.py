@@ -166,7 +166,8 @@ def _other_model_inputs() -> list[Any]:
             "model",
             default="ViT-B-16-SigLIP:webli",
             tooltip="ARCHITECTURE:TAG of any model that open_clip lists, or hf-hub:OWNER/NAME of an open_clip model on "
-            "the Hugging Face hub, such as hf-hub:chs20/fare2-clip. It is downloaded on first use.",
+            "the Hugging Face hub, such as hf-hub:chs20/fare2-clip. It is downloaded on first use. Its license is "
+            "on its model card.",
         )
     ]
 
@@ -231,14 +232,15 @@ class LoadLikeness(io.ComfyNode):
                     default="none",
                     tooltip="The LPIPS network. A plain name reads torchvision weights from the torch cache; "
                     ":imagenet downloads them if they are missing; :random uses untrained weights, so its "
-                    "values are not comparable with published ones.",
+                    "values are not comparable with published ones. torchvision is BSD-3-Clause.",
                 ),
                 io.Combo.Input(
                     "identity",
                     options=["none", *RECOGNISERS, *files(IDENTITIES)],
                     default="none",
                     tooltip="The face recognition network. The built-in one works only on built-in faces; for "
-                    "real photos, put model_ir_se50.pth into models/stylegan_nada/identity and press R.",
+                    "real photos, put model_ir_se50.pth into models/stylegan_nada/identity and press R. "
+                    "InsightFace allows models trained on its data for non-commercial research only.",
                 ),
             ],
             outputs=[

@@ -38,7 +38,8 @@ def find_faces(image: Tensor) -> list[FacePoints]:
         from mtcnnruntime import MTCNN
     except ImportError as error:
         raise ValueError(
-            f"The face detector is not installed ({error}). Install it with `pip install mtcnn-runtime`, {BY_HAND}."
+            f"The face detector is not installed ({error}). Install it with `pip install mtcnn-runtime` (Apache-2.0), "
+            f"{BY_HAND}."
         ) from error
 
     smallest = max(20.0, max(pixels.shape[:2]) / _MIN_FACE)

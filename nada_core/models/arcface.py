@@ -158,8 +158,8 @@ def _arc_face(raw: RawCheckpoint) -> ArcFace:
     if "input_layer.0.weight" not in raw.tensors or "output_layer.3.weight" not in raw.tensors:
         raise UnsupportedCheckpointError(
             f"not a face recogniser; it looks like {describe(raw, 'as an identity network')}. Expected "
-            "model_ir_se50.pth of InsightFace_Pytorch, which pSp, e4e and ReStyle link to; ComfyUI: "
-            "models/stylegan_nada/identity."
+            "model_ir_se50.pth of InsightFace_Pytorch, which pSp, e4e and ReStyle link to (trained on data for "
+            "non-commercial research); ComfyUI: models/stylegan_nada/identity."
         )
     with torch.device("meta"):
         trunk = trunk_of(raw.tensors)

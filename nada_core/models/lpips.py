@@ -114,8 +114,9 @@ def load_perceptual(
         _download(trunk, path)
     elif not origin and not path.is_file():
         raise CheckpointError(
-            f"The weights of {trunk} are not in {path.parent}. Use {trunk}:imagenet to download them, {trunk}:PATH for "
-            f"a copy of {path.name}, or {trunk}:random for an untrained trunk, whose distances are relative only."
+            f"The weights of {trunk} are not in {path.parent}. Use {trunk}:imagenet to download them (torchvision, "
+            f"BSD-3-Clause), {trunk}:PATH for a copy of {path.name}, or {trunk}:random for an untrained trunk, whose "
+            "distances are relative only."
         )
     net = _build(trunk)
     state = _calibration(trunk) | (_random_trunk(net) if origin == "random" else _trained_trunk(path, net))
