@@ -32,5 +32,5 @@ clean:
 
 # The tests use comfy-cli (GPL-3) to convert workflow files as ComfyUI's page does. Nothing that users install needs it.
 .venv/.ready-test: .venv/.ready Makefile
-	$(PIP) pytest pytest-xdist ruff mypy comfy-cli onnx onnxruntime
+	$(PIP) pytest pytest-xdist ruff mypy comfy-cli onnx onnxruntime optuna
 	touch $@

@@ -4,7 +4,9 @@ from .adaptation.adapt import Adaptation, Step, adapt
 from .adaptation.adapt_to_pairs import adapt_to_pairs
 from .adaptation.config import AdaptConfig, LayerChoice, PairsConfig
 from .adaptation.layer_selection import inspect_layers
-from .adaptation.recipes import RECIPES
+from .adaptation.recipes import RECIPES, Recipe, load_recipe, save_recipe
+from .adaptation.search import FoundSettings, find_settings
+from .adaptation.search_space import SearchConfig
 from .adaptation.snapshots import Snapshot, filmstrip, find_snapshots, judge_snapshots, pick_snapshot
 from .guidance.clip_losses import TERMS, Views
 from .guidance.prompt_check import check_prompts
@@ -48,6 +50,7 @@ __all__ = [
     "Encoder",
     "FaceFrame",
     "FacePoints",
+    "FoundSettings",
     "Generator",
     "GuideError",
     "Identity",
@@ -65,6 +68,8 @@ __all__ = [
     "Perceptual",
     "RECIPES",
     "RawCheckpoint",
+    "Recipe",
+    "SearchConfig",
     "Snapshot",
     "Step",
     "TERMS",
@@ -88,6 +93,7 @@ __all__ = [
     "export_rosinality",
     "filmstrip",
     "find_face",
+    "find_settings",
     "find_snapshots",
     "grid",
     "guide_from_vision_tower",
@@ -105,6 +111,7 @@ __all__ = [
     "load_image",
     "load_latents",
     "load_perceptual",
+    "load_recipe",
     "mix",
     "paste_faces",
     "pick_snapshot",
@@ -122,6 +129,7 @@ __all__ = [
     "save_generator",
     "save_image",
     "save_latents",
+    "save_recipe",
     "sefa",
     "tune",
 ]

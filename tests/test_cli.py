@@ -40,7 +40,7 @@ from nada_core import (
     save_latents,
 )
 from nada_core.adaptation.recipes import RECIPES
-from nada_core.cli import arguments, file_commands, photo_commands, progress, training_commands
+from nada_core.cli import arguments, file_commands, photo_commands, progress, training_commands, training_flags
 from nada_core.cli import main as cli
 from nada_core.io.checkpoint_file import BUILTIN, sha256
 from nada_core.io.images import to_pil
@@ -545,7 +545,7 @@ def test_identity_network_is_loaded_for_the_id_term(run: Run, shelf: Path, monke
         asked.append(name)
         return lambda images: torch.nn.functional.normalize(images.mean((2, 3)), dim=-1)
 
-    monkeypatch.setattr(training_commands, "load_identity", load_identity)
+    monkeypatch.setattr(training_flags, "load_identity", load_identity)
     assert run(*quick(shelf, "--id", 0.5, "--identity", "faces.pt"))[0] == 0 and asked == ["faces.pt"]
     code, _, err = run(*quick(shelf, "--id", 0.5, "--force"))
     assert code == 2 and "id term weighs 0.5" in err

@@ -33,7 +33,7 @@ LEVELS = {
     "__main__": 8,
 }
 
-HEAVY = {"PIL", "lpips", "open_clip", "torchvision", "scipy", "matplotlib"}
+HEAVY = {"PIL", "lpips", "open_clip", "torchvision", "scipy", "matplotlib", "optuna"}
 HOST = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "nodes", "server"}
 FORBIDDEN_NAMES = {"utils", "helpers", "common"}
 FORBIDDEN_COMMENTS = re.compile(r"fmt: (skip|off)|yapf: disable|\b(TODO|FIXME|XXX)\b")
@@ -86,6 +86,7 @@ PUBLIC = [
     "Encoder",
     "FaceFrame",
     "FacePoints",
+    "FoundSettings",
     "Generator",
     "GuideError",
     "Identity",
@@ -103,6 +104,8 @@ PUBLIC = [
     "Perceptual",
     "RECIPES",
     "RawCheckpoint",
+    "Recipe",
+    "SearchConfig",
     "Snapshot",
     "Step",
     "TERMS",
@@ -126,6 +129,7 @@ PUBLIC = [
     "export_rosinality",
     "filmstrip",
     "find_face",
+    "find_settings",
     "find_snapshots",
     "grid",
     "guide_from_vision_tower",
@@ -143,6 +147,7 @@ PUBLIC = [
     "load_image",
     "load_latents",
     "load_perceptual",
+    "load_recipe",
     "mix",
     "paste_faces",
     "pick_snapshot",
@@ -160,6 +165,7 @@ PUBLIC = [
     "save_generator",
     "save_image",
     "save_latents",
+    "save_recipe",
     "sefa",
     "tune",
 ]

@@ -1,4 +1,4 @@
-"""Settings and phrases by kind of target.
+"""Settings and phrases by kind of target, and recipe files.
 
 Sources: the notebook of StyleGAN-NADA (arXiv:2108.00946), the domains of HyperDomainNet (arXiv:2210.08884), the
 settings of StyleDomain (arXiv:2212.10229) and the losses of SVL (arXiv:2308.10554). The recipes have not been measured
@@ -7,14 +7,19 @@ on published generators.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 from .config import AdaptConfig
 
 #: Both encoders of the paper. Two architectures share few adversarial patterns.
 GUIDES = ("ViT-B-32:openai", "ViT-B-16:openai")
+_FORMAT = "stylegan-nada recipe 1"
+#: Settings of a single run, which a recipe leaves alone.
+_OF_ONE_RUN = ("seed", "label", "keep_every", "patience", "autosave_every", "chunk", "checkpointing")
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,13 @@ class Recipe:
     layers: Mapping[str, Any] = field(default_factory=dict)
     guides: tuple[str, ...] = GUIDES
 
+    @classmethod
+    def between(cls, base: AdaptConfig, config: AdaptConfig, **texts: Any) -> Recipe:
+        """Return the recipe that turns a generator's own settings into `config`. texts: the other attributes."""
+        changed = changed_fields(base, config)
+        layers, _ = changed.pop("layers", {}), changed.pop("steps", None)
+        return cls(steps_factor=config.steps / base.steps, settings=changed, layers=layers, **texts)
+
     def config(self, base: AdaptConfig) -> AdaptConfig:
         """Apply the recipe to the generator's own settings; AdaptConfig() for a published one."""
         return replace(
@@ -46,6 +58,59 @@ class Recipe:
             **self.settings,
             layers=replace(base.layers, **self.layers),
         )
+
+
+def changed_fields(base: AdaptConfig, config: AdaptConfig) -> dict[str, Any]:
+    """Return the fields of `config` that differ from `base`, those of its layers as a dict, without `_OF_ONE_RUN`."""
+    before, after = asdict(base), asdict(config)
+    changed = {name: value for name, value in after.items() if value != before[name] and name not in _OF_ONE_RUN}
+    if "layers" in changed:
+        changed["layers"] = {name: v for name, v in after["layers"].items() if v != before["layers"][name]}
+    return changed
+
+
+def save_recipe(recipe: Recipe, path: str | Path, notes: Mapping[str, Any] | None = None) -> Path:
+    """Write a recipe as a .json file, for `load_recipe`. notes: further JSON-ready values, such as how it was found."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = {"format": _FORMAT, **asdict(recipe), "notes": dict(notes or {})}
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
+
+
+def load_recipe(name: str | Path) -> Recipe:
+    """Return a recipe of this package by its name, or read a recipe file.
+
+    Raises:
+        ValueError: for an unknown name, and for a file that is no recipe or has unknown or invalid settings.
+    """
+    if name in RECIPES:
+        return RECIPES[str(name)]
+    path = Path(name)
+    if path.suffix != ".json" or not path.is_file():
+        raise ValueError(
+            f"Got the recipe {str(name)!r}, expected one of {', '.join(RECIPES)}, or a recipe file (.json)."
+        )
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict) or values.pop("format", None) != _FORMAT:
+            raise ValueError(f"its format is not {_FORMAT!r}")
+        known = {item.name for item in fields(Recipe)}
+        values = {key: _tuples(value) for key, value in values.items() if key in known}
+        recipe = Recipe(**values)
+        recipe.config(AdaptConfig())
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path}: got a file that is no recipe ({error}); write one with the search command."
+        ) from error
+    return recipe
+
+
+def _tuples(value: Any) -> Any:
+    """Turn the lists of a JSON value into tuples, as settings have them."""
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 RECIPES: dict[str, Recipe] = {

@@ -15,6 +15,7 @@ from .. import __version__
 from . import face_commands as faces
 from . import file_commands as files
 from . import photo_commands as photos
+from . import search_command
 from . import snapshot_commands as snapshots
 from . import training_commands as training
 from .arguments import Command, parse
@@ -26,6 +27,7 @@ COMMANDS: dict[str, type[Command]] = {
     "convert": files.Convert,
     "sample": files.Sample,
     "adapt": training.Adapt,
+    "search": search_command.Search,
     "pick": snapshots.Pick,
     "compare": files.Compare,
     "align": faces.Align,

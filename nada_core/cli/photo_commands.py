@@ -49,7 +49,7 @@ from .arguments import (
 from .face_commands import Photos, ResultFlags, align_photos, paste_columns, pasted_paths
 from .file_commands import check_related, column_labels
 from .progress import device_of, output_path, prepare, progress, say
-from .training_commands import stored_settings
+from .training_flags import stored_settings
 
 _STRENGTHS = (-3.0, -1.5, 0.0, 1.5, 3.0)  # drawn for every direction
 

@@ -65,7 +65,7 @@ def device_of(name: str) -> torch.device:
 
 
 @contextmanager
-def progress(total: int) -> Iterator[Callable[[int, str], None]]:
+def progress(total: int, unit: str = "step") -> Iterator[Callable[[int, str], None]]:
     """A progress bar on stderr: tick(done, text). It starts with the first tick, so a resumed run counts from there."""
     from tqdm import tqdm
 
@@ -75,7 +75,7 @@ def progress(total: int) -> Iterator[Callable[[int, str], None]]:
     def tick(done: int, text: str) -> None:
         nonlocal bar
         if bar is None:
-            bar = tqdm(total=total, initial=done - 1, unit="step", dynamic_ncols=True, mininterval=interval)
+            bar = tqdm(total=total, initial=done - 1, unit=unit, dynamic_ncols=True, mininterval=interval)
         bar.set_postfix_str(text, refresh=False)
         bar.update(done - bar.n)
 

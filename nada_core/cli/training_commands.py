@@ -12,57 +12,36 @@ from typing import Annotated, Any
 
 import torch
 from torch import Tensor
-from tyro.conf import Fixed, FlagCreatePairsOff, Positional, Suppress, arg
+from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from .. import __version__, portraits
 from ..adaptation.adapt import Adaptation, Step, adapt
 from ..adaptation.adapt_to_pairs import adapt_to_pairs, pairs_report
 from ..adaptation.config import AdaptConfig, LayerChoice, PairsConfig, PairSettings
 from ..adaptation.layer_selection import inspect_layers
-from ..adaptation.recipes import RECIPES
 from ..adaptation.snapshots import filmstrip
 from ..guidance.prompt_check import check_prompts
-from ..guidance.shifts import ImageShift, MixedShift, Shift, TextShift
-from ..io.errors import CheckpointError
+from ..guidance.shifts import Shift, TextShift
 from ..io.grid import compare_grid
-from ..io.images import load_image, save_image, square
+from ..io.images import save_image
 from ..io.plots import plot_bars, plot_heat, plot_lines
 from ..latents.sampling import render, sample
-from ..models.arcface import load_identity
-from ..models.checkpoints import load_generator, read_recommended, save_generator
+from ..models.checkpoints import load_generator, save_generator
 from ..models.clip import ClipGuide
 from ..models.clip_loading import load_guide
-from ..models.generator import Generator, build_settings
-from ..models.lpips import load_perceptual
+from ..models.generator import Generator
 from ..portraits.content import Content
 from ..runtime.distributed import process_group, rank
 from ..runtime.precision import PRECISIONS
 from . import report
-from .arguments import (
-    Command,
-    File,
-    Files,
-    Folder,
-    GeneratorName,
-    Guides,
-    Identity,
-    Perceptual,
-    Positive,
-    Text,
-    draft,
-    flag,
-    one_of,
-    required,
-    value,
-    with_defaults,
-)
+from .arguments import Command, File, Files, Folder, Positive, Text, flag, one_of, required, value
 from .pair_files import read_pairs
 from .profile import measure
 from .progress import device_of, prepare, progress, say
 from .snapshot_commands import prepare_snapshots
+from .training_flags import TrainingFlags
 
 Target = Annotated[str, one_of(portraits.TARGETS)]
-RecipeName = Annotated[str | None, one_of(RECIPES)]
 Precision = Annotated[str, one_of(PRECISIONS)]
 
 
@@ -105,7 +84,7 @@ class Demo(Command):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adapt(Command):
+class Adapt(TrainingFlags):
     """Adapt a generator to a new domain by text, by images, or by pairs of latents and edited images.
 
     The defaults are those stored in the generator's file, or else the paper's for published generators;
@@ -119,29 +98,12 @@ class Adapt(Command):
       python -m nada_core adapt portraits --pairs edited --out out
     """
 
-    generator: GeneratorName
-    guide: Guides = flag(
-        (),
-        "CLIP model: a built-in name, ARCHITECTURE:TAG (downloaded on first use) or ARCHITECTURE:FILE; default: those"
-        " stored in the generator's file",
-    )
-    stored_guides: Suppress[Fixed[Any]] = ()
-    source: str = flag("photo", "text for what the generator draws now")
-    target: Text = flag(None, "text for what it should draw")
-    image: Files = flag((), "an image of the target style, instead of --target or with it; up to ten")
-    image_weight: float = flag(0.5, "share of the images where there is a target text too, from 0 to 1")
-    recipe: RecipeName = flag(
-        None,
-        "use the settings of a kind of target: " + "; ".join(f"{name}, {one.about}" for name, one in RECIPES.items()),
-    )
     pairs: Folder = flag(
         None,
         "edited images, in the order of their names, and latents.safetensors, as `sample --separate` writes them; with "
         "--target, the CLIP terms are trained too",
     )
     judge: Text = flag(None, "a held-out CLIP model that chooses the best step, with --keep-every")
-    perceptual: Perceptual = None
-    identity: Identity = None
     out: str = required("a .safetensors file, or a folder for TARGET.safetensors")
     force: FlagCreatePairsOff[bool] = flag(False, "overwrite an earlier result")
     autosave: File = flag(None, "state of the run for --resume; removed when the result is saved (default: beside OUT)")
@@ -149,21 +111,7 @@ class Adapt(Command):
     snapshot_every: Annotated[int, value("N", int)] = flag(
         0, "save the weight changes every N steps and at the end, for `pick`; at most 50 times; 0: never"
     )
-    config: Annotated[AdaptConfig, arg(name="training")] = AdaptConfig()
     pair_settings: Annotated[PairSettings, arg(name="pairs")] = PairSettings()
-
-    @classmethod
-    def defaults(cls, words: Sequence[str]) -> Any:
-        known = draft(cls, words)
-        stored = stored_settings(known.generator if known else "")
-        config = build_settings(AdaptConfig, stored.get("adapt", {}))
-        source, recipe = stored.get("source", "photo"), RECIPES.get((known and known.recipe) or "")
-        if recipe:
-            config, source = recipe.config(config), stored.get("source", recipe.source)
-        if known and known.pairs:
-            config = PairsConfig.for_training(config).training
-        guides = tuple((name, weight) for name, weight in stored.get("guides", ()))
-        return with_defaults(cls, config=config, source=source, stored_guides=guides)
 
     def run(self) -> None:
         with process_group(device_of(self.machine.device)) as device:
@@ -176,21 +124,19 @@ class Adapt(Command):
         prepare(path, *_plot_paths(path).values(), force=self.force)
         if snapshots is not None and not self.resume:
             prepare_snapshots(snapshots, self.force)
-        if not (names := self.guide or self.stored_guides) and not self.pairs:
-            raise ValueError("--guide is missing: the generator's file names no CLIP models; try ViT-B-32:openai.")
+        self.check(needs_guides=not self.pairs)
+        if not self.target and not self.image and not self.pairs:
+            raise ValueError("Got none of --target, --image and --pairs, expected a text, images or pairs.")
         source = load_generator(self.generator).to(device)
-        shift = self._shift(source.resolution)
-        guides = [(load_guide(name, device=device), weight) for name, weight in names]
+        shift, guides = self.shift(source.resolution), self.load_guides(device)
         judge = load_guide(self.judge, device=device) if self.judge else None
-        perceptual = load_perceptual(self.perceptual, device) if self.perceptual else None
-        identity = load_identity(self.identity, device) if self.identity else None
+        networks = (judge, *self.load_networks(device))
         for warning in (warning for guide, _ in guides if shift for warning in check_prompts(guide, shift)):
             sys.stderr.write(f"warning: {warning}\n" if not rank() else "")
         if self.resume and not autosave.exists():
             sys.stderr.write(f"There is no autosave at {autosave}; starting at the first step.\n")
         try:
             with progress(self.config.steps) as tick:
-                networks = (judge, perceptual, identity)
                 on_step = None if rank() else _on_step(tick)
                 saving: dict[str, Any] = {"snapshots": snapshots, "snapshot_every": self.snapshot_every}
                 if shift is None or self.pairs:
@@ -230,19 +176,6 @@ class Adapt(Command):
         pairs = read_pairs(str(self.pairs), source)
         return adapt_to_pairs(source, *pairs, config, guides, shift, perceptual, identity, **options)
 
-    def _shift(self, size: int) -> TextShift | ImageShift | MixedShift | None:
-        if not self.target and not self.image:
-            if self.pairs:
-                return None
-            raise ValueError("Got none of --target, --image and --pairs, expected a text, images or pairs.")
-        text = TextShift(self.source, self.target) if self.target else None
-        if not self.image:
-            assert text is not None
-            return text
-        images = ImageShift(torch.cat([square(load_image(name), size) for name in self.image]))
-        share = self.image_weight
-        return images if text is None else MixedShift((text, images), (1 - share, share))
-
     def _draw(self, generator: Generator) -> Tensor:
         return render(generator, sample(generator, range(8), label=self.config.label))
 
@@ -281,14 +214,6 @@ class Bench(Command):
         guides = [(load_guide(name, device=device), weight) for name, weight in named]
         speed = measure(source, guides, TextShift(portraits.SOURCE, portraits.TARGETS[0]), config)
         say(report.speed(source, [guide.name for guide, _ in guides], config, device, speed.parts, speed.peak))
-
-
-def stored_settings(generator: str) -> Mapping[str, Any]:
-    """The recommended settings in a generator's file; none where it cannot be read, which loading it will report."""
-    try:
-        return read_recommended(generator)
-    except CheckpointError:
-        return {}
 
 
 def result_path(out: str, target: str) -> Path:

@@ -62,6 +62,15 @@ def structure(before: Tensor, after: Tensor) -> float:
     return float((2 * (s * t).sum((1, 2)) / total.clamp(min=1e-12)).mean())
 
 
+def correspondence(before: Tensor, after: Tensor, side: int = 16) -> float:
+    """Return how well paired images [N, 3, H, W] vary together: the mean correlation of their deviations from the mean
+    image, in gray, `side` pixels wide; -1..1. 0: no relation, such as noise."""
+    _check_pairs(before, after, 4)
+    small = (F.adaptive_avg_pool2d(x.float().clamp(-1, 1).mean(1, keepdim=True), side) for x in (before, after))
+    first, second = (x.flatten(1) - x.flatten(1).mean(0) for x in small)
+    return float(F.cosine_similarity(first, second, dim=1, eps=1e-6).mean())
+
+
 def _edges(images: Tensor) -> Tensor:
     gray = images.float().mean(1)
     return torch.hypot(gray[:, 1:, 1:] - gray[:, 1:, :-1], gray[:, 1:, 1:] - gray[:, :-1, 1:])
