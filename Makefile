@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # Processes that share the tests; tests/conftest.py lets each compute with one thread.
 WORKERS ?= 2
 
-.PHONY: demo test clean
+.PHONY: demo test test-versions clean
 
 demo: .venv/.ready
 	.venv/bin/python -m nada_core demo
@@ -20,6 +20,10 @@ test: .venv/.ready-test
 	.venv/bin/python -m ruff format --check .
 	.venv/bin/python -m mypy nada_core
 	.venv/bin/python -m pytest -q -n $(WORKERS) --dist loadfile
+
+# Python 3.10, 3.11 and 3.13 with torch 2.6 and 2.11, in environments of their own under out/versions (about 30 GB).
+test-versions:
+	$(PYTHON) -m benchmarks.versions --workers $(WORKERS)
 
 clean:
 	rm -rf .venv out
