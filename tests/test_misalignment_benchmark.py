@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,15 @@ def test_keys_differ_in_everything_that_changes_a_row() -> None:
     assert len(keys) == len(others) + 2
     (captions, *_) = BY_CAPTIONS
     assert key(job._replace(method=captions), "weights", further | {captions: "other"}) not in keys
+
+
+def test_claim_of_the_future_expires(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock was set back after a worker had claimed a row and ended."""
+    journal, now = Journal(tmp_path / "rows.jsonl", stale=60), time.time()
+    with monkeypatch.context() as patch:
+        patch.setattr("time.time", lambda: now + 10**6)
+        assert journal.claim(["a"]) == "a" and journal.claim(["a"]) is None
+    assert journal.claim(["a"]) == "a" and journal.claim(["a"]) is None
 
 
 def test_keys_of_stored_rows_stay(tmp_path: Path) -> None:

@@ -1079,9 +1079,9 @@ def test_changed_domain_file_is_reloaded(world: World) -> None:
         save=("SaveDomain", {"domain": "domain.1", "filename_prefix": "copy"}),
     )
     assert ran(world.executor.run(prompt)) == set(prompt) and not ran(world.executor.run(prompt))
-    stamp = path.stat().st_mtime_ns + 10**9
-    os.utime(path, ns=(stamp, stamp))
-    assert ran(world.executor.run(prompt)) == {"domain", "save"}
+    for stamp in (path.stat().st_mtime_ns + 10**9, 10**9):  # 10**9: the clock was set back
+        os.utime(path, ns=(stamp, stamp))
+        assert ran(world.executor.run(prompt)) == {"domain", "save"}
 
 
 # ---- whole graphs -------------------------------------------------------------------------------------------------

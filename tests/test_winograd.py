@@ -27,7 +27,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> winograd.BuildResult:
     if not SUPPORTED or not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
         pytest.skip("no C++ compiler, or not a supported processor")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path_factory.mktemp("native")))
+        patch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path_factory.mktemp("native ядро")))
         return winograd.build()
 
 

@@ -12,6 +12,7 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +114,10 @@ def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], descripti
 
 def write_torch(path: str | Path, content: Mapping[str, Any]) -> None:
     """Write a PyTorch archive of tensors and plain values atomically, for programs that read nothing else."""
-    with replace_atomically(Path(path)) as temporary, temporary.open("wb") as file:
-        torch.save(dict(content), file)  # given a path, it raises RuntimeError when the disk is full
+    buffer = BytesIO()
+    torch.save(dict(content), buffer)  # into a file, it raises RuntimeError when the disk is full
+    with replace_atomically(Path(path)) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
 
 
 @contextmanager
