@@ -6,12 +6,12 @@ import hashlib
 import re
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
 
 import nada_core
+from benchmarks.archive import build, contents, unpack
 
 ROOT = Path(__file__).parents[1]
 
@@ -19,16 +19,11 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The archive as comfy-cli builds it from the files of the repository, unpacked into an empty folder."""
-    file_utils = pytest.importorskip("comfy_cli.file_utils")
+    pytest.importorskip("comfy_cli.file_utils")
     if not (ROOT / ".git").exists():
         pytest.skip("the archive is built from a git checkout")
     place = tmp_path_factory.mktemp("archive")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        file_utils.zip_files(str(place / "node.zip"))
-    with zipfile.ZipFile(place / "node.zip") as content:
-        content.extractall(place / "stylegan-nada")
-    return place / "stylegan-nada"
+    return unpack(build(place), place / "stylegan-nada")
 
 
 def test_archive_holds_what_users_need_and_no_more(archive: Path) -> None:
@@ -43,6 +38,13 @@ def test_archive_holds_no_file_twice(archive: Path) -> None:
     files = [path for path in archive.rglob("*") if path.is_file() and path.stat().st_size > 1000]
     digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
     assert len(set(digests)) == len(digests)
+
+
+def test_contents_of_the_archive_add_up(archive: Path) -> None:
+    rows = [line.strip("| ").split(" | ") for line in contents(archive.parent / "node.zip")][1:]
+    count = {row[0]: int(row[1]) for row in rows}
+    assert count.pop("all") == sum(count.values()) == sum(path.is_file() for path in archive.rglob("*"))
+    assert {"nada_core", "nodes", "web", "files at the top"} <= set(count)
 
 
 def test_archive_runs_without_the_repository(archive: Path, tmp_path: Path) -> None:
