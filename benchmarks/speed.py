@@ -1,6 +1,7 @@
 """Measure the time and memory of a training step, compared with the plain implementation in `benchmarks/naive.py`.
 
-    python -m benchmarks.speed                            all cases; writes docs/speed.md
+    python -m benchmarks.speed                            under 5 minutes on a quiet machine; writes docs/speed.md
+    python -m benchmarks.speed --full                     all cases, about an hour
     python -m benchmarks.speed --cases 64-off 256-real    some cases
     python -m benchmarks.speed --resolution 128 --select real --guides 2 --precision bf16    a case of your own
     python -m benchmarks.speed --growth                   time over batch size, memory over steps
@@ -8,8 +9,9 @@
 The weights are random: StyleGAN2 config F and CLIP models of the architecture ViT-B/32 or another. Each side of a case
 runs in its own process, so that its peak memory can be measured. The sides run alternately, step by step. The figure is
 the median CPU time of a step on one thread, because other processes disturb it less than wall time. The first step is
-not timed; its floating-point operations are counted. Measured rows are stored under out/ and reused; delete them to
-measure again.
+not timed; its floating-point operations are counted. The short run measures two cases, on processors with AVX-512 also
+limited to AVX2, and the wall time beside a busy process. Rows of --full and --cases are stored under out/ and reused;
+delete them to measure again.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -31,8 +33,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from benchmarks.busy import neighbor
 from benchmarks.endurance import memory
 from benchmarks.naive import NaiveGenerator, NaiveTraining
+from benchmarks.processor import capability, instruction_sets, limited_to, matmul_peak, measured_peak, model
+from benchmarks.speed_page import FULL_COLUMNS, SHORT_COLUMNS, head, merged, row, stored, write
 from nada_core import AdaptConfig, ClipGuide, LayerChoice, TextShift, load_generator, load_guide
 from nada_core.cli.profile import PARTS, Stopwatch, measure, peak_memory
 from nada_core.models.stylegan2 import StyleGAN2
@@ -103,9 +108,15 @@ CASES: dict[str, Case] = {
 }
 
 
+SHORT_CASES = (
+    replace(CASES["world"], steps=10, sides=(OURS,)),
+    replace(CASES["256-off"], steps=1, sides=(OURS, TORCH)),
+)
+
+
 @dataclass(frozen=True)
 class Run:
-    """The measurement of one side: seconds of each part of each timed step, and images [2, 3, R, R] of shared latents."""
+    """The measurement of one side: seconds of each part of the timed steps, images [2, 3, R, R] of shared latents."""
 
     steps: list[dict[str, float]]
     images: Tensor
@@ -230,48 +241,54 @@ def compare(case: Case, architecture: str) -> dict[Side, Run]:
     return runs
 
 
-def matmul_peak(dtype: torch.dtype, size: int = 2048) -> float:
-    """Floating-point operations per second of CPU time in a large matrix product."""
-    a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
-    seconds = []
-    for _ in range(5):
-        start = time.process_time()
-        a @ b
-        seconds.append(time.process_time() - start)
-    return 2 * size**3 / min(seconds)
+def label(case: Case) -> str:
+    voters = f" by {case.voters}" if case.select == "real" else ""
+    where = "built-in world" if case.world else f"{case.resolution} px"
+    return f"{where}, batch {case.batch}, selection {case.select}{voters}, guides: {case.guides}"
 
 
 def rows(case: Case, runs: dict[Side, Run], peak: float) -> Iterator[str]:
-    """One table row for each side."""
+    """One row of the table of all cases for each side."""
     naive = runs[NAIVE]
     for side, run in runs.items():
         ratio, error = naive.seconds / run.seconds, (run.images - naive.images).abs()
-        about = "1" if side == NAIVE else f"{ratio:.1f}x"
-        # Matrix products in bf16 have a higher peak; all rows are compared with that of float32.
-        voters = f" by {case.voters}" if case.select == "real" else ""
-        where = "built-in world" if case.world else f"{case.resolution} px"
-        yield (
-            f"| {where}, batch {case.batch}, selection {case.select}{voters}, guides: {case.guides} "
-            f"| {side.name} | {run.seconds:.2f} s | {about} | {case.goal if side != NAIVE else '-'} "
-            f"| {error.max():.1e} ({error.mean() / naive.images.std():.1e}) | {run.peak / 2**30:.1f} GiB "
-            f"| {run.flops / 1e9:.0f} | {run.flops / run.seconds / peak:.0%} "
-            f"| {', '.join(f'{part} {run.part(part):.2f}' for part in PARTS)} |"
+        yield row(
+            (
+                label(case),
+                f"{model()}, {capability()}",
+                side.name,
+                f"{run.seconds:.2f} s",
+                "1" if side == NAIVE else f"{ratio:.1f}x",
+                case.goal if side != NAIVE else "-",
+                f"{error.max():.1e} ({error.mean() / naive.images.std():.1e})",
+                f"{run.peak / 2**30:.1f} GiB",
+                f"{run.flops / 1e9:.0f}",
+                f"{run.flops / run.seconds / peak:.0%}",  # of float32 in all rows; bf16 has a higher one
+                ", ".join(f"{part} {run.part(part):.2f}" for part in PARTS),
+            )
         )
 
 
-COLUMNS = (
-    "case",
-    "side",
-    "CPU time per step",
-    "ratio",
-    "goal",
-    "largest (mean) error",
-    "peak memory",
-    "GFLOP",
-    "share of matmul's peak",
-    "seconds by part",
-)
-HEAD = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
+def short(architecture: str, libraries: Path) -> Iterator[str]:
+    """Describe the processor, and compare with the naive side for each vector extension and beside a busy process."""
+    yield f"`python -m benchmarks.speed` on {model()}, {capability()}, {os.cpu_count()} processors.\n"
+    table, peaks = [head(SHORT_COLUMNS)], []
+    for vectors in instruction_sets():
+        with limited_to(vectors, libraries):
+            peak = measured_peak()
+            peaks.append(f"{vectors} {peak / 1e9:.0f} GFLOP/s")
+            for case in SHORT_CASES:
+                runs = compare(case, architecture)
+                for side, run in runs.items():
+                    ratio = "1" if side == NAIVE else f"{runs[NAIVE].seconds / run.seconds:.1f}x"
+                    share = f"{run.flops / run.seconds / peak:.0%}"
+                    table.append(row((label(case), vectors, side.name, f"{run.seconds:.2f} s", ratio, share)))
+    yield "\n".join(table) + "\n"
+    yield (
+        "Share of peak: relative to the faster one of PyTorch's 2048 x 2048 matrix product and its 3x3 convolution of "
+        f"512 channels at 64 x 64 pixels, float32, one thread: {', '.join(peaks)}.\n"
+    )
+    yield neighbor()
 
 
 def growth(steps: int) -> Iterator[str]:
@@ -288,38 +305,10 @@ def growth(steps: int) -> Iterator[str]:
     yield from memory(steps)
 
 
-def page(tables: list[str]) -> str:
-    """The text of docs/speed.md."""
-    table = "".join([HEAD, "\n", *tables])
-    return f"""# Time and memory of a training step
-
-Printed by `python -m benchmarks.speed`; its docstring describes the method. One CPU thread, torch {torch.__version__}. For
-GPUs see [gpu.md](gpu.md).
-
-- **naive**: `benchmarks/naive.py`, a plain implementation of the papers.
-- **fp32**: this package with the native convolution (`nada_core/models/ops/winograd.cpp`, built by
-  `python -m nada_core build-native`). It keeps freed memory during the run (`nada_core.runtime.allocator`).
-- **fp32, torch alone**: the same without the native convolution (`NADA_NATIVE=0`).
-- **fp32, known latents**: a step whose latents come from the `pool` for the second time, so that the embeddings of the
-  source images are cached. The naive side always gets new latents.
-- **largest (mean) error**: difference to the naive side's images for equal latents and noise; in brackets its mean as a
-  share of the images' standard deviation. bf16 trades accuracy for speed.
-- **GFLOP**: operations of one step, counted as direct convolutions need them.
-- **share of matmul's peak**: relative to a 2048 x 2048 float32 matrix product timed after the steps. Convolutions can
-  exceed 100 %, because they are faster than matrix products on this processor.
-
-ComfyUI runs a training in a worker thread. There the C library keeps freed memory only if ComfyUI was started with
-`MALLOC_ARENA_MAX=1` in its environment.
-
-Negative result: Winograd's F(4x4, 3x3) in plain torch is no faster than torch's own convolution.
-
-{table}
-"""
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__.split("\n")[0])
-    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=tuple(CASES))
+    parser.add_argument("--full", action="store_true", help="measure all cases")
+    parser.add_argument("--cases", nargs="+", default=[], choices=tuple(CASES), help="measure some of them")
     parser.add_argument("--guide", default="ViT-B-32", help="architecture of the CLIP models (%(default)s)")
     parser.add_argument("--resolution", type=int, help="measure a case of your own instead")
     parser.add_argument("--select", default="off", choices=("off", "real", "all"))
@@ -347,19 +336,31 @@ def main() -> None:
     if args.resolution:
         side = Side(args.precision, args.precision)
         case = Case(args.resolution, args.select, args.guides, args.batch, args.voters, args.steps, (side,))
-        lines = rows(case, compare(case, args.guide), matmul_peak(torch.float32))
-        sys.stdout.write("\n".join([HEAD, *lines]) + "\n")
+        lines = rows(case, compare(case, args.guide), matmul_peak())
+        sys.stdout.write("\n".join([head(FULL_COLUMNS), *lines]) + "\n")
         return
-    args.runs.mkdir(parents=True, exist_ok=True)
-    for name in args.cases:
-        path = args.runs / f"{name}.md"
-        if not path.exists():
-            lines = rows(CASES[name], compare(CASES[name], args.guide), matmul_peak(torch.float32))
-            path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        sys.stdout.write(path.read_text(encoding="utf-8"))
+    section, table = stored(args.out / "speed.md")
+    names = list(CASES) if args.full else args.cases
+    if not names:
+        section = "\n".join(_printed(short(args.guide, args.runs / "avx2"))).strip()
+    for name in names:
+        table = merged(table, list(_printed(_stored_rows(args.runs / f"{name}.md", CASES[name], args.guide))))
+    write(args.out / "speed.md", section, table)
+
+
+def _stored_rows(path: Path, case: Case, architecture: str) -> list[str]:
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = rows(case, compare(case, architecture), matmul_peak())
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+def _printed(lines: Iterable[str]) -> Iterator[str]:
+    for line in lines:
+        sys.stdout.write(line + "\n")
         sys.stdout.flush()
-    measured = [path for name in CASES if (path := args.runs / f"{name}.md").exists()]
-    (args.out / "speed.md").write_text(page([path.read_text(encoding="utf-8") for path in measured]), encoding="utf-8")
+        yield line
 
 
 if __name__ == "__main__":
