@@ -295,6 +295,8 @@ def test_wrong_usage_is_a_usage_error_of_one_line(run: Run, words: tuple[str, ..
         (("info", "."), "no such file"),
         (("convert", "portraits", "x.pkl"), "x.pkl"),
         (("convert", "portraits", "x.pt", "--half"), "--half"),
+        (("convert", "portraits", "x.onnx", "--half"), "--half"),
+        (("convert", "portraits", "x.pt", "--domain", "missing.safetensors"), "missing.safetensors"),
         (("sample", "portraits", "--out", "x.jpg"), "ending in .png"),
         (("sample", "portraits", "--out", "x.png", "--label", "1"), "has no classes"),
         (("adapt", "b.safetensors", "--target", "elf", "--out", "o"), "--guide"),
@@ -381,6 +383,17 @@ def test_convert_keeps_provenance_and_overwrites_only_with_force(run: Run, shelf
     assert code == 2 and "--force" in err and sha256("copy.safetensors") == before
     assert run("convert", shelf / "b.safetensors", "copy.safetensors", "--force")[0] == 0
     assert sha256("copy.safetensors") != before and files() == {"copy.safetensors"}
+
+
+def test_convert_applies_a_domain(run: Run, shelf: Path) -> None:
+    generator = load_generator(shelf / "a.safetensors")
+    domain = Domain({"synthesis.b4.const": torch.ones(8, 4, 4)}, generator.space(), {})
+    save_domain(domain, "ones.safetensors")
+    assert run("convert", shelf / "a.safetensors", "c.safetensors", "--domain", "ones.safetensors")[0] == 0
+    name = "synthesis.b4.const"
+    assert torch.equal(load_generator("c.safetensors").get_parameter(name), generator.get_parameter(name) + 1)
+    used = {"name": "ones.safetensors", "sha256": sha256("ones.safetensors"), "strength": 1.0}
+    assert read_provenance("c.safetensors") == {"made": "for a test", "domain": used}
 
 
 # ---- sample and compare -------------------------------------------------------------------------------------------

@@ -91,20 +91,26 @@ class Convert(Command):
         paths = onnx_paths(path) if path.suffix == ".onnx" else (path,)
         prepare(*paths, force=self.force)
         generator = load_generator(self.file)
-        origin = BUILTINS.get(self.file, Path(self.file))
-        known = {"source": {"name": origin.name, "sha256": generator.source}, "version": __version__}
-        provenance = _provenance(origin, read_checkpoint(origin)) or known
+        source = generator.source
         if self.domain:
             generator = read_domain(self.domain).apply(generator, self.strength)
-            used = {"name": Path(self.domain).name, "sha256": sha256(self.domain), "strength": self.strength}
-            provenance = {**provenance, "domain": used}
         if path.suffix == ".pt":
             export_rosinality(generator, path)
         elif path.suffix == ".onnx":
-            export_onnx(generator, path, provenance)
+            export_onnx(generator, path, self.provenance(source))
         else:
-            save_generator(generator, path, provenance, half=self.half)
+            save_generator(generator, path, self.provenance(source), half=self.half)
         say(report.listing(paths))
+
+    def provenance(self, source: str | None) -> dict[str, Any]:
+        """That of the file, or its name and digest, and the domain."""
+        origin = BUILTINS.get(self.file, Path(self.file))
+        known = {"source": {"name": origin.name, "sha256": source}, "version": __version__}
+        result = _provenance(origin, read_checkpoint(origin)) or known
+        if not self.domain:
+            return result
+        used = {"name": Path(self.domain).name, "sha256": sha256(self.domain), "strength": self.strength}
+        return {**result, "domain": used}
 
 
 @dataclass(frozen=True, kw_only=True)
