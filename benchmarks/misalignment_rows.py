@@ -54,7 +54,7 @@ SHOWN = 5
 _SHORT = 100
 _ORACLE_STEPS, _ORACLE_LATENTS = 300, 512
 #: Plain L1 at several scales, as `Verdict.distance` measures; no pair is wrong and none is held out.
-_ORACLE_PAIRS = PairsConfig(l1=4.0, edges=0.0, focus=0.0, hold_out=0.0, min_direction=0.0, max_rank=1.0)
+_ORACLE_PAIRS = PairsConfig(l1=4.0, edges=0.0, focus=0.0, align=0.0, hold_out=0.0, min_direction=0.0, max_rank=1.0)
 
 
 def _layers(name: str, **changes: Any) -> AdaptConfig:

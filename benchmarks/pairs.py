@@ -17,7 +17,7 @@ Teachers:
 Methods:
 
 - `pairs`: pairs alone; no CLIP model enters the loss. The filter uses those of the recipe and the face recognizer.
-- `pairs, aligned`: like `pairs`, with `align` 0.05.
+- `pairs, not aligned`: like `pairs`, but moves of the pictures are not undone.
 - `text + pairs`: also the directional and the angle loss of the recipe, on the pairs and on as many random latents.
 """
 
@@ -58,7 +58,7 @@ from nada_core.models.generator import Generator
 from nada_core.portraits import GUIDES, SOURCE, STYLES, TARGETS, Judge, Verdict, examine, render
 from nada_core.portraits.content import Content
 
-TEACHERS, METHODS, COUNTS = ("clean", "bad"), ("pairs", "pairs, aligned", "text + pairs"), (4, 8, 32, 128)
+TEACHERS, METHODS, COUNTS = ("clean", "bad"), ("pairs", "pairs, not aligned", "text + pairs"), (4, 8, 32, 128)
 WRONG = ("another person", "unchanged", "another style")
 _WRONG_SHARE, _MAX_SHIFT, _GAIN, _OFFSET = 0.2, 3 / 32, 0.15, 0.1
 SHOWN = 5
@@ -105,7 +105,7 @@ def teach(teacher: str, target: str, count: int, seed: int) -> tuple[Latents, Te
 
 def settings(method: str, seed: int) -> PairsConfig:
     config = PairsConfig.for_training(world()[0].recommended_settings("adapt", AdaptConfig))
-    align = 0.05 if method == "pairs, aligned" else config.align
+    align = 0.0 if method == "pairs, not aligned" else config.align
     return replace(config, align=align, training=replace(config.training, seed=seed))
 
 

@@ -26,7 +26,7 @@ from nada_core import (
 from nada_core.adaptation.adapt_to_pairs import pair_inputs
 from nada_core.adaptation.pairs import Pairs
 from nada_core.guidance.pair_filter import wrong_pairs
-from nada_core.guidance.pair_losses import PairLoss, aligned, change_map, edge_l1, multiscale_l1
+from nada_core.guidance.pair_losses import PairLoss, change_map, edge_l1, multiscale_l1
 from nada_core.portraits import contents
 from nada_core.portraits import render as draw
 
@@ -101,25 +101,6 @@ def test_change_map_of_large_images_has_their_size() -> None:
     after[:, :, :32, :32] = 1
     weights = change_map(before, after, focus=3.0)
     assert weights.shape == (1, 1, 128, 128) and weights[0, 0, 8, 8] > 5 * weights[0, 0, 100, 100]
-
-
-@pytest.mark.parametrize("size", [16, 64, 128])
-def test_moved_targets_are_moved_back(size: int) -> None:
-    images = torch.nn.functional.interpolate(torch.rand(2, 3, 8, 8, generator=tiny.rng(3)), size=(size, size))
-    step = size // 16
-    moved = torch.stack([images[0].roll((step, -step), (1, 2)), images[1]])
-    weights = torch.linspace(0, 1, size).expand(2, 1, size, size)
-    targets, found = aligned(images, moved, weights, reach=0.0625)
-    inner = slice(2 * step, -2 * step)
-    assert torch.equal(targets[:, :, inner, inner], images[:, :, inner, inner])
-    assert torch.equal(found[0, 0, 0, inner], weights[0, 0, 0].roll(step)[inner])
-    assert torch.equal(found[1], weights[1])
-    assert aligned(images, moved, weights, reach=0.0)[0] is moved
-
-
-def test_targets_that_fit_hardly_better_are_not_moved() -> None:
-    images, targets = torch.rand(2, 1, 3, 64, 64, generator=tiny.rng(3))
-    assert torch.equal(aligned(images, targets, torch.ones(1, 1, 64, 64), reach=0.05)[0], targets)
 
 
 def test_pair_loss_of_chunks_is_that_of_the_batch() -> None:

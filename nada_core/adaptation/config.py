@@ -171,9 +171,9 @@ class PairSettings:
         3.0, "extra weight of regions that the edit changed; 0 weighs all pixels alike", low=0.0, high=100.0, step=0.5
     )
     align: float = setting(
-        0.0,
-        "how far edits may have moved the subject, as a share of the side, such as 0.05; moves are undone; 0 leaves "
-        "images as they are, which is better where nothing moved",
+        0.05,
+        "how far an edit may have moved its subject, as a share of the side; moves are found by comparing edges, and "
+        "undone; 0 leaves images as they are",
         low=0.0,
         high=0.2,
         step=0.01,

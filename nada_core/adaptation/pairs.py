@@ -16,6 +16,7 @@ from torch import Tensor
 from ..guidance.pair_filter import wrong_pairs
 from ..guidance.pair_losses import PairLoss, change_map
 from ..guidance.reconstruction import FaceRecognizer, Features
+from ..guidance.registration import translated, translations
 from ..io.images import square
 from ..models.clip import ClipGuide
 from ..models.generator import Generator, Noise, check_latents
@@ -48,6 +49,7 @@ class Pairs:
     `of` checks them, `prepared` makes them ready for training.
 
     Attributes:
+        after: the edits as they were given. targets: the edits with their moves undone.
         rows: pairs to train with. held_out: pairs to choose the best step with. rejected: reasons by index.
     """
 
@@ -58,6 +60,7 @@ class Pairs:
     config: PairsConfig
     perceptual: Features | None = None
     before: Tensor = field(default_factory=lambda: torch.empty(0))  # [N, 3, R, R]
+    targets: Tensor = field(default_factory=lambda: torch.empty(0))  # [N, 3, R, R]
     rows: tuple[int, ...] = ()
     held_out: tuple[int, ...] = ()
     rejected: dict[int, str] = field(default_factory=dict)
@@ -96,7 +99,7 @@ class Pairs:
         return cls(source, latents.ws.cpu(), noise, after, config, perceptual)
 
     def prepared(self, guides: Sequence[tuple[ClipGuide, float]], identity: FaceRecognizer | None, seed: int) -> Pairs:
-        """Render the source's images, reject wrong pairs, and hold some of the others out.
+        """Render the source's images, reject wrong pairs, undo moves, and hold some of the pairs out.
 
         Raises:
             ValueError: when fewer than two pairs are left, and for images in another order than the latents.
@@ -109,11 +112,21 @@ class Pairs:
         if len(rows) < 2:
             reason = "; ".join(f"pair {row}: {reason}" for row, reason in list(rejected.items())[:3])
             raise ValueError(f"Got {len(self.ws)} pairs, of which {len(rows)} are left after filtering ({reason}).")
+        targets = self._unmoved(before, rows) if config.align else self.after
         count = round(config.hold_out * len(rows)) if len(rows) >= _MIN_HOLD_OUT else 0
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
         held_out = sorted(rows[index] for index in order[:count])
         rows = [row for row in rows if row not in held_out]
-        return replace(self, before=before, rows=tuple(rows), held_out=tuple(held_out), rejected=rejected)
+        return replace(
+            self, before=before, targets=targets, rows=tuple(rows), held_out=tuple(held_out), rejected=rejected
+        )
+
+    def _unmoved(self, before: Tensor, rows: list[int]) -> Tensor:
+        """The edits, those of `rows` with their moves undone."""
+        targets = self.after.clone()
+        for row, move in zip(rows, translations(before[rows], self.after[rows], self.config.align), strict=True):
+            targets[row] = translated(self.after[row : row + 1], -move[None])[0]
+        return targets
 
     def check(self, guided: bool) -> None:
         """Raise ValueError for settings that need CLIP models without one, and for batches that cannot be shared."""
@@ -163,10 +176,9 @@ class Pairs:
     def loss(self, rows: Tensor, count: int) -> PairLoss:
         """The loss of these pairs as the first rows of a batch of `count` latents."""
         like = self.source.w_avg
-        before, after = (images[rows].to(like, non_blocking=True) for images in (self.before, self.after))
-        change = change_map(before, after, self.config.focus)
-        weights, reach = self.config.weights, self.config.align
-        return PairLoss(after, change, count, weights, self.perceptual, reach=reach)
+        before, targets = (images[rows].to(like, non_blocking=True) for images in (self.before, self.targets))
+        change = change_map(before, targets, self.config.focus)
+        return PairLoss(targets, change, count, self.config.weights, self.perceptual)
 
     def add_to(self, batch: Batch, rng: torch.Generator, keep: bool) -> Batch:
         """Put pairs before the random latents of a batch, which stay only with `keep`: for the CLIP terms."""
@@ -190,13 +202,12 @@ class Pairs:
 
     def _locality(self, ws: Tensor, rows: Tensor, partners: Tensor, share: Tensor, loss: PairLoss) -> PairLoss:
         """The loss of latents between two pairs: their edit should lie between the edits of the pairs."""
-        edits, others = (self.after[index] - self.before[index] for index in (rows, partners))
+        edits, others = (self.targets[index] - self.before[index] for index in (rows, partners))
         edits = edits.lerp(others, share[..., None])
         targets = self.source.synthesize(ws, self.noise_of(rows)) + edits.to(ws, non_blocking=True)
         weights = {"locality": self.config.locality}
-        return replace(
-            loss, targets=targets, change=torch.ones_like(targets[:, :1]), weights=weights, first=len(rows), reach=0
-        )
+        change = torch.ones_like(targets[:, :1])
+        return replace(loss, targets=targets, change=change, weights=weights, first=len(rows))
 
 
 class HoldOut:

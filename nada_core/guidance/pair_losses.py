@@ -19,8 +19,7 @@ from torch import Tensor
 from .reconstruction import Features
 
 _COARSEST = 8  # pixels a side of the last scale
-_MAP = 64  # pixels a side on which changes are blurred and moves are found first
-_GAIN = 0.95  # a move must leave at most this share of the distance
+_MAP = 64  # pixels a side on which changes are blurred
 
 
 def change_map(before: Tensor, after: Tensor, focus: float) -> Tensor:
@@ -60,49 +59,6 @@ def edge_l1(images: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     return horizontal.mean((1, 2, 3)) + vertical.mean((1, 2, 3))
 
 
-@torch.no_grad()
-def aligned(images: Tensor, targets: Tensor, weights: Tensor, reach: float) -> tuple[Tensor, Tensor]:
-    """Move targets, and their weights, to where they are nearest to the images in L1.
-
-    An edit that moves the subject would otherwise be learned blurred. The move is found on 64 pixels and refined on
-    every larger scale; a move that gains little is not made, so that images and targets do not drift together.
-
-    Args:
-        reach: longest move in each direction, as a share of the side.
-    """
-    size = images.shape[-1]
-    scales = [side for side in (size >> power for power in range(8, -1, -1)) if side >= _MAP] or [size]
-    radius, moves = round(reach * scales[0]), torch.zeros(len(images), 2, dtype=torch.long, device=images.device)
-    if not radius:
-        return targets, weights
-    for scale in scales:
-        small, other = (F.adaptive_avg_pool2d(x, scale) if scale < size else x for x in (images, targets))
-        moves = _nearest(small, other, moves, radius, round(reach * scale))
-        moves, radius = (moves if scale == size else 2 * moves), 1
-    return _moved(targets, moves), _moved(weights, moves)
-
-
-def _nearest(images: Tensor, targets: Tensor, starts: Tensor, radius: int, limit: int) -> Tensor:
-    """The moves (dy, dx) [N, 2], at most `radius` from `starts` and `limit` from 0, that bring targets nearest."""
-    steps = torch.arange(-radius, radius + 1, device=images.device)
-    candidates = [torch.zeros_like(starts)]
-    candidates += [(starts + step).clamp(-limit, limit) for step in torch.cartesian_prod(steps, steps)]
-    inner = slice(limit, images.shape[-1] - limit)  # what a move fills up at the border does not count
-    difference = [(images - _moved(targets, moves))[:, :, inner, inner] for moves in candidates]
-    errors = torch.stack([one.abs().mean((1, 2, 3)) for one in difference])  # [candidates, N]
-    best, index = errors.min(0)
-    index = torch.where(best < _GAIN * errors[0], index, 0)
-    return torch.stack(candidates)[index, torch.arange(len(index), device=index.device)]
-
-
-def _moved(images: Tensor, moves: Tensor) -> Tensor:
-    """Move each image [N, C, R, R] down and to the right by its move [N, 2], repeating its border."""
-    places = torch.arange(images.shape[-1], device=images.device)
-    rows, columns = ((places - move[:, None]).clamp(0, len(places) - 1) for move in moves.unbind(1))  # [N, R]
-    batch = torch.arange(len(images), device=images.device)[:, None, None]
-    return images.movedim(1, -1)[batch, rows[:, :, None], columns[:, None]].movedim(-1, 1)
-
-
 @dataclass(frozen=True)
 class PairLoss:
     """The terms of the rows of a batch that have a target: P rows from `first` on.
@@ -120,7 +76,6 @@ class PairLoss:
     weights: Mapping[str, float]
     perceptual: Features | None = None
     first: int = 0
-    reach: float = 0.0  # of `aligned`
 
     def terms(self, images: Tensor, rows: slice) -> dict[str, Tensor]:
         """Return the unweighted terms, [n] each, of the rows `rows` of the batch; 0 for rows without a target."""
@@ -136,8 +91,6 @@ class PairLoss:
     def target_terms(self, images: Tensor, rows: Tensor | slice) -> dict[str, Tensor]:
         """Return the unweighted terms, [n] each, of images [n, 3, R, R] against the targets `rows`."""
         targets, change, values = self.targets[rows], self.change[rows], {}
-        if self.reach:
-            targets, change = aligned(images, targets, change, self.reach)
         if "pair_l1" in self.weights:
             values["pair_l1"] = multiscale_l1(images, targets, change)
         if "pair_edges" in self.weights:
