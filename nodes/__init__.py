@@ -13,6 +13,7 @@ from .load import CombineGuides, LoadGenerator, LoadGuide, LoadLikeness
 from .pairs import AdaptToPairs, ShiftFromPairs
 from .photos import DrawPortrait, InvertImage, PivotalTuning
 from .save import ApplyDomain, LoadDomain, SaveDomain, SaveGenerator
+from .search import FindSettings
 from .shift import CheckPrompts, MixShifts, ShiftFromImages, ShiftFromText
 from .snapshots import PickSnapshot
 from .training_options import TrainingOptions
@@ -59,6 +60,7 @@ NODES: list[type[io.ComfyNode]] = [
     ShiftFromPairs,
     AdaptToPairs,
     PasteFace,
+    FindSettings,
 ]
 
 

@@ -36,6 +36,7 @@ __all__ = [
     "GUIDES",
     "IDENTITIES",
     "LATENTS",
+    "RECIPE_FILES",
     "ComfyExtension",
     "file_stamp",
     "files",
@@ -60,8 +61,9 @@ WeightedGuides = tuple[tuple[Any, float], ...]  # (guide, weight) pairs
 GENERATORS, GUIDES, DOMAINS = "stylegan_nada", "stylegan_nada_guides", "stylegan_nada_domains"
 ENCODERS, IDENTITIES = "stylegan_nada_encoders", "stylegan_nada_identity"
 LATENTS, DIRECTIONS = "stylegan_nada_latents", "stylegan_nada_directions"
+RECIPE_FILES = "stylegan_nada_recipes"
 # Subfolders of the generator folders that hold other kinds of files.
-_OTHER_KINDS = ("guides", "domains", "encoders", "identity", "latents", "directions", "runs")
+_OTHER_KINDS = ("guides", "domains", "encoders", "identity", "latents", "directions", "recipes", "runs", "searches")
 
 
 # ---- files --------------------------------------------------------------------------------------------------------
@@ -86,6 +88,7 @@ def _register_all() -> None:
     arrays = {".safetensors", ".pt", ".npy", ".npz"}
     _register(LATENTS, arrays, [models / "stylegan_nada" / "latents", own / "latents"])
     _register(DIRECTIONS, arrays, [models / "stylegan_nada" / "directions", own / "directions"])
+    _register(RECIPE_FILES, {".json"}, [models / "stylegan_nada" / "recipes", own / "recipes"])
 
 
 _register_all()  # at import, because define_schema lists the files

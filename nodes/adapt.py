@@ -23,7 +23,7 @@ from ._types import (
     SnapshotsType,
 )
 from ._widgets import seed_input
-from .training_options import settings_input, training_config
+from .training_options import recipe_stamp, settings_input, training_config
 
 
 class AdaptGenerator(io.ComfyNode):
@@ -71,7 +71,7 @@ class AdaptGenerator(io.ComfyNode):
                     tooltip="From Load LPIPS and Identity: the networks for the lpips and id losses.",
                 ),
                 OptionsType.Input(
-                    "options", optional=True, tooltip="From StyleGAN Training Options: less frequently used settings."
+                    "options", optional=True, tooltip="From StyleGAN Training Options or Find Settings: more settings."
                 ),
             ],
             outputs=training_outputs(
@@ -83,6 +83,10 @@ class AdaptGenerator(io.ComfyNode):
                 )
             ),
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, settings: dict[str, Any] | None = None, **_: Any) -> Any:
+        return recipe_stamp(settings)
 
     @classmethod
     @normal_mode()

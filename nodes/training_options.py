@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..nada_core import AdaptConfig, Generator, LayerChoice
+from ..nada_core import AdaptConfig, Generator, LayerChoice, load_recipe
 from ..nada_core.adaptation.layer_selection import selectable_layers
 from ..nada_core.adaptation.recipes import RECIPES
-from ._host import io
+from ._host import RECIPE_FILES, file_stamp, files, find, io
 from ._types import ROOT, OptionsType
 from ._widgets import AUTOMATIC, BY_HAND, changes, changes_inputs
 
-KIND = "kind of target"
+KIND, RECIPE_FILE = "kind of target", "recipe file"
+_NONE = "(no recipe found)"  # ComfyUI rejects a combo box without options
 
 #: Widgets of Adapt Generator in the mode "by hand". Workflows store values by position: append only.
 HAND = ("steps", "batch", "lr", "terms.direction", "terms.global", "terms.angle")
@@ -45,16 +46,29 @@ def settings_input() -> Any:
     kinds = ". ".join(f"{name}: {recipe.about}" for name, recipe in KINDS.items())
     kind = io.Combo.Input("kind", options=list(KINDS), default=next(iter(KINDS)), tooltip=f"{kinds}.")
     steps = changes_inputs(AdaptConfig, ("steps",))
+    recipe = io.Combo.Input(
+        "recipe",
+        options=files(RECIPE_FILES) or [_NONE],
+        tooltip="A file of Find Settings in output/stylegan_nada/recipes or models/stylegan_nada/recipes. Press R to "
+        "refresh the list.",
+    )
     return io.DynamicCombo.Input(
         "settings",
         options=[
             io.DynamicCombo.Option(AUTOMATIC, steps),
             io.DynamicCombo.Option(KIND, [kind, *steps]),
             io.DynamicCombo.Option(BY_HAND, changes_inputs(AdaptConfig, HAND)),
+            io.DynamicCombo.Option(RECIPE_FILE, [recipe, *steps]),
         ],
         tooltip="automatic: the settings recommended by the generator's file, or those of the paper. kind of target: "
-        "these, adjusted by published advice. by hand: set the most important ones yourself.",
+        "these, adjusted by published advice. by hand: set the most important ones yourself. recipe file: as Find "
+        "Settings found them.",
     )
+
+
+def recipe_stamp(settings: Mapping[str, Any] | None) -> str:
+    """Return a cache key that changes with the recipe file of `settings_input`."""
+    return file_stamp(RECIPE_FILES, settings["recipe"]) if settings and "recipe" in settings else ""
 
 
 def training_config(
@@ -70,7 +84,8 @@ def training_config(
     Args:
         generator: its recommended settings are the base.
         settings: values of `settings_input`.
-        layers: fields from Choose Layers. options: fields from StyleGAN Training Options.
+        layers: fields from Choose Layers.
+        options: fields from StyleGAN Training Options or Find Settings; those of layers are a dict.
         judged: a judge is connected; without `keep_every` it is evaluated about 12 times.
 
     Raises:
@@ -79,6 +94,8 @@ def training_config(
     base = generator.recommended_settings("adapt", AdaptConfig)
     if settings["settings"] == KIND:
         base = KINDS[settings["kind"]].config(base)
+    if settings["settings"] == RECIPE_FILE:
+        base = load_recipe(find(RECIPE_FILES, settings["recipe"])).config(base)
     own = changes(AdaptConfig, HAND if settings["settings"] == BY_HAND else ("steps",), settings)
     fields = changed_fields(generator, base, own, layers, options)
     if not judged:
@@ -95,8 +112,9 @@ def changed_fields(
     layers: Mapping[str, Any] | None,
     options: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """Return the fields of `base` that a node's own widgets, Choose Layers and StyleGAN Training Options change."""
-    fields = merged(own, options or {})
+    """Return the fields of `base` that a node's own widgets, Choose Layers and its options change."""
+    fields = merged(options or {}, own)
+    layers = {**fields.pop("layers", {}), **(layers or {})}
     if "terms" in fields:  # a term without weight is not computed
         weights = {**base.terms, **fields["terms"]}
         fields["terms"] = {name: weight for name, weight in weights.items() if weight}
