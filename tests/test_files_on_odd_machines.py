@@ -40,6 +40,7 @@ from nada_core import (
     save_latents,
 )
 from nada_core.adaptation.adapt import Step
+from nada_core.adaptation.recipes import Recipe, load_recipe, save_recipe
 from nada_core.adaptation.snapshots import find_snapshots
 from nada_core.cli import training_commands
 from nada_core.cli.main import main
@@ -93,6 +94,11 @@ WRITERS: dict[str, tuple[str, Callable[[Path, bool], Any], Callable[[Path], Any]
         lambda path: load_directions(path, None),
     ),
     "frames": (".json", lambda path, large: save_frames(frames(900 if large else 1), path), load_frames),
+    "recipe": (
+        ".json",
+        lambda path, large: save_recipe(Recipe("a" * (90_000 if large else 1), "photo", (), ""), path),
+        load_recipe,
+    ),
     "image": (".png", lambda path, large: save_image(torch.rand(3, *[400 if large else 8] * 2), path), load_image),
 }
 writers = pytest.mark.parametrize("writer", WRITERS)

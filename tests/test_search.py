@@ -204,6 +204,17 @@ def test_trial_that_kills_its_workers_is_given_up(monkeypatch: pytest.MonkeyPatc
     assert [trial.state.name for trial in study.trials] == ["FAIL"] * studies._ATTEMPTS
 
 
+def test_lost_trial_is_queued_again_after_the_clock_was_set_back() -> None:
+    study = studies.open_study("search", None)
+    trial = study.ask()
+    trial.set_user_attr("alive", time.time())
+    studies._retry_lost_trials(study)
+    assert [trial.state.name for trial in study.trials] == ["RUNNING"]
+    trial.set_user_attr("alive", time.time() + 10**6)
+    studies._retry_lost_trials(study)
+    assert [trial.state.name for trial in study.trials] == ["FAIL", "WAITING"]
+
+
 def test_worker_that_was_taken_for_dead_goes_on() -> None:
     study = open_study("slow", None)
 

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from ..io.metadata import replace_atomically
 from .config import AdaptConfig
 
 #: Both encoders of the paper. Two architectures share few adversarial patterns.
@@ -72,9 +73,9 @@ def changed_fields(base: AdaptConfig, config: AdaptConfig) -> dict[str, Any]:
 def save_recipe(recipe: Recipe, path: str | Path, notes: Mapping[str, Any] | None = None) -> Path:
     """Write a recipe as a .json file, for `load_recipe`. notes: further JSON-ready values, such as how it was found."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     values = {"format": _FORMAT, **asdict(recipe), "notes": dict(notes or {})}
-    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    with replace_atomically(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return path
 
 

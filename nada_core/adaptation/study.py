@@ -135,7 +135,7 @@ def _retry_lost_trials(study: Study) -> None:
     for trial in study.get_trials(deepcopy=False):
         if trial.state.name == "RUNNING" and trial.datetime_start is not None:
             alive = trial.user_attrs.get("alive", trial.datetime_start.timestamp())
-            if time.time() - alive > _STALE:
+            if abs(time.time() - alive) > _STALE:  # in the future: the clock was set back
                 _queue_again(study, trial, trial.user_attrs.get("attempt", 1) + 1)
 
 

@@ -131,7 +131,7 @@ def replace_atomically(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())  # without it a power cut may leave an empty file under the new name
         _replace(temporary, path)
     except OSError as error:
-        if error.errno:
+        if error.errno and (error.filename is None or str(error.filename) == str(temporary)):
             error.filename = str(path)  # a failed write names no file
         raise
     finally:
