@@ -60,3 +60,8 @@ def test_moves_stay_within_the_reach() -> None:
     images = scenes(64)
     found = translations(images, translated(images, 4 * MOVES / 64), reach=0.02)
     assert found.abs().max() <= 0.04 + 1e-6  # each within the reach, and so is their median
+
+
+def test_small_moves_are_not_undone() -> None:
+    images = scenes(64)
+    assert torch.equal(translations(images, translated(images, 0.1 * MOVES / 64), reach=0.05), torch.zeros(5, 2))

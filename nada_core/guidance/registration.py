@@ -16,6 +16,7 @@ from torch import Tensor
 
 _COARSE, _FINE = 64, 256  # pixels a side of the first and last search
 _TAPER = 0.125  # share of the side over which the border counts less: many edits draw a frame
+_ERROR = 0.5  # pixels of the last search: smaller moves are within the errors of the search
 _CENTER = 1e-4  # advantage of not moving, which decides for images without edges
 
 
@@ -23,7 +24,8 @@ _CENTER = 1e-4  # advantage of not moving, which decides for images without edge
 def translations(before: Tensor, after: Tensor, reach: float) -> Tensor:
     """Find how far each edit was moved: (right, down) [N, 2] as a share of the side.
 
-    The median of all edits is subtracted: it belongs to the style, such as longer chins, and not to one image.
+    The median of all edits is subtracted: it belongs to the style, such as longer chins, and not to one image. Where
+    most of what is left is less than half a pixel, nothing moved, and all are 0.
 
     Args:
         before, after: images and their edits, [N, C, R, R] in -1..1.
@@ -37,7 +39,8 @@ def translations(before: Tensor, after: Tensor, reach: float) -> Tensor:
         images, edits = _shrunk(before, side), _shrunk(translated(after, -moves), side)
         moves = (moves + _residual(_edges(images), _edges(edits), radius) / side).clamp(-reach, reach)
         side, radius = 2 * side, 2
-    return moves - moves.quantile(0.5, dim=0)
+    moves = moves - moves.quantile(0.5, dim=0)
+    return moves * (moves.abs().median() * side / 2 > _ERROR)
 
 
 def translated(images: Tensor, moves: Tensor) -> Tensor:
