@@ -461,6 +461,37 @@ def test_adapt_writes_everything(run: Run, shelf: Path) -> None:
     assert any(not torch.equal(p, q) for p, q in zip(before.parameters(), after.parameters(), strict=True))
 
 
+def test_search_writes_a_recipe_that_adapt_takes(run: Run, shelf: Path) -> None:
+    pytest.importorskip("optuna")
+    words = ("search", shelf / "a.safetensors", "--guide", "portraits-64", "--target", "zombie", "--steps", 4)
+    words += ("--over", "lr,steps", "--out", "z.json", "--trials")
+    code, _, err = run(*words, 2)
+    assert code == 2 and "--judge is missing" in err
+    words = ("search", *words[1:-1], "--judge", "portraits", "--trials")
+    code, out, _ = run(*words, 2)
+    assert code == 0 and "the settings to start from" in out
+    assert files() == {"z.json", "z-search.png", "z-study.journal", "z-trials/trial-000.png", "z-trials/trial-001.png"}
+
+    adapt = ("adapt", shelf / "a.safetensors", "--guide", "portraits", "--target", "zombie", "--out", "out", "--recipe")
+    config = parsed(*map(str, (*adapt, "z.json"))).config
+    assert f"lr {config.lr:.4g}, steps {config.steps};" in out.splitlines()[0]
+    assert run(*adapt, "z.json")[0] == 0 and read_provenance("out/zombie.safetensors")["config"]["lr"] == config.lr
+
+    code, _, err = run(*words, 3)
+    assert code == 2 and "z.json exists" in err
+    code, out, _ = run(*words, 3, "--resume")
+    assert code == 0 and out.count("trial ") == 3
+    code, out, _ = run(*words, 1, "--force")  # a new study
+    assert code == 0 and out.count("trial ") == 1
+
+
+def test_recipe_files_that_cannot_be_used_are_named(run: Run, shelf: Path) -> None:
+    Path("bad.json").write_text("{}")
+    for name in ("gone.json", "bad.json"):
+        code, _, err = run(*quick(shelf, "--recipe", name))
+        assert code == 2 and name in err and not Path("out/zombie.safetensors").exists()
+
+
 def test_recipe_gives_the_defaults_and_flags_override_them(run: Run, shelf: Path) -> None:
     def asked(*words: str) -> Any:
         return parsed("adapt", *words, "--target", "x", "--out", "y")

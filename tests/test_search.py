@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import re
 import signal
 import sys
 import time
@@ -321,6 +322,38 @@ def test_scorer_that_likes_noise_does_not_win(monkeypatch: pytest.MonkeyPatch) -
 def test_unusable_inputs_are_refused_before_the_first_trial(changes: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         search(**changes, on_step=lambda _: pytest.fail("it has begun"))
+
+
+def broken_storage(folder: Path) -> list[tuple[str, str]]:
+    (folder / "notes.txt").write_text("not\na journal\n", encoding="utf-8")
+    return [
+        (str(folder / "notes.txt"), "notes.txt"),
+        (str(folder), str(folder)),
+        (f"sqlite:///{folder}/missing/study.db", "missing/study.db"),
+        ("nosuch://study", "nosuch"),
+    ]
+
+
+def test_unusable_storage_is_named(tmp_path: Path) -> None:
+    for storage, named in broken_storage(tmp_path):
+        with pytest.raises(ValueError, match=re.escape(named)):
+            open_study("storage", storage)
+
+
+def test_trial_that_fails_is_given_up() -> None:
+    study = open_study("fails", None)
+
+    def fail(number: int, config: AdaptConfig, is_behind: Any) -> Measured:
+        if config.lr == 0.02:
+            raise RuntimeError("out of memory")
+        return planted(number, config, is_behind)
+
+    study.enqueue_trial({"lr": 0.02})
+    for _ in range(studies._ATTEMPTS):
+        with pytest.raises(RuntimeError, match="out of memory"):
+            run_trials(study, SPACE, fail, SearchConfig(trials=3), 0)
+    run_trials(study, SPACE, fail, SearchConfig(trials=3), 0)
+    assert [trial.state.name for trial in study.trials].count("FAIL") == studies._ATTEMPTS
 
 
 def test_search_of_nothing_is_refused() -> None:

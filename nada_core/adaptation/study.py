@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _STARTUP = 5  # trials before the Parzen estimator begins
 _BEAT, _STALE, _POLL = 10.0, 60.0, 1.0  # seconds: between two signs of life, after which a worker is dead, of waiting
-_ATTEMPTS = 3  # of a trial whose workers die
+_ATTEMPTS = 3  # of a trial that fails or whose workers die
 
 #: Runs one trial: its number, settings, and a function that reports the figures of a check and answers whether the
 #: trial is behind. Returns what it reached.
@@ -38,17 +38,27 @@ def open_study(name: str, storage: str | Path | None) -> Study:
     """Open or create a study. storage: a journal file, the URL of a database, or None for memory."""
     try:
         import optuna
-        from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
+        from optuna.storages import JournalStorage
+        from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
     except ImportError as error:
         raise ValueError(f"Optuna is not installed ({error}). Install it with `pip install optuna`.") from error
 
-    place: Any = storage
-    if storage is not None and "://" not in str(storage):
-        Path(storage).parent.mkdir(parents=True, exist_ok=True)
-        file = os.fspath(storage)
-        place = JournalStorage(JournalFileBackend(file, JournalFileOpenLock(file)))  # works on Windows and NFS
     pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2)
-    return optuna.create_study(study_name=name, storage=place, direction="maximize", load_if_exists=True, pruner=pruner)
+    place: Any = storage
+    try:
+        if storage is not None and "://" not in str(storage):
+            Path(storage).parent.mkdir(parents=True, exist_ok=True)
+            file = os.fspath(storage)
+            place = JournalStorage(JournalFileBackend(file, JournalFileOpenLock(file)))  # works on Windows and NFS
+        return optuna.create_study(
+            study_name=name, storage=place, direction="maximize", load_if_exists=True, pruner=pruner
+        )
+    except Exception as error:  # of any database driver
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"Got the storage {storage}, which cannot be opened ({reason}). Name a new file, or the URL of a database "
+            "whose driver is installed, such as sqlite:///study.db."
+        ) from error
 
 
 def run_trials(
@@ -104,8 +114,9 @@ def _run_trial(study: Study, space: Space, evaluate: Evaluate, seed: int) -> Non
         study.tell(trial, state=TrialState.PRUNED)
     except UpdateFinishedTrialError:
         return  # this worker was silent for so long that another one has queued the trial again
-    except BaseException:
-        _queue_again(study, trial, trial.user_attrs.get("attempt", 1))
+    except BaseException as error:
+        is_failure = isinstance(error, ValueError | RuntimeError | OSError | MemoryError)  # others are interruptions
+        _queue_again(study, trial, trial.user_attrs.get("attempt", 1) + is_failure)
         raise
 
 
@@ -140,7 +151,7 @@ def _retry_lost_trials(study: Study) -> None:
 
 
 def _queue_again(study: Study, trial: Trial | FrozenTrial, attempt: int) -> None:
-    """Fail a running trial, and queue its settings again unless several workers have died with them."""
+    """Fail a running trial, and queue its settings again unless they have failed too often."""
     from optuna.exceptions import UpdateFinishedTrialError
     from optuna.trial import TrialState
 
