@@ -163,7 +163,7 @@ def work(place: str, started: Any, hangs_at: int, monkeypatch: pytest.MonkeyPatc
         time.sleep(600 if done == hangs_at else 0.05)
         return measured(config.lr)
 
-    run_trials(open_study("shared", place), Space(RECIPE, ("lr",), 9), evaluate, SearchConfig(trials=5), 0)
+    run_trials(open_study("shared", place), Space(RECIPE, ("lr",), 9), evaluate, SearchConfig(trials=8), 0)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a process cannot be forked")
@@ -189,7 +189,7 @@ def test_killed_worker_loses_no_trial(tmp_path: Path, monkeypatch: pytest.Monkey
     made = open_study("shared", place).trials
     lost = made[numbers[2]]
     states = [trial.state.name for trial in made]
-    assert lost.state.name == "FAIL" and states.count("COMPLETE") == 5 and len(made) == 6
+    assert lost.state.name == "FAIL" and states.count("COMPLETE") == 8 and len(made) == 9
     assert [trial.params for trial in made].count(lost.params) == 2  # once again by the survivor
     assert all(made[number].state.name == "COMPLETE" for number in numbers[:2])
 
