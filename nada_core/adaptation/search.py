@@ -133,7 +133,8 @@ def find_settings(
 
     Args:
         judge: a CLIP model that is not one of the guides.
-        base: settings to start from. None takes those recommended by the generator's file.
+        base: settings to start from, of which `keep_every` and `patience` do not matter. None takes those recommended
+            by the generator's file.
         storage: a journal file or the URL of a database, such as sqlite:///study.db, where any number of workers with
             equal inputs, on machines whose clocks agree, share one study. None: memory.
         strips: a folder for `trial-000.png` and so on: the same latents before and after each trial.
