@@ -26,7 +26,8 @@ Methods:
 - `captions` after a name: the CLIP model is one that was fitted by noisy captions alone, so that its text directions
   are wrong without a tilt. `--fit-captions` writes it into the folder of the rows, as it differs in every fit: all
   machines must use the same one. `python -m nada_core.portraits.check out/misalignment/guide-captions.json` measures
-  it. These rows do not run by default either.
+  it. `captions pairs`: the direction of 64 true pairs of pictures instead of the text's, which separates the effect of
+  the image tower from that of the text. None of these rows run by default.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ import torch
 from benchmarks.misalignment_page import TABLES, Rows, draw, page
 from benchmarks.misalignment_rows import (
     BY_CAPTIONS,
+    BY_PAIRS,
     CAPTIONS,
     MAIN,
     METHODS,
@@ -64,9 +66,13 @@ def plan(
     noises: Iterable[float],
     methods: Iterable[str],
 ) -> list[Job]:
-    """Return all rows, by seed first, so that a part of them holds whole comparisons. Oracles read no text: no tilt."""
+    """Return all rows, by seed first, so that a part of them holds whole comparisons.
+
+    Oracles and methods whose direction is that of pairs read no text: no tilt.
+    """
+    untilted = {*ORACLES, *BY_PAIRS}
     jobs = [Job(t, s, *tilt, m) for s, t, *tilt, m in itertools.product(seeds, targets, leaks, noises, methods)]
-    return list(dict.fromkeys(job._replace(leak=0.0, noise=0.0) if job.method in ORACLES else job for job in jobs))
+    return list(dict.fromkeys(job._replace(leak=0.0, noise=0.0) if job.method in untilted else job for job in jobs))
 
 
 def fit_captions(runs: Path, minutes: float) -> None:
@@ -96,7 +102,11 @@ def main() -> None:
             parser.error(f"{guide} exists, and stored rows depend on it; delete it to fit another one")
         fit_captions(args.runs, args.fit_captions)
         return
-    if not args.page and not guide.exists() and (needing := [m for m in args.methods if m in BY_CAPTIONS]):
+    if (
+        not args.page
+        and not guide.exists()
+        and (needing := [m for m in args.methods if m in {*BY_CAPTIONS, *BY_PAIRS}])
+    ):
         parser.error(f"{', '.join(needing)} need {guide}; run --fit-captions 40 first")
     journal = Journal(args.runs / "rows.jsonl", args.stale * 60)
     weights, further = weights_digest(), further_weights(args.runs)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.misalignment_rows import BY_CAPTIONS, CHANGED, METHODS, ORACLES, SHOWN, Job, shown
+from benchmarks.misalignment_rows import BY_CAPTIONS, BY_PAIRS, CHANGED, METHODS, ORACLES, SHOWN, Job, shown
 from benchmarks.quality import higher_bar
 from nada_core import compare_grid, load_generator, save_image
 from nada_core.latents.sampling import render as render_latents
@@ -110,7 +110,13 @@ def family(condition: Condition) -> str:
     """Methods are ranked among those of the same kind: full, short, oracle, changes of a recipe, or caption guide."""
     if condition.method in ORACLES:
         return "oracle"
-    kind = "captions" if condition.method in BY_CAPTIONS else "changed" if condition.method in CHANGED else ""
+    kind = (
+        "captions"
+        if condition.method in {*BY_CAPTIONS, *BY_PAIRS}
+        else "changed"
+        if condition.method in CHANGED
+        else ""
+    )
     return kind + ("short" if condition.method.startswith("short") else "full")
 
 

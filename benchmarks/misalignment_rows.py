@@ -22,6 +22,7 @@ from nada_core import (
     Generator,
     LayerChoice,
     PairsConfig,
+    PairShift,
     TextShift,
     adapt,
     adapt_to_pairs,
@@ -29,12 +30,13 @@ from nada_core import (
     load_guide,
     load_identity,
 )
+from nada_core.guidance.shifts import Shift
 from nada_core.io.checkpoint_file import BUILTIN, sha256
 from nada_core.latents.sampling import render as render_latents
 from nada_core.latents.sampling import sample
 from nada_core.models.clip import ClipGuide
 from nada_core.models.clip_loading import built_in_guides
-from nada_core.portraits import GUIDES, HELD_OUT, SOURCE, Judge, examine, render
+from nada_core.portraits import GUIDES, HELD_OUT, SOURCE, Judge, contents, examine, render
 from nada_core.portraits.content import Content
 from nada_core.portraits.misalignment import PictureSpan, Tilt, misalign
 
@@ -53,6 +55,7 @@ _GAP = 0.8  # added where there is noise
 SHOWN = 5
 _SHORT = 100
 _ORACLE_STEPS, _ORACLE_LATENTS = 300, 512
+_PAIRS = 64  # of the methods whose direction is that of true pairs
 #: Plain L1 at several scales, as `Verdict.distance` measures; no pair is wrong and none is held out.
 _ORACLE_PAIRS = PairsConfig(l1=4.0, edges=0.0, focus=0.0, align=0.0, hold_out=0.0, min_direction=0.0, max_rank=1.0)
 
@@ -96,11 +99,13 @@ CHANGED = {
     }.items()
 }
 BY_CAPTIONS = {f"{name} captions": MAIN[name] for name in ("recipe", "paper", "short recipe", "short paper")}
-METHODS = {**MAIN, **CHANGED, **BY_CAPTIONS}
+#: The same with the direction of true pairs instead of the text's: the effect of the image tower alone.
+BY_PAIRS = {f"{name} pairs": config for name, config in BY_CAPTIONS.items() if name.startswith("short")}
+METHODS = {**MAIN, **CHANGED, **BY_CAPTIONS, **BY_PAIRS}
 #: The CLIP models of the methods that do not use `GUIDES`.
 _OTHER_GUIDES: dict[str, tuple[tuple[str, float], ...]] = {
     "short recipe all guides": (*GUIDES, (HELD_OUT, 1.0)),
-    **dict.fromkeys(BY_CAPTIONS, ((CAPTIONS, 1.0),)),
+    **dict.fromkeys([*BY_CAPTIONS, *BY_PAIRS], ((CAPTIONS, 1.0),)),
 }
 
 # ---- one row ------------------------------------------------------------------------------------------------------
@@ -133,7 +138,10 @@ class World:
 
     def _adapt(self, job: Job) -> tuple[dict[str, Any], Generator]:
         tilt, guides = Tilt(job.leak, job.noise, _GAP if job.noise else 0.0, job.seed), self.guides(job.method)
-        shift = misalign(TextShift(SOURCE, job.target), [guide for guide, _ in guides], tilt, self.spans)
+        shift: Shift = misalign(TextShift(SOURCE, job.target), [guide for guide, _ in guides], tilt, self.spans)
+        if job.method in BY_PAIRS:
+            content = contents(range(_PAIRS))
+            shift = PairShift(render(content, SOURCE), render(content, job.target))
         measured = {}
         for guide, _ in guides:
             m = self.spans[guide.fingerprint].misalignment(shift.direction(guide), SOURCE, job.target)
@@ -177,6 +185,7 @@ def key(job: Job, weights: str, further: Mapping[str, str]) -> str:
     config = METHODS[job.method]
     data = f"oracle {_ORACLE_LATENTS}|" if job.method in ORACLES else ""
     data += f"{further[job.method]}|" if job.method in further else ""
+    data += f"{_PAIRS} pairs|" if job.method in BY_PAIRS else ""
     settings = {**_changed(config, AdaptConfig()), "layers": _changed(config.layers, LayerChoice())}
     return f"{job.target}|{job.seed}|{job.leak:g}|{job.noise:g}|{data}{settings}|{weights}"
 

@@ -24,7 +24,17 @@ from benchmarks.misalignment_page import (
     page,
     paired,
 )
-from benchmarks.misalignment_rows import BY_CAPTIONS, CAPTIONS, METHODS, ORACLES, Job, Journal, further_weights, key
+from benchmarks.misalignment_rows import (
+    BY_CAPTIONS,
+    BY_PAIRS,
+    CAPTIONS,
+    METHODS,
+    ORACLES,
+    Job,
+    Journal,
+    further_weights,
+    key,
+)
 
 KEYS = [f"row {index}" for index in range(40)]
 
@@ -60,7 +70,7 @@ def test_keys_differ_in_everything_that_changes_a_row() -> None:
     job = Job("joker", 0, 0.1, 0.0, "recipe")
     others = [job._replace(**change) for change in ({"seed": 1}, {"leak": 0.2}, {"noise": 0.4}, {"target": "elf"})]
     others += [job._replace(method=method) for method in METHODS if method != "recipe"]
-    further = {**dict.fromkeys(BY_CAPTIONS, "caption guide"), "short recipe all guides": "held-out guide"}
+    further = {**dict.fromkeys([*BY_CAPTIONS, *BY_PAIRS], "caption guide"), "short recipe all guides": "held-out guide"}
     keys = {key(other, "weights", further) for other in (job, *others)} | {key(job, "other weights", further)}
     assert len(keys) == len(others) + 2
     (captions, *_) = BY_CAPTIONS
@@ -90,7 +100,7 @@ def test_caption_methods_depend_on_the_guide_of_their_rows(tmp_path: Path) -> No
     before = further_weights(tmp_path)
     (tmp_path / f"{CAPTIONS}.safetensors").write_bytes(b"weights")
     after = further_weights(tmp_path)
-    assert {method for method in after if after[method] != before[method]} == set(BY_CAPTIONS)
+    assert {method for method in after if after[method] != before[method]} == {*BY_CAPTIONS, *BY_PAIRS}
 
 
 def test_caption_methods_are_refused_without_their_guide(
