@@ -36,6 +36,11 @@ def model() -> str:
     return next(names, "") or platform.processor() or platform.machine()
 
 
+def load() -> str:
+    """How many other processes compete for the processors, where the system tells it."""
+    return f"load average {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown load"
+
+
 def instruction_sets() -> list[str]:
     """The vector extensions to measure: that of the processor, and AVX2 if it has a wider one."""
     return [capability(), "AVX2"] if capability() == "AVX512" else [capability()]

@@ -36,7 +36,7 @@ from torch.utils.flop_counter import flop_registry
 from benchmarks.busy import neighbor
 from benchmarks.endurance import memory
 from benchmarks.naive import NaiveGenerator, NaiveTraining
-from benchmarks.processor import capability, instruction_sets, limited_to, matmul_peak, measured_peak, model
+from benchmarks.processor import capability, instruction_sets, limited_to, load, matmul_peak, measured_peak, model
 from benchmarks.speed_page import FULL_COLUMNS, SHORT_COLUMNS, head, merged, row, stored, write
 from nada_core import AdaptConfig, ClipGuide, LayerChoice, TextShift, load_generator, load_guide
 from nada_core.cli.profile import PARTS, Stopwatch, measure, peak_memory
@@ -271,7 +271,8 @@ def rows(case: Case, runs: dict[Side, Run], peak: float) -> Iterator[str]:
 
 def short(architecture: str, libraries: Path) -> Iterator[str]:
     """Describe the processor, and compare with the naive side for each vector extension and beside a busy process."""
-    yield f"`python -m benchmarks.speed` on {model()}, {capability()}, {os.cpu_count()} processors.\n"
+    machine = f"{model()}, {capability()}, {os.cpu_count()} processors, {load()} at the start"
+    yield f"`python -m benchmarks.speed` on {machine}.\n"
     table, peaks = [head(SHORT_COLUMNS)], []
     for vectors in instruction_sets():
         with limited_to(vectors, libraries):
