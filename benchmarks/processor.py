@@ -47,14 +47,18 @@ def instruction_sets() -> list[str]:
 
 
 @contextmanager
-def limited_to(name: str, libraries: Path) -> Iterator[None]:
-    """Let processes that start within use this vector extension; libraries: folder for a native convolution of AVX2."""
-    changes = {} if name == capability() else {**AVX2, "TORCH_EXTENSIONS_DIR": str(libraries.resolve())}
+def vectors(name: str, libraries: Path) -> Iterator[None]:
+    """Let processes that start within use this vector extension, with a native convolution built for it.
+
+    Args:
+        libraries: folder of the built libraries, apart from those of the user.
+    """
+    folder = libraries.resolve() / name
+    changes = {"TORCH_EXTENSIONS_DIR": str(folder), **(AVX2 if name != capability() else {})}
     before = {key: os.environ.get(key) for key in changes}
     os.environ.update(changes)
     try:
-        if changes:
-            _build_for_avx2(libraries)
+        _build_native(folder, "-march=native" if name == capability() else "-march=x86-64-v3")
         yield
     finally:
         for key, value in before.items():
@@ -64,16 +68,14 @@ def limited_to(name: str, libraries: Path) -> Iterator[None]:
                 os.environ[key] = value
 
 
-def _build_for_avx2(libraries: Path) -> None:
-    """Compile the native convolution for AVX2. Without a compiler the rows are those of PyTorch's convolution."""
-    libraries.mkdir(parents=True, exist_ok=True)
-    compiler = libraries / "avx2-compiler.sh"
-    compiler.write_text(f'#!/bin/sh\nexec {os.environ.get("CXX", "c++")} "$@" -march=x86-64-v3\n', encoding="utf-8")
+def _build_native(folder: Path, architecture: str) -> None:
+    """Compile the native convolution with another -march, whose last mention counts. Raises CalledProcessError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    compiler = folder / "compiler.sh"
+    compiler.write_text(f'#!/bin/sh\nexec {os.environ.get("CXX", "c++")} "$@" {architecture}\n', encoding="utf-8")
     compiler.chmod(0o755)
     command = [sys.executable, "-m", "nada_core", "build-native"]
-    subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "CXX": str(compiler.resolve())}, stdout=sys.stderr, check=False
-    )
+    subprocess.run(command, cwd=ROOT, env={**os.environ, "CXX": str(compiler)}, stdout=sys.stderr, check=True)
 
 
 def matmul_peak(size: int = 2048) -> float:
@@ -89,7 +91,7 @@ def convolution_peak(channels: int = 512, side: int = 64) -> float:
 
 
 def measured_peak() -> float:
-    """The faster one of both, measured in a new process, which uses the vector extension of `limited_to`."""
+    """The faster one of both, measured in a new process, which uses the extension of `vectors`."""
     with get_context("spawn").Pool(1) as pool:
         return pool.apply(_peak)
 

@@ -10,8 +10,8 @@ The weights are random: StyleGAN2 config F and CLIP models of the architecture V
 runs in its own process, so that its peak memory can be measured. The sides run alternately, step by step. The figure is
 the median CPU time of a step on one thread, because other processes disturb it less than wall time. The first step is
 not timed; its floating-point operations are counted. The short run measures two cases, on processors with AVX-512 also
-limited to AVX2, and the wall time beside a busy process. Rows of --full and --cases are stored under out/ and reused;
-delete them to measure again.
+limited to AVX2, and the wall time beside a busy process. The native convolution is compiled for each into out/. Rows
+of --full and --cases are stored there and reused; delete them to measure again.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from torch.utils.flop_counter import flop_registry
 from benchmarks.busy import neighbor
 from benchmarks.endurance import memory
 from benchmarks.naive import NaiveGenerator, NaiveTraining
-from benchmarks.processor import capability, instruction_sets, limited_to, load, matmul_peak, measured_peak, model
+from benchmarks.processor import capability, instruction_sets, load, matmul_peak, measured_peak, model, vectors
 from benchmarks.speed_page import FULL_COLUMNS, SHORT_COLUMNS, head, merged, row, stored, write
 from nada_core import AdaptConfig, ClipGuide, LayerChoice, TextShift, load_generator, load_guide
 from nada_core.cli.profile import PARTS, Stopwatch, measure, peak_memory
@@ -274,16 +274,16 @@ def short(architecture: str, libraries: Path) -> Iterator[str]:
     machine = f"{model()}, {capability()}, {os.cpu_count()} processors, {load()} at the start"
     yield f"`python -m benchmarks.speed` on {machine}.\n"
     table, peaks = [head(SHORT_COLUMNS)], []
-    for vectors in instruction_sets():
-        with limited_to(vectors, libraries):
+    for name in instruction_sets():
+        with vectors(name, libraries):
             peak = measured_peak()
-            peaks.append(f"{vectors} {peak / 1e9:.0f} GFLOP/s")
+            peaks.append(f"{name} {peak / 1e9:.0f} GFLOP/s")
             for case in SHORT_CASES:
                 runs = compare(case, architecture)
                 for side, run in runs.items():
                     ratio = "1" if side == NAIVE else f"{runs[NAIVE].seconds / run.seconds:.1f}x"
                     share = f"{run.flops / run.seconds / peak:.0%}"
-                    table.append(row((label(case), vectors, side.name, f"{run.seconds:.2f} s", ratio, share)))
+                    table.append(row((label(case), name, side.name, f"{run.seconds:.2f} s", ratio, share)))
     yield "\n".join(table) + "\n"
     yield (
         "Share of peak: relative to the faster one of PyTorch's 2048 x 2048 matrix product and its 3x3 convolution of "
@@ -343,9 +343,10 @@ def main() -> None:
     section, table = stored(args.out / "speed.md")
     names = list(CASES) if args.full else args.cases
     if not names:
-        section = "\n".join(_printed(short(args.guide, args.runs / "avx2"))).strip()
+        section = "\n".join(_printed(short(args.guide, args.runs))).strip()
     for name in names:
-        table = merged(table, list(_printed(_stored_rows(args.runs / f"{name}.md", CASES[name], args.guide))))
+        with vectors(capability(), args.runs):
+            table = merged(table, list(_printed(_stored_rows(args.runs / f"{name}.md", CASES[name], args.guide))))
     write(args.out / "speed.md", section, table)
 
 

@@ -30,13 +30,13 @@ def test_speed_rows_replace_those_of_the_same_case_and_processor() -> None:
 
 
 def test_limit_of_vectors_ends_with_the_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processor, "_build_for_avx2", lambda libraries: None)
+    monkeypatch.setattr(processor, "_build_native", lambda folder, architecture: None)
     monkeypatch.setattr(processor, "capability", lambda: "AVX512")
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "DEFAULT")
     before = dict(os.environ)
     assert processor.instruction_sets() == ["AVX512", "AVX2"]
-    with processor.limited_to("AVX2", tmp_path):
+    with processor.vectors("AVX2", tmp_path):
         assert {name: os.environ[name] for name in processor.AVX2} == processor.AVX2
     assert dict(os.environ) == before
-    with processor.limited_to("AVX512", tmp_path):
-        assert dict(os.environ) == before
+    with processor.vectors("AVX512", tmp_path):
+        assert dict(os.environ) == before | {"TORCH_EXTENSIONS_DIR": str(tmp_path / "AVX512")}
