@@ -44,6 +44,17 @@ def test_measurement_stops_where_more_threads_bring_no_gain(
     assert quickest_threads(work) == best
 
 
+def test_number_that_is_much_slower_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, calls = [0.0], []
+
+    def work() -> None:
+        calls.append(torch.get_num_threads())
+        now[0] += {1: 0.1, 2: 5.0}[calls[-1]]
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    assert quickest_threads(work) == 1 and calls == [1, 1, 1, 1, 2]
+
+
 def test_single_thread_is_not_measured() -> None:
     def work() -> None:
         raise AssertionError("measured")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 import torch
 
 _CALLS, _SECONDS = 3, 1.0  # a number of threads is measured by so many calls, or until so much time has passed
+_HOPELESS = 3  # times the shortest time of a call, beside which even the first call of more threads is not repeated
 _GAIN = 0.9  # more threads must take at most this share of the time, because other work may need the processors
 
 
@@ -35,18 +37,21 @@ def quickest_threads(work: Callable[[], object], most: int | None = None) -> int
         most: the caller's number of threads by default.
     """
     most = most or torch.get_num_threads()
-    best, shortest = 1, 0.0
+    best, shortest = 1, math.inf
     for number in sorted({*(1 << power for power in range(most.bit_length())), most} if most > 1 else ()):
         with cpu_threads(number):
-            seconds = _seconds_per_call(work)
+            seconds = _seconds_per_call(work, _HOPELESS * shortest)
         if number > 1 and seconds > _GAIN * shortest:
             break
         best, shortest = number, seconds
     return best
 
 
-def _seconds_per_call(work: Callable[[], object]) -> float:
+def _seconds_per_call(work: Callable[[], object], hopeless: float) -> float:
+    start = time.perf_counter()
     work()  # the first call allocates memory and starts threads
+    if (seconds := time.perf_counter() - start) > hopeless:
+        return seconds
     start, calls = time.perf_counter(), 0
     while calls < _CALLS and (not calls or time.perf_counter() - start < _SECONDS):
         work()
