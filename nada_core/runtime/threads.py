@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 
 _CALLS, _SECONDS = 3, 1.0  # a number of threads is measured by so many calls, or until so much time has passed
-_HOPELESS = 3  # times the shortest time of a call, beside which even the first call of more threads is not repeated
+_MOST_SLOWDOWN = 3  # more threads whose first call takes longer, relative to the best number, are not measured again
 _GAIN = 0.9  # more threads must take at most this share of the time, because other work may need the processors
 
 
@@ -40,17 +40,17 @@ def quickest_threads(work: Callable[[], object], most: int | None = None) -> int
     best, shortest = 1, math.inf
     for number in sorted({*(1 << power for power in range(most.bit_length())), most} if most > 1 else ()):
         with cpu_threads(number):
-            seconds = _seconds_per_call(work, _HOPELESS * shortest)
+            seconds = _seconds_per_call(work, _MOST_SLOWDOWN * shortest)
         if number > 1 and seconds > _GAIN * shortest:
             break
         best, shortest = number, seconds
     return best
 
 
-def _seconds_per_call(work: Callable[[], object], hopeless: float) -> float:
+def _seconds_per_call(work: Callable[[], object], limit: float) -> float:
     start = time.perf_counter()
     work()  # the first call allocates memory and starts threads
-    if (seconds := time.perf_counter() - start) > hopeless:
+    if (seconds := time.perf_counter() - start) > limit:
         return seconds
     start, calls = time.perf_counter(), 0
     while calls < _CALLS and (not calls or time.perf_counter() - start < _SECONDS):
