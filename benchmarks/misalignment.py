@@ -27,7 +27,8 @@ Methods:
   are wrong without a tilt. `--fit-captions` writes it into the folder of the rows, as it differs in every fit: all
   machines must use the same one. `python -m nada_core.portraits.check out/misalignment/guide-captions.json` measures
   it. `captions pairs`: the direction of 64 true pairs of pictures instead of the text's, which separates the effect of
-  the image tower from that of the text. None of these rows run by default.
+  the image tower from that of the text. `portraits-64` after a name: this built-in CLIP model alone, which has the same
+  architecture, for comparison. None of these rows run by default.
 """
 
 from __future__ import annotations

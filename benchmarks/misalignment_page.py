@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.misalignment_rows import BY_CAPTIONS, BY_PAIRS, CHANGED, METHODS, ORACLES, SHOWN, Job, shown
+from benchmarks.misalignment_rows import CHANGED, FIRST, MAIN, METHODS, ORACLES, SHOWN, Job, shown
 from benchmarks.quality import higher_bar
 from nada_core import compare_grid, load_generator, save_image
 from nada_core.latents.sampling import render as render_latents
@@ -107,17 +107,11 @@ def mean_rank(groups: dict[Condition, dict[tuple[str, int], dict[str, Any]]], co
 
 
 def family(condition: Condition) -> str:
-    """Methods are ranked among those of the same kind: full, short, oracle, changes of a recipe, or caption guide."""
+    """Methods are ranked among those of the same kind: full, short, oracle, changes of the short recipe, one guide."""
     if condition.method in ORACLES:
         return "oracle"
-    kind = (
-        "captions"
-        if condition.method in {*BY_CAPTIONS, *BY_PAIRS}
-        else "changed"
-        if condition.method in CHANGED
-        else ""
-    )
-    return kind + ("short" if condition.method.startswith("short") else "full")
+    length = "short" if condition.method.startswith("short") else "full"
+    return length if condition.method in MAIN else f"{length}, changed" if condition.method in CHANGED else "one guide"
 
 
 def gains(group: Mapping[tuple[str, int], dict[str, Any]], oracle: Mapping[tuple[str, int], dict[str, Any]]) -> str:
@@ -139,7 +133,8 @@ def comparisons(groups: Iterable[Condition]) -> Iterator[tuple[Condition, Condit
         changed = same_tilt and one.method.startswith(f"{other.method} ")
         recipe = same_tilt and one.method.replace("recipe", "paper") == other.method != one.method
         tilted = one.method == other.method and (one.leak > other.leak == 0) != (one.noise > other.noise == 0)
-        if changed or recipe or (tilted and (one.leak == other.leak or one.noise == other.noise)):
+        captions = same_tilt and one.method.replace("captions", FIRST) == other.method != one.method
+        if changed or captions or recipe or (tilted and (one.leak == other.leak or one.noise == other.noise)):
             yield one, other
 
 

@@ -98,13 +98,16 @@ CHANGED = {
         "all guides": {},
     }.items()
 }
+FIRST = GUIDES[0][0]  # of the architecture of the caption guide, but fitted with all losses
+ALONE = {f"{name} {FIRST}": MAIN[name] for name in ("short recipe", "short paper")}
 BY_CAPTIONS = {f"{name} captions": MAIN[name] for name in ("recipe", "paper", "short recipe", "short paper")}
 #: The same with the direction of true pairs instead of the text's: the effect of the image tower alone.
 BY_PAIRS = {f"{name} pairs": config for name, config in BY_CAPTIONS.items() if name.startswith("short")}
-METHODS = {**MAIN, **CHANGED, **BY_CAPTIONS, **BY_PAIRS}
+METHODS = {**MAIN, **CHANGED, **ALONE, **BY_CAPTIONS, **BY_PAIRS}
 #: The CLIP models of the methods that do not use `GUIDES`.
 _OTHER_GUIDES: dict[str, tuple[tuple[str, float], ...]] = {
     "short recipe all guides": (*GUIDES, (HELD_OUT, 1.0)),
+    **dict.fromkeys(ALONE, ((FIRST, 1.0),)),
     **dict.fromkeys([*BY_CAPTIONS, *BY_PAIRS], ((CAPTIONS, 1.0),)),
 }
 
@@ -171,6 +174,7 @@ def further_weights(runs: Path) -> dict[str, str]:
     files = {CAPTIONS: runs / f"{CAPTIONS}.safetensors", HELD_OUT: BUILTIN / "guide.safetensors"}
     digests = {name: sha256(path)[:8] if path.exists() else "missing" for name, path in files.items()}
     found = {m: [digests[name] for name, _ in pairs if name in digests] for m, pairs in _OTHER_GUIDES.items()}
+    found |= dict.fromkeys(ALONE, [FIRST])
     faces = {m: [sha256(BUILTIN / "identity.safetensors")[:8]] for m, config in METHODS.items() if config.id}
     return {method: ",".join(digests) for method, digests in (found | faces).items()}
 

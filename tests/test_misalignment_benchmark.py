@@ -25,6 +25,7 @@ from benchmarks.misalignment_page import (
     paired,
 )
 from benchmarks.misalignment_rows import (
+    ALONE,
     BY_CAPTIONS,
     BY_PAIRS,
     CAPTIONS,
@@ -71,6 +72,7 @@ def test_keys_differ_in_everything_that_changes_a_row() -> None:
     others = [job._replace(**change) for change in ({"seed": 1}, {"leak": 0.2}, {"noise": 0.4}, {"target": "elf"})]
     others += [job._replace(method=method) for method in METHODS if method != "recipe"]
     further = {**dict.fromkeys([*BY_CAPTIONS, *BY_PAIRS], "caption guide"), "short recipe all guides": "held-out guide"}
+    further |= dict.fromkeys(ALONE, "first guide")
     keys = {key(other, "weights", further) for other in (job, *others)} | {key(job, "other weights", further)}
     assert len(keys) == len(others) + 2
     (captions, *_) = BY_CAPTIONS
