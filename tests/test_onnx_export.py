@@ -78,7 +78,13 @@ def test_onnx_models_equal_pytorch_at_other_opsets(age: str, tmp_path: Path) -> 
     generator, path = tiny.generator(), tmp_path / "a.onnx"
     export_onnx(generator, path, opset=opset)
     assert read_onnx_metadata(path)["opset"] == str(opset)
-    assert largest_error(generator, path, 2, torch.tensor([1.0])) < LIMIT
+    try:
+        error = largest_error(generator, path, 2, torch.tensor([1.0]))
+    except Exception as refusal:
+        if age == "oldest" or "version" not in str(refusal):
+            raise
+        pytest.skip(f"this onnxruntime is older than onnx: {refusal}")
+    assert error < LIMIT
 
 
 def test_onnx_export_of_the_built_in_generator_with_a_domain(
