@@ -676,7 +676,7 @@ def test_memory_requests_are_recorded(host: Host) -> None:
     assert host.freed == [(100, torch.device("cpu"))] and (host.emptied, host.unloaded) == (1, 1)
     assert management.get_free_memory() == host.free_bytes and management.processing_interrupted()
     assert management.is_oom(host.OOM_EXCEPTION("x")) and not management.is_oom(ValueError("out of memory"))
-    # Without torch.AcceleratorError, which is new in 2.8, ComfyUI goes by the message.
+    # Without torch.AcceleratorError, which torch 2.6 lacks, ComfyUI goes by the message.
     assert management.is_oom(RuntimeError("out of memory")) != hasattr(torch, "AcceleratorError")
     assert management.intermediate_device() == torch.device("cpu")
 

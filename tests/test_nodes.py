@@ -281,7 +281,7 @@ def test_import_loads_no_heavy_modules(tmp_path: Path) -> None:
     assert not {"PIL", "open_clip", "lpips", "torchvision", "scipy", "matplotlib", "tyro"} & set(loaded)
 
 
-@pytest.mark.parametrize("endings", [[".foo"], {".foo", ".pt"}, set()], ids=repr)
+@pytest.mark.parametrize("endings", [[".foo"], {".foo", ".pt"}, set()], ids=["list", "set", "empty set"])
 def test_existing_folder_registrations_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, endings: Any) -> None:
     host = install(monkeypatch, tmp_path / "comfy")
     theirs = tmp_path / "theirs"
