@@ -67,7 +67,8 @@ class PictureSpan:
         share = sizes.square().cumsum(0) / sizes.square().sum()
         basis = directions[: int((share < _VARIANCE).sum()) + 1]
         known, photos = readable(contents), embeddings[STYLES[0]]
-        attributes = torch.linalg.lstsq(known - known.mean(0), photos - photos.mean(0)).solution
+        pair = (x.double() - x.double().mean(0) for x in (known, photos))  # in float32, processes differ by rounding
+        attributes = torch.linalg.lstsq(*pair).solution.float()
         return cls(means, basis, attributes)
 
     def offset(self, source: str, target: str) -> Tensor:
