@@ -275,6 +275,19 @@ def test_implausible_points_are_no_face(detector: SimpleNamespace) -> None:
     assert find_faces(photo()) == []
 
 
+def test_small_uncertain_face_beside_a_large_one_is_left_out(detector: SimpleNamespace) -> None:
+    pattern, face = placed(100 + 100j, 0.2), placed(250 + 200j)
+    boxes, marks = rows(pattern, face)
+    detector.answer = (boxes, marks)
+    boxes[0][4] = 0.99
+    assert len(find_faces(photo())) == 2
+    boxes[0][4] = 0.95
+    assert [found.nose for found in find_faces(photo())] == [pytest.approx(face.nose)]
+    detector.answer = rows(placed(100 + 100j, 0.8), face)
+    detector.answer[0][0][4] = 0.95
+    assert len(find_faces(photo())) == 2, "of about the same size"
+
+
 def test_missing_detector_error_names_the_alternatives(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mtcnnruntime", None)
     with pytest.raises(ValueError, match="pip install mtcnn-runtime.*five points by hand.*middle of the picture"):

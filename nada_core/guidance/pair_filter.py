@@ -68,7 +68,8 @@ def wrong_pairs(
     if len(usual) >= MIN_PAIRS and usual.mean() > _OTHER_ORDER:
         raise ValueError(
             f"Got images that resemble other latents as much as their own (mean rank {usual.mean():.2f}, 0.5 is "
-            "chance), expected one image per latent in the same order. Sort them, or set max_rank to 1 if they are."
+            "chance), expected one image per latent in the same order. Sort them; if they are in order, edit them "
+            "less, such as with a lower denoise, or set max_rank to 1."
         )
     others = len(rank) - 1
     limit = max(1, int(max_rank * others))

@@ -15,6 +15,7 @@ from .face_points import FacePoints, is_upright
 
 _MIN_FACE = 100  # the detector looks for faces of 20 pixels or a hundredth of the photo, whichever is larger
 _THRESHOLDS = [0.7, 0.7, 0.9]  # of the detector's networks; with the usual 0.7 for the last, cloth is taken for a face
+_CERTAIN, _SMALL = 0.98, 0.3  # score, and share of the largest face, that patterns in the background stay below
 _MARGIN = 0.25  # of each side, added around the photo for the detector
 
 BY_HAND = "give the five points by hand, or take the middle of the picture without looking for a face"
@@ -27,8 +28,9 @@ class NoFaceError(ValueError):
 def find_faces(image: Tensor) -> list[FacePoints]:
     """Find the faces of a photo [1, 3, H, W] in -1..1, the largest first.
 
-    Faces on their side or upside down are missed, as are those under 20 pixels or a hundredth of the photo. The weights
-    of the detector come with its package. Raises ValueError when it is not installed.
+    Faces on their side or upside down are missed, as are those under 20 pixels or a hundredth of the photo.
+    Small faces beside a large one must be certain. The weights of the detector come with its package. Raises
+    ValueError when it is not installed.
     """
     import numpy
 
@@ -53,7 +55,9 @@ def find_faces(image: Tensor) -> list[FacePoints]:
             raise
         return []  # the detector raises this when it has no candidates
     # A box is x, y, x, y, score; marks are the five x, then the five y.
-    order = sorted(range(len(boxes)), key=lambda row: -_area(boxes[row]))
+    least = _SMALL**2 * max(map(_area, boxes), default=0.0)
+    order = [row for row, box in enumerate(boxes) if box[4] >= _CERTAIN or _area(box) >= least]
+    order.sort(key=lambda row: -_area(boxes[row]))
     faces = [[(float(marks[row][i]) - beside, float(marks[row][i + 5]) - above) for i in range(5)] for row in order]
     return [FacePoints(*face) for face in faces if is_upright(face)]
 
