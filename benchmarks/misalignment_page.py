@@ -21,6 +21,7 @@ from nada_core.portraits.content import Content
 
 _DRAWN = ("recipe", "recipe k=4", "short recipe", "short recipe k=4", "short paper", "oracle")
 _MIN_PAIRS = 6  # with fewer, Wilcoxon's test cannot reach p = 0.05
+_MIN_GAIN = 0.1  # of the source's distance: where the oracle gains less, such as for elves, a share says nothing
 _FIGURES = tuple(Verdict.__dataclass_fields__)
 Rows = dict[Job, dict[str, Any]]
 
@@ -121,8 +122,10 @@ def gains(group: Mapping[tuple[str, int], dict[str, Any]], oracle: Mapping[tuple
         best = [other["distance"] for (t, _), other in oracle.items() if t == target]
         if not best:
             return "-"
-        shares.append((row["source_distance"] - row["distance"]) / (row["source_distance"] - statistics.fmean(best)))
-    return f"{statistics.fmean(shares):.2f}"
+        possible = row["source_distance"] - statistics.fmean(best)
+        if possible > _MIN_GAIN * row["source_distance"]:
+            shares.append((row["source_distance"] - row["distance"]) / possible)
+    return f"{statistics.fmean(shares):.2f}" if shares else "-"
 
 
 def comparisons(groups: Iterable[Condition]) -> Iterator[tuple[Condition, Condition]]:
@@ -131,7 +134,8 @@ def comparisons(groups: Iterable[Condition]) -> Iterator[tuple[Condition, Condit
     for one, other in itertools.permutations(known, 2):
         same_tilt = one[1:] == other[1:]
         changed = same_tilt and one.method.startswith(f"{other.method} ")
-        recipe = same_tilt and one.method.replace("recipe", "paper") == other.method != one.method
+        replaced = {one.method.replace(name, "paper") for name in ("recipe", "recipe k=4")}
+        recipe = same_tilt and other.method in replaced - {one.method}
         tilted = one.method == other.method and (one.leak > other.leak == 0) != (one.noise > other.noise == 0)
         captions = same_tilt and one.method.replace("captions", FIRST) == other.method != one.method
         if changed or captions or recipe or (tilted and (one.leak == other.leak or one.noise == other.noise)):

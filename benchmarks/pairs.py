@@ -283,8 +283,7 @@ def page(rows: dict[Job, dict[str, Any]], found: str) -> str:
 
 Printed by `python -m benchmarks.pairs`: mean, and ± standard deviation where there are several seeds; 192 held-out
 latents. The docstring of `benchmarks/pairs.py` describes teachers and methods. Of at least 8 pairs, a quarter is held
-out. Rows that are missing have not been measured, nor have a real diffusion model, published generators, LPIPS, and a
-structure loss on the tokens of DINO.
+out. Rows that are missing have not been measured, nor have a trained diffusion model, published generators, and LPIPS.
 
 - **judge**, **attributes**, **distance**, **diversity**, **higher bar**: as in [quality](../quality/README.md), whose
   method `recipe` trains by text without pairs.
