@@ -109,7 +109,7 @@ def test_two_processes_learn_pairs_like_one(folder: Path) -> None:
         assert set(alone[0]) == {"direction", "angle", "pair_l1", "pair_edges", "locality"}
         assert shared[0] == pytest.approx(alone[0], rel=1e-4)
         for one, other in zip(alone, shared, strict=True):  # Adam amplifies rounding
-            assert other == pytest.approx(one, rel=2e-2)
+            assert other == pytest.approx(one, rel=2e-2, abs=5e-4)  # angle is nearly 0
 
 
 def test_uneven_batches_are_refused(folder: Path) -> None:
