@@ -322,3 +322,12 @@ def test_settings_of_a_generator_keep_its_optimizer() -> None:
     config = PairsConfig.for_training(base).training
     assert (config.lr, config.schedule, config.noise) == (0.015, "cosine", "const")
     assert (config.pool, config.steps, config.batch) == (0, 200, 4)
+
+
+def test_only_edits_that_moved_are_changed(source: tiny.StyleGAN2, latents: Latents, edited: Tensor) -> None:
+    given = Pairs.of(source, latents, edited, settings(align=0.1))
+    assert torch.equal(given.prepared((), None, 0).targets, given.after)
+    moved = torch.stack([image.roll(index % 3 - 1, -1) for index, image in enumerate(edited)])
+    given = Pairs.of(source, latents, moved, settings(align=0.1))
+    prepared = given.prepared((), None, 0)
+    assert not torch.equal(prepared.targets, moved) and torch.equal(prepared.after, moved)

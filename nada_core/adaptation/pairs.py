@@ -123,8 +123,11 @@ class Pairs:
 
     def _unmoved(self, before: Tensor, rows: list[int]) -> Tensor:
         """The edits, those of `rows` with their moves undone."""
+        moves = translations(before[rows], self.after[rows], self.config.align)
+        if not moves.any():
+            return self.after
         targets = self.after.clone()
-        for row, move in zip(rows, translations(before[rows], self.after[rows], self.config.align), strict=True):
+        for row, move in zip(rows, moves, strict=True):
             targets[row] = translated(self.after[row : row + 1], -move[None])[0]
         return targets
 

@@ -68,7 +68,7 @@ class Convert(Command):
     """Rewrite a generator as .safetensors (this package's format), .pt (rosinality's) or .onnx.
 
     ONNX needs the Python package onnx. OUT is then the synthesis network, from latents of W+ to images; the mapping
-    network is written beside it as NAME-mapping.onnx.
+    network is written to the same folder as NAME-mapping.onnx.
 
     example:
       python -m nada_core convert ffhq.pkl ffhq.safetensors

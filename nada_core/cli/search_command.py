@@ -31,7 +31,7 @@ class Search(TrainingFlags):
     """
 
     judge: Text = flag(None, "the held-out CLIP model (default: that stored in the generator's file)")
-    out: str = required("the recipe to write, .json; a plot, images and the study are written beside it")
+    out: str = required("the recipe to write, .json; a plot, images and the study are written to its folder")
     storage: Text = flag(
         None,
         "where the study is stored: a journal file, or the URL of a database such as sqlite:///study.db; workers with "

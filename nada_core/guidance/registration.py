@@ -25,7 +25,7 @@ def translations(before: Tensor, after: Tensor, reach: float) -> Tensor:
     """Find how far each edit was moved: (right, down) [N, 2] as a share of the side.
 
     The median of all edits is subtracted: it belongs to the style, such as longer chins, and not to one image. Where
-    most of what is left is less than half a pixel, nothing moved, and all are 0.
+    what is left is less than half a pixel for most edits, nothing moved, and all are 0.
 
     Args:
         before, after: images and their edits, [N, C, R, R] in -1..1.
@@ -33,14 +33,16 @@ def translations(before: Tensor, after: Tensor, reach: float) -> Tensor:
     """
     before, after = (_shrunk(images, _FINE) for images in (before, after))
     moves, size = after.new_zeros(len(after), 2), after.shape[-1]
-    side = min(size, _COARSE)
-    radius = 1 + math.ceil(reach * side)  # one more, for the parabola
-    while side <= size:
+    first = min(size, _COARSE)
+    radius = 1 + math.ceil(reach * first)  # one more, for the parabola
+    for side in (first, 2 * first, 4 * first):
+        if side > size:
+            break
         images, edits = _shrunk(before, side), _shrunk(translated(after, -moves), side)
         moves = (moves + _residual(_edges(images), _edges(edits), radius) / side).clamp(-reach, reach)
-        side, radius = 2 * side, 2
+        error, radius = _ERROR / side, 2
     moves = moves - moves.quantile(0.5, dim=0)
-    return moves * (moves.abs().median() * side / 2 > _ERROR)
+    return moves * (moves.abs().amax(1).median() > error)
 
 
 def translated(images: Tensor, moves: Tensor) -> Tensor:
@@ -68,8 +70,9 @@ def _residual(images: Tensor, edits: Tensor, radius: int) -> Tensor:
     side, width = images.shape[-1] - 2 * radius, 2 * radius + 1
     places = (torch.arange(side, device=images.device) + 0.5) / side
     taper = (torch.minimum(places, 1 - places) / _TAPER).clamp(max=1)
-    window = (0.5 - 0.5 * torch.cos(torch.pi * taper))[:, None] * (0.5 - 0.5 * torch.cos(torch.pi * taper))
-    window = window / window.sum()
+    profile = 0.5 - 0.5 * torch.cos(torch.pi * taper)
+    profile = profile / profile.sum()
+    window = profile[:, None] * profile
     inner = _centered(images[..., radius : radius + side, radius : radius + side], window)
     scores = []
     for down in range(width):

@@ -213,7 +213,7 @@ def fit(
 def run_stages(
     stage: type[Stage], path: Path, config: dict[str, Any], minutes: float, contents: int, seed: int, log: Path | None
 ) -> None:
-    """Run both stages of a kind and write the weights to path, and the config beside it."""
+    """Run both stages of a kind and write the weights to path, and the config to the same folder."""
     stage(path, config, seed, log).run(0.56 * minutes, contents)
     stage(path, config, seed + 7, log, start=path).run(0.44 * minutes, contents)
 
