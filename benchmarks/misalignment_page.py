@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.misalignment_rows import CHANGED, FIRST, MAIN, METHODS, ORACLES, SHOWN, Job, shown
+from benchmarks.misalignment_rows import CHANGED, COUNTED, FIRST, MAIN, METHODS, ORACLES, SHOWN, Job, shown
 from benchmarks.quality import higher_bar
 from nada_core import compare_grid, load_generator, save_image
 from nada_core.latents.sampling import render as render_latents
@@ -112,7 +112,7 @@ def family(condition: Condition) -> str:
     if condition.method in ORACLES:
         return "oracle"
     length = "short" if condition.method.startswith("short") else "full"
-    return length if condition.method in MAIN else f"{length}, changed" if condition.method in CHANGED else "one guide"
+    return length if condition.method in {*MAIN, *COUNTED} else f"{length}, changed" if condition.method in CHANGED else "one guide"
 
 
 def gains(group: Mapping[tuple[str, int], dict[str, Any]], oracle: Mapping[tuple[str, int], dict[str, Any]]) -> str:

@@ -84,6 +84,11 @@ ORACLES = {
     **{f"oracle {train}": _oracle(train, pace) for train, pace in _PACE.items()},
 }
 MAIN = {**_FULL, **{f"short {name}": replace(config, steps=_SHORT) for name, config in _FULL.items()}, **ORACLES}
+#: Other numbers of layers.
+COUNTED = {
+    f"short recipe k={count}": replace(_layers("recipe", mode="adaptive", count=count), steps=_SHORT)
+    for count in (1, 2, 6)
+}
 
 CAPTIONS = "guide-captions"  # the CLIP model of `nada_core.portraits.fitting.caption_guide`, in the folder of the rows
 #: One change of the short recipe each; the weights of the terms are those of `benchmarks.quality`.
@@ -103,7 +108,7 @@ ALONE = {f"{name} {FIRST}": MAIN[name] for name in ("short recipe", "short paper
 BY_CAPTIONS = {f"{name} captions": MAIN[name] for name in ("recipe", "paper", "short recipe", "short paper")}
 #: The same with the direction of true pairs instead of the text's: the effect of the image tower alone.
 BY_PAIRS = {f"{name} pairs": config for name, config in BY_CAPTIONS.items() if name.startswith("short")}
-METHODS = {**MAIN, **CHANGED, **ALONE, **BY_CAPTIONS, **BY_PAIRS}
+METHODS = {**MAIN, **COUNTED, **CHANGED, **ALONE, **BY_CAPTIONS, **BY_PAIRS}
 #: The CLIP models of the methods that do not use `GUIDES`.
 _OTHER_GUIDES: dict[str, tuple[tuple[str, float], ...]] = {
     "short recipe all guides": (*GUIDES, (HELD_OUT, 1.0)),

@@ -340,6 +340,7 @@ def main() -> None:
         lines = rows(case, compare(case, args.guide), matmul_peak())
         sys.stdout.write("\n".join([head(FULL_COLUMNS), *lines]) + "\n")
         return
+    args.out.mkdir(parents=True, exist_ok=True)
     section, table = stored(args.out / "speed.md")
     names = list(CASES) if args.full else args.cases
     if not names:
