@@ -22,8 +22,8 @@ Methods:
 - `oracle`: no CLIP model. The generator is fitted to the true pictures of 512 latents: what its weights can do.
   `oracle NAME`: the same with another parametrization.
 - `short recipe` and a change, which do not run by default. `- angle`: the directional loss alone. `+ NAME`: one more
-  loss term, or the weight regularizer, or the identity loss. `only global`: the global loss alone, as a naive method.
-  `all guides`: the held-out CLIP model leads too.
+  loss term, or the weight regularizer, or the identity loss. `convolutions` and so on: another parametrization.
+  `only global`: the global loss alone, as a naive method. `all guides`: the held-out CLIP model leads too.
 - `captions` after a name: the CLIP model is one that was fitted by noisy captions alone, so that its text directions
   are wrong without a tilt. `--fit-captions` writes it into the folder of the rows, as it differs in every fit: all
   machines must use the same one. `python -m nada_core.portraits.check out/misalignment/guide-captions.json` measures

@@ -112,7 +112,9 @@ def family(condition: Condition) -> str:
     if condition.method in ORACLES:
         return "oracle"
     length = "short" if condition.method.startswith("short") else "full"
-    return length if condition.method in {*MAIN, *COUNTED} else f"{length}, changed" if condition.method in CHANGED else "one guide"
+    if condition.method in {*MAIN, *COUNTED}:
+        return length
+    return f"{length}, changed" if condition.method in CHANGED else "one guide"
 
 
 def gains(group: Mapping[tuple[str, int], dict[str, Any]], oracle: Mapping[tuple[str, int], dict[str, Any]]) -> str:

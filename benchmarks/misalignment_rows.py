@@ -98,9 +98,15 @@ CHANGED = {
         "- angle": {"terms": {"direction": 1.0}},
         **{f"+ {term}": {"terms": QUALITY[f"+ {term}"].config.terms} for term in _TERMS},
         "+ weight_reg": {"weight_reg": QUALITY["+ weight_reg"].config.weight_reg},
+        "+ weight_reg, Fisher": {"weight_reg": 10.0, "fisher_samples": 64},
+        "+ patches": {"patches": QUALITY["+ patches"].config.patches},
         "+ id": {"id": QUALITY["+ id"].config.id},
         "only global": {"terms": {"global": 1.0}},
         "all guides": {},
+        **{
+            train: {"layers": replace(MAIN["short recipe"].layers, train=train), "lr": MAIN["short recipe"].lr * pace}
+            for train, pace in _PACE.items()
+        },
     }.items()
 }
 FIRST = GUIDES[0][0]  # of the architecture of the caption guide, but fitted with all losses
