@@ -11,6 +11,9 @@ journal of JSON lines under a file lock. Any number of processes, on one or seve
 may run the same command: each takes the next row that no other has. A row whose process ended early is taken again
 after --stale minutes.
 
+A run is also measured on its way, so that the page can compare methods where they have reached equal quality instead of
+after equal steps. Older rows lack this; --paths runs them again.
+
 Methods:
 
 - `recipe`: the recommended settings of the built-in generator, all layers. `recipe k=4`: the four layers (of nine)
@@ -94,6 +97,7 @@ def main() -> None:
     parser.add_argument("--noises", nargs="+", type=float, default=[0.0])
     parser.add_argument("--stale", type=float, default=60.0, help="minutes after which an unfinished row is run again")
     parser.add_argument("--fit-captions", type=float, metavar="MINUTES", help="run nothing; fit the caption guide")
+    parser.add_argument("--paths", action="store_true", help="run rows again that were not measured on their way")
     parser.add_argument("--page", action="store_true", help="run nothing; write the page and grids of all stored rows")
     parser.add_argument("--out", type=Path, default=Path("docs"), help="folder of the page (%(default)s)")
     parser.add_argument("--runs", type=Path, default=Path("out/misalignment"), help="folder of the rows (%(default)s)")
@@ -110,7 +114,7 @@ def main() -> None:
         and (needing := [m for m in args.methods if m in {*BY_CAPTIONS, *BY_PAIRS}])
     ):
         parser.error(f"{', '.join(needing)} need {guide}; run --fit-captions 40 first")
-    journal = Journal(args.runs / "rows.jsonl", args.stale * 60)
+    journal = Journal(args.runs / "rows.jsonl", args.stale * 60, "path" if args.paths else "")
     weights, further = weights_digest(), further_weights(args.runs)
     by_key = {
         key(job, weights, further): job for job in plan(args.targets, args.seeds, args.leaks, args.noises, args.methods)

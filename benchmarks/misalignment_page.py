@@ -21,6 +21,7 @@ from nada_core.portraits.content import Content
 
 _DRAWN = ("recipe", "recipe k=4", "short recipe", "short recipe k=4", "short paper", "oracle")
 _MIN_PAIRS = 6  # with fewer, Wilcoxon's test cannot reach p = 0.05
+_QUALITY = 0.9  # the judge's share at which methods are compared on their way
 _MIN_GAIN = 0.1  # of the source's distance: where the oracle gains less, such as for elves, a share says nothing
 _FIGURES = tuple(Verdict.__dataclass_fields__)
 Rows = dict[Job, dict[str, Any]]
@@ -144,21 +145,36 @@ def comparisons(groups: Iterable[Condition]) -> Iterator[tuple[Condition, Condit
             yield one, other
 
 
-def paired(rows: Rows) -> Iterator[str]:
+def paired(rows: Rows, names: Sequence[str] = tuple(FIGURES)) -> Iterator[str]:
     """Markdown: mean differences over equal targets and seeds, and p where there are enough pairs."""
-    yield "| first | against | pairs | " + " | ".join(FIGURES) + " |"
-    yield "|---" * (3 + len(FIGURES)) + "|"
+    yield "| first | against | pairs | " + " | ".join(names) + " |"
+    yield "|---" * (3 + len(names)) + "|"
     groups = by_condition(rows)
     for one, other in comparisons(groups):
         common = sorted(set(groups[one]) & set(groups[other]))
         if not common:
             continue
         cells = []
-        for figure, _ in FIGURES.values():
+        for figure in (FIGURES[name][0] for name in names):
             change = [figure(groups[one][pair]) - figure(groups[other][pair]) for pair in common]
             p = f" (p {p_value(change):.3f})" if len(common) >= _MIN_PAIRS else ""
             cells.append(f"{statistics.fmean(change):+.3f}{p}")
         yield f"| {one} | {other} | {len(common)} | {' | '.join(cells)} |"
+
+
+def matched(rows: Rows) -> Iterator[str]:
+    """Markdown: paired differences where the judge first accepts `_QUALITY` of the images; other runs are omitted."""
+    reached = {job: found for job, row in rows.items() if (found := first_reaching(row.get("path", ()), _QUALITY))}
+    return paired(reached, ("attributes", "distance", "diversity error"))
+
+
+def first_reaching(path: Sequence[dict[str, Any]], quality: float) -> dict[str, Any] | None:
+    """Return the figures of a run where the judge's share first reaches `quality`, interpolated, or None."""
+    for before, after in itertools.pairwise(path):
+        if before["judge"] < quality <= after["judge"]:
+            part = (quality - before["judge"]) / (after["judge"] - before["judge"])
+            return {name: value + part * (after[name] - value) for name, value in before.items()}
+    return None
 
 
 def p_value(differences: Sequence[float]) -> float:
@@ -205,7 +221,7 @@ def page(rows: Rows, pictures: Sequence[str]) -> str:
     return _PAGE.format(**tables, grids=grids)
 
 
-TABLES = {"dial": dial, "overview": overview, "paired": paired, "details": details}
+TABLES = {"dial": dial, "overview": overview, "paired": paired, "matched": matched, "details": details}
 _PAGE = """# Adaptation with misaligned text directions
 
 Printed by `python -m benchmarks.misalignment --page` from the rows that have been run. Targets, seeds, methods and
@@ -239,6 +255,13 @@ corrected for the number of tests. Pairs of one target are not independent, whic
 absolute logarithm of the diversity; lower is better. *Distance*: lower is better.
 
 {paired}
+
+## At equal quality
+
+The same differences, not after equal steps, but where the judge first accepts 90 % of the images, between two of the
+measurements of each run. Runs that do not reach this share are omitted, and so is the other one of the pair.
+
+{matched}
 
 ## Every target
 

@@ -30,6 +30,7 @@ from nada_core import (
     load_guide,
     load_identity,
 )
+from nada_core.adaptation.adapt import Step
 from nada_core.guidance.shifts import Shift
 from nada_core.io.checkpoint_file import BUILTIN, sha256
 from nada_core.latents.sampling import render as render_latents
@@ -53,6 +54,8 @@ class Job(NamedTuple):
 
 _GAP = 0.8  # added where there is noise
 SHOWN = 5
+#: Finished steps after which a run is measured on its way, so that methods can be compared at equal quality.
+_CHECKS = (10, 20, 30, 40, 50, 60, 80, 100, 150, 200, 300, 400)
 _SHORT = 100
 _ORACLE_STEPS, _ORACLE_LATENTS = 300, 512
 _PAIRS = 64  # of the methods whose direction is that of true pairs
@@ -146,7 +149,7 @@ class World:
     def run(self, job: Job) -> tuple[dict[str, Any], torch.Tensor]:
         """Run one adaptation; return its figures and the images of fixed latents."""
         row, adapted = self._oracle(job) if job.method in ORACLES else self._adapt(job)
-        figures = examine(self.judge, self.content, self.source, adapted, job.target).as_row()
+        figures = self._examine(adapted, job)
         images = render_latents(adapted, sample(self.source, range(SHOWN), psi=1.0), batch=8)
         return {"job": list(job), **row, **figures}, images
 
@@ -160,16 +163,24 @@ class World:
         for guide, _ in guides:
             m = self.spans[guide.fingerprint].misalignment(shift.direction(guide), SOURCE, job.target)
             measured[guide.name] = asdict(m)
-        config = replace(METHODS[job.method], seed=job.seed)
-        result = adapt(self.source, guides, shift, config, identity=self.identity if config.id else None)
-        return {"measured": measured}, result.generator
+        config, path = replace(METHODS[job.method], seed=job.seed), []
+
+        def check(step: Step) -> None:
+            if (done := step.index + 1) in _CHECKS:
+                path.append({"steps": done, **self._examine(step.generator, job)})
+
+        result = adapt(self.source, guides, shift, config, on_step=check, identity=self.identity if config.id else None)
+        return {"measured": measured, "path": path}, result.generator
+
+    def _examine(self, adapted: Generator, job: Job) -> dict[str, float]:
+        return examine(self.judge, self.content, self.source, adapted, job.target).as_row()
 
     def _oracle(self, job: Job) -> tuple[dict[str, Any], Generator]:
         latents = sample(self.source, range(20_000, 20_000 + _ORACLE_LATENTS), psi=1.0)
         training = replace(METHODS[job.method], seed=job.seed)
         config = replace(_ORACLE_PAIRS, training=training)
         images = render(self.content(latents.ws), job.target)
-        return {}, adapt_to_pairs(self.source, latents, images, config).generator
+        return {"path": []}, adapt_to_pairs(self.source, latents, images, config).generator
 
 
 def weights_digest() -> str:
@@ -219,6 +230,7 @@ class Journal:
 
     path: Path
     stale: float  # seconds after which a claim without a row is void
+    needs: str = ""  # a value without which a row counts as unfinished
 
     def rows(self) -> dict[str, dict[str, Any]]:
         """Return the finished rows by key."""
@@ -227,14 +239,19 @@ class Journal:
     def claim(self, keys: Sequence[str]) -> str | None:
         """Take the first key that is neither finished nor claimed; None where there is none."""
         with self._locked():
-            taken = {line["key"] for line in self._lines() if "row" in line or self._is_fresh(line)}
+            taken = {line["key"] for line in self._lines() if self._is_finished(line) or self._is_fresh(line)}
             free = next((key for key in keys if key not in taken), None)
             if free is not None:
                 self._append({"key": free, "time": time.time(), "worker": f"{socket.gethostname()} {os.getpid()}"})
         return free
 
-    def _is_fresh(self, claim: Mapping[str, Any]) -> bool:
-        return abs(time.time() - claim["time"]) < self.stale  # a claim of the future was made before the clock was set
+    def _is_finished(self, line: Mapping[str, Any]) -> bool:
+        return "row" in line and (not self.needs or self.needs in line["row"])
+
+    def _is_fresh(self, line: Mapping[str, Any]) -> bool:
+        return (
+            "row" not in line and abs(time.time() - line["time"]) < self.stale
+        )  # a claim of the future was made before the clock was set
 
     def finish(self, key: str, row: dict[str, Any]) -> None:
         with self._locked():

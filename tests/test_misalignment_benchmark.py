@@ -17,7 +17,9 @@ from benchmarks.misalignment_page import (
     Rows,
     by_condition,
     comparisons,
+    first_reaching,
     gains,
+    matched,
     mean_rank,
     overview,
     p_value,
@@ -65,6 +67,17 @@ def test_claims_without_a_row_expire_and_cut_off_lines_are_skipped(tmp_path: Pat
     journal.finish("d", {"judge": 0.25})
     assert journal.rows() == {"a": {"judge": 1.0}, "d": {"judge": 0.25}}
     assert journal.claim(["c"]) == "c"
+
+
+def test_rows_without_a_needed_value_are_run_again(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    old, journal = Journal(path, stale=60), Journal(path, stale=60, needs="path")
+    old.finish("a", {"judge": 1.0})
+    old.finish("b", {"judge": 1.0, "path": []})
+    assert old.claim(["a", "b"]) is None
+    assert journal.claim(["a", "b"]) == "a" and journal.claim(["a", "b"]) is None
+    journal.finish("a", {"judge": 0.5, "path": []})
+    assert Journal(path, stale=0, needs="path").claim(["a", "b"]) is None and journal.rows()["a"]["judge"] == 0.5
 
 
 def test_keys_differ_in_everything_that_changes_a_row() -> None:
@@ -154,6 +167,22 @@ def test_summary_finds_a_planted_difference(rows: Rows) -> None:
     change, p = line.split("|")[5].split("(p")
     assert float(change) == pytest.approx(0.05, abs=0.01) and float(p.strip(" )")) < 0.01
     assert p_value([0.0] * 9) == 1 and p_value([0.1, -0.1, 0.2, -0.2, 0.1, -0.1]) > 0.5
+
+
+def test_methods_are_compared_where_they_reach_equal_quality(rows: Rows) -> None:
+    """The slower method keeps more after equal steps, and equally much at equal quality."""
+    rows = {job: row for job, row in rows.items() if job.leak}
+    for job, row in rows.items():
+        steps = (10, 20, 40) if job.method == "recipe" else (20, 40, 80)
+        points = zip(steps, (0.0, 0.8, 1.0), (1.0, 0.9, 0.7), strict=True)
+        own = {name: value for name, value in row.items() if isinstance(value, float)}
+        row["path"] = [{**own, "steps": step, "judge": judge, "kept": kept} for step, judge, kept in points]
+    found = first_reaching(rows[Job("joker", 0, 0.1, 0.0, "recipe")]["path"], 0.9)
+    assert found is not None and found["steps"] == pytest.approx(30) and found["kept"] == pytest.approx(0.8)
+    (line,) = (line for line in matched(rows) if line.startswith("| recipe k=4, leak 0.1 | recipe, leak 0.1 | 9 |"))
+    assert line.split("|")[4].split() == ["+0.000", "(p", "1.000)"]
+    rows[Job("elf", 0, 0.1, 0.0, "recipe")]["path"][-1]["judge"] = 0.85
+    assert any("| recipe, leak 0.1 | 8 |" in line for line in matched(rows))
 
 
 def test_changed_recipes_do_not_enter_the_ranks_of_the_main_methods(rows: Rows) -> None:
