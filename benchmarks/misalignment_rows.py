@@ -73,7 +73,7 @@ def _oracle(train: str, pace: float) -> AdaptConfig:
     return replace(_layers("recipe", mode="all", train=train), lr=QUALITY["recipe"].config.lr * pace, **changes)
 
 
-_TERMS = ("relation", "mean_offset", "covariance", "global")
+_TERMS = ("relation", "covariance", "global")
 _FULL: dict[str, AdaptConfig] = {
     "recipe": _layers("recipe", mode="all"),
     "recipe k=4": _layers("recipe", mode="adaptive", count=4),

@@ -74,7 +74,7 @@ _DIRECTION = {"direction": 1.0}
 _PLAIN = replace(_FRESH, terms=_DIRECTION)
 #: The paper's settings (section 4, appendix I) at the built-in world's learning rate; k = 5 of 9 layers.
 _PAPER = AdaptConfig(lr=_FRESH.lr, batch=_FRESH.batch, noise="const", layers=LayerChoice(mode="adaptive", count=5))
-_TERMS = {"relation": 10.0, "mean_offset": 1.0, "covariance": 1.0, "global": 0.3}
+_TERMS = {"relation": 10.0, "covariance": 1.0, "global": 0.3}
 #: Other parametrizations, and their learning rate as a multiple of the recipe's.
 _TRAINED: dict[str, tuple[dict[str, Any], float]] = {
     "selected": ({"mode": "adaptive"}, 1.0),

@@ -25,15 +25,7 @@ KINDS = {name.replace("-", " "): recipe for name, recipe in RECIPES.items()}
 #: Subjects of StyleGAN Training Options and their widgets: append only.
 SUBJECTS: dict[str, tuple[str, ...]] = {
     "images": ("views", "patches", "mirror", "psi", "noise", "label"),
-    "similarity": (
-        "terms.relation",
-        "terms.mean_offset",
-        "terms.covariance",
-        "lpips",
-        "id",
-        "weight_reg",
-        "fisher_samples",
-    ),
+    "similarity": ("terms.relation", "terms.covariance", "lpips", "id", "weight_reg", "fisher_samples"),
     "optimizer": ("schedule", "warmup", "beta1", "beta2", "grad_clip", "ema"),
     "judge": ("keep_every", "patience"),
     "memory": ("chunk", "precision", "checkpointing", "pool"),

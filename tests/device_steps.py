@@ -156,7 +156,7 @@ STEPS: dict[str, dict[str, Any]] = {
         "views": 2,
         "patches": 1,
         "mirror": True,
-        "terms": {"direction": 1.0, "angle": 0.5, "relation": 1.0, "covariance": 1.0, "mean_offset": 1.0},
+        "terms": {"direction": 1.0, "angle": 0.5, "relation": 1.0, "covariance": 1.0},
     },
     "chunks and similarity": {"chunk": 1, "checkpointing": 8, "id": 0.1, "weight_reg": 1.0, "ema": 0.9},
     "low rank": {"layers": LayerChoice(train="low-rank", rank=2)},

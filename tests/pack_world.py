@@ -217,7 +217,7 @@ CONTRACT = {
         [
             "subject",
             "subject=images: views patches mirror psi noise label",
-            "subject=similarity: relation_loss mean_offset_loss covariance_loss lpips id weight_reg fisher_samples",
+            "subject=similarity: relation_loss covariance_loss lpips id weight_reg fisher_samples",
             "subject=optimizer: schedule warmup beta1 beta2 grad_clip ema",
             "subject=judge: keep_every patience",
             "subject=memory: chunk precision checkpointing pool",

@@ -251,7 +251,7 @@ def test_layers_are_reselected_every_n_steps() -> None:
 
 @pytest.mark.parametrize("noise", ["random", "const", "none"])
 def test_first_steps_are_finite_with_batch_one(noise: str) -> None:
-    config = settings(steps=20, batch=1, noise=noise, terms={"direction": 1.0, "mean_offset": 1.0, "global": 0.3})
+    config = settings(steps=20, batch=1, noise=noise, terms={"direction": 1.0, "global": 0.3})
     result = adapt(generator(), guide(), SHIFT, config)
     assert all(math.isfinite(record["loss"]) for record in result.history)
     assert all(value.isfinite().all() for value in result.generator.state_dict().values())

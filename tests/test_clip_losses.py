@@ -18,7 +18,6 @@ from nada_core.guidance.clip_losses import (
     direction_loss,
     embed,
     global_loss,
-    mean_offset_loss,
     objective,
     relation_loss,
 )
@@ -92,17 +91,6 @@ def test_relation_loss_against_a_double_loop() -> None:
     assert relation_loss(views(after, before)).item() == pytest.approx(sum(rows).item() / 4)  # type: ignore[union-attr]
     turn = torch.linalg.qr(torch.randn(12, 12, generator=rng(2), dtype=torch.float64)).Q
     assert relation_loss(views(before @ turn, before)).item() == pytest.approx(0.0, abs=1e-12)
-
-
-def test_mean_offset_loss_constrains_the_mean_only() -> None:
-    before, direction = unit(2, 0), unit(1, 8)
-    aside = 0.5 * across(direction, 1)
-    edit = torch.cat([0.3 * direction + aside, 0.3 * direction - aside])
-    assert mean_offset_loss(views(before + edit, before)).item() == pytest.approx(0.0, abs=1e-9)
-    assert direction_loss(views(before + edit, before)).item() > 0.3
-    assert mean_offset_loss(views(before - edit, before)).item() == pytest.approx(2.0)
-    half = mean_offset_loss(views(before + 0.5 * MIN_EDIT_NORM * direction, before))
-    assert half.item() == pytest.approx(0.5)
 
 
 def test_covariance_loss_is_the_norm_of_the_covariance_of_the_edits() -> None:

@@ -11,15 +11,7 @@ from ..runtime.config import setting, settings
 from .config import AdaptConfig
 
 #: Upper end of the weights that may be searched; the lower end is 0.
-_WEIGHTS = {
-    "angle": 1.0,
-    "mean_offset": 2.0,
-    "relation": 100.0,
-    "covariance": 20.0,
-    "lpips": 1.0,
-    "id": 1.0,
-    "weight_reg": 10.0,
-}
+_WEIGHTS = {"angle": 1.0, "relation": 100.0, "covariance": 20.0, "lpips": 1.0, "id": 1.0, "weight_reg": 10.0}
 
 
 @settings

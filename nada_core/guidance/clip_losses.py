@@ -58,13 +58,6 @@ def relation_loss(views: Views) -> Tensor:
     return F.kl_div(after, before, reduction="batchmean", log_target=True)
 
 
-def mean_offset_loss(views: Views) -> Tensor:
-    """1 - cosine between the mean change of all images and the text's (SVL, arXiv:2308.10554, first part of L_dm);
-    0..2. Unlike the direction loss it lets single images differ."""
-    edit = (views.after - views.before).mean(0)
-    return 1 - (edit * views.direction[0]).sum() / edit.norm().clamp(min=MIN_EDIT_NORM)
-
-
 def covariance_loss(views: Views) -> Tensor:
     """Frobenius norm of the covariance of the changes (SVL, arXiv:2308.10554, second part of L_dm); 0 and up.
 
@@ -81,7 +74,6 @@ TERMS: dict[str, Callable[[Views], Tensor]] = {
     "global": global_loss,
     "angle": angle_loss,
     "relation": relation_loss,
-    "mean_offset": mean_offset_loss,
     "covariance": covariance_loss,
 }
 
