@@ -567,8 +567,11 @@ def test_snapshots_are_written_drawn_and_picked(run: Run, shelf: Path, tmp_path:
     ):
         code, _, err = run("pick", shelf / "a.safetensors", folder, *words, "--out", "out/none.safetensors")
         assert code == 2 and value in err, err
+    for name in ("zombie.safetensors", "four.safetensors"):
+        code, _, err = run("pick", f"out/{name}", folder, "--out", "out/none.safetensors")
+        assert code == 2 and load_generator(f"out/{name}").weights_fingerprint()[:12] in err, err
     code, _, err = run("pick", shelf / "a.safetensors", tmp_path, "--out", "out/none.safetensors")
-    assert code == 2 and "no snapshots" in err
+    assert code == 2 and "no snapshots" in err and not Path("out/none.safetensors").exists()
 
 
 def test_snapshots_of_an_earlier_run_are_replaced_with_force_only(run: Run, shelf: Path) -> None:

@@ -132,7 +132,8 @@ def test_snapshot_names_its_run(tmp_path: Path) -> None:
     snapshot = run(tmp_path, config).snapshots[0]
     fingerprint = run_fingerprint(generator(), guide(), SHIFT, config)
     provenance = snapshot.read().provenance
-    assert provenance["snapshot"] == {"step": 2, "loss": snapshot.loss, "run": fingerprint}
+    source = generator().weights_fingerprint()
+    assert provenance["snapshot"] == {"step": 2, "loss": snapshot.loss, "run": fingerprint, "source": source}
     assert provenance["config"]["steps"] == 4 and provenance["prompts"]["target"] == "sketch"
     assert find_snapshots(tmp_path, fingerprint, [4])[0].step == 4
     assert find_snapshots(tmp_path, "0" * 16) == () == find_snapshots(tmp_path / "absent")
@@ -330,9 +331,26 @@ def test_missing_snapshots_are_refused() -> None:
             act()
 
 
-def test_snapshots_of_another_generator_are_refused(judged: Any) -> None:
-    with pytest.raises(ValueError, match="another generator"):
-        filmstrip(generator(rng=rng(8)), judged.snapshots, lambda made: torch.zeros(1, 3, 16, 16))
+@pytest.mark.parametrize("kind", ["adapted", "snapshot", "other"])
+def test_generator_other_than_the_source_is_refused_before_drawing(judged: Any, kind: str) -> None:
+    given = {
+        "adapted": judged.generator,
+        "snapshot": judged.snapshots[0].read().apply(generator()),
+        "other": generator(rng=rng(8)),
+    }[kind]
+    found = f"{given.weights_fingerprint()[:12]}.*{generator().weights_fingerprint()[:12]}"
+    with pytest.raises(ValueError, match=found):
+        filmstrip(given, judged.snapshots, lambda made: pytest.fail("drawn"))
+    with pytest.raises(ValueError, match=found):
+        judge_snapshots(given, judged.snapshots, guide(7), SHIFT)
+
+
+def test_snapshots_of_an_adapted_source_are_drawn_with_it(tmp_path: Path) -> None:
+    source = run(None, settings(steps=2, lr=0.1)).generator
+    snapshots = adapt(source, guide(), SHIFT, settings(steps=2), snapshots=tmp_path, snapshot_every=1).snapshots
+    filmstrip(source, snapshots, draw)
+    with pytest.raises(ValueError, match=generator().weights_fingerprint()[:12]):
+        filmstrip(generator(), snapshots, draw)
 
 
 def test_removed_snapshot_is_named(tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ def train(
     saver = None if autosave is None else Autosave(autosave, run, config.autosave_every)
     number = choose_threads(inputs, threads, saver)
     provenance = inputs.describe() | ({"threads": number} if number else {})
-    writer = None if snapshots is None else SnapshotWriter(snapshots, snapshot_every, run, provenance)
+    writer = None if snapshots is None else SnapshotWriter(snapshots, snapshot_every, run, generator, provenance)
     with keep_freed_memory(generator.w_avg.device), tf32(config.precision == "tf32"), cpu_threads(number):
         student, state = _train(inputs, on_step, saver, writer, stop)
     return _result(inputs, student, state, writer, provenance)

@@ -85,8 +85,11 @@ def _snapshot_path(folder: str | Path, step: int) -> Path:
 class SnapshotWriter:
     """The snapshots of one run, written by rank 0 of the processes."""
 
-    def __init__(self, folder: str | Path, every: int, fingerprint: str, provenance: Mapping[str, Any]) -> None:
+    def __init__(
+        self, folder: str | Path, every: int, fingerprint: str, source: Generator, provenance: Mapping[str, Any]
+    ) -> None:
         self.folder, self.every, self.fingerprint = Path(folder), every, fingerprint
+        self.source = source.weights_fingerprint() if rank() == 0 else ""
         self.provenance = provenance
 
     def is_due(self, step: int, is_last: bool) -> bool:
@@ -95,7 +98,7 @@ class SnapshotWriter:
 
     def write(self, domain: Domain, step: int, loss: float) -> None:
         """Write a snapshot atomically; one of an earlier attempt is replaced."""
-        entry = {"step": step, "loss": loss, "run": self.fingerprint}
+        entry = {"step": step, "loss": loss, "run": self.fingerprint, "source": self.source}
         path = _snapshot_path(self.folder, step)
         save_domain(domain, path, half=True, provenance={**self.provenance, "snapshot": entry})
 
@@ -130,6 +133,26 @@ def _read_entry(path: Path) -> dict[str, Any]:
         return {}
 
 
+def check_source(generator: Generator, snapshots: Sequence[Snapshot]) -> None:
+    """Refuse a generator that is not the source of the run, such as one that is adapted already.
+
+    A snapshot is a change relative to the weights of the source.
+
+    Raises:
+        ValueError: for other weights, and for no snapshots.
+    """
+    _check_any(snapshots)
+    got = generator.weights_fingerprint()
+    for snapshot in snapshots:
+        expected = _read_entry(snapshot.path).get("source", got)
+        if expected != got:
+            raise ValueError(
+                f"Got a generator with the weights {got[:12]}, but the training of these snapshots started from "
+                f"{expected[:12]}. Use the source generator of the training, not an adapted one: a snapshot is a "
+                "change relative to its weights."
+            )
+
+
 def filmstrip(
     generator: Generator,
     snapshots: Sequence[Snapshot],
@@ -145,8 +168,11 @@ def filmstrip(
 
     Returns:
         [1, 3, H, W], at most about 4096 pixels wide, or as wide as images of 192 pixels need.
+
+    Raises:
+        ValueError: as `check_source` does.
     """
-    _check_any(snapshots)
+    check_source(generator, snapshots)
     side = max(192, min(512, _WIDTH // (len(snapshots) + 1)))
     columns = {"source": _shrink(draw(generator), side)}
     for snapshot in snapshots:
@@ -170,7 +196,7 @@ def snapshot_judge(
     Raises:
         ValueError: for a judge the run was trained with, and for inputs that do not fit each other.
     """
-    _check_any(snapshots)
+    check_source(generator, snapshots)
     provenance = snapshots[0].read().provenance
     if judge.fingerprint in {guide["fingerprint"] for guide in provenance["guides"]}:
         raise ValueError(

@@ -9,7 +9,14 @@ from typing import Annotated
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from .. import __version__
-from ..adaptation.snapshots import best_step, describe_snapshots, find_snapshots, judge_snapshots, pick_snapshot
+from ..adaptation.snapshots import (
+    best_step,
+    check_source,
+    describe_snapshots,
+    find_snapshots,
+    judge_snapshots,
+    pick_snapshot,
+)
 from ..guidance.shifts import TextShift
 from ..models.checkpoints import load_generator, save_generator
 from ..models.clip_loading import load_guide
@@ -42,6 +49,7 @@ class Pick(Command):
         prepare(path, force=self.force)
         snapshots = find_snapshots(self.snapshots)
         source = load_generator(self.generator)
+        check_source(source, snapshots)
         chosen = pick_snapshot(snapshots, -1 if self.step is None else self.step)
         if self.judge:
             judge, shift = load_guide(self.judge, device=device), _text_of(chosen.read())

@@ -150,6 +150,10 @@ class Generator(nn.Module):
         """
         return _fingerprint(self.mapping.named_parameters())[:_SPACE_LENGTH]
 
+    def weights_fingerprint(self) -> str:
+        """Return the fingerprint of all parameters. An adapted generator has another one than its source."""
+        return _fingerprint(self.named_parameters())[:_SPACE_LENGTH]
+
     def accepts(self, space: str) -> bool:
         """Whether latents with this fingerprint fit: it is equal, that of a version 0.1.0 file, or empty (unknown)."""
         if space and len(space) != _SPACE_LENGTH:  # version 0.1.0 hashed w_avg as well
