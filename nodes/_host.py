@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,10 @@ __all__ = [
     "metadata",
     "missing",
     "normal_mode",
+    "numbered_paths",
     "on_device",
     "output_folder",
     "pasted_image",
-    "save_path",
     "to_image",
     "to_mask",
     "ui",
@@ -137,8 +138,10 @@ def file_stamp(kind: str, name: str) -> str:
     return hashlib.sha256(repr(stamp).encode()).hexdigest()
 
 
-def save_path(prefix: str, suffix: str, folder: str = "") -> Path:
-    """Return the path of a new numbered file in the output folder of this pack.
+def numbered_paths(prefix: str, suffix: str, folder: str = "") -> Iterator[Path]:
+    """Return the paths of numbered files in the output folder of this pack, from the first free number on.
+
+    Another ComfyUI may save to the same folder, so that the number is taken when the file is: `create_atomically`.
 
     Args:
         prefix: File name; it may contain subfolders and tokens such as %year%.
@@ -162,9 +165,7 @@ def save_path(prefix: str, suffix: str, folder: str = "") -> Path:
         )
     own = Path(folder_paths.get_output_directory(), "stylegan_nada", folder)
     place, name, counter, _, _ = folder_paths.get_save_image_path(prefix, str(own))
-    while (path := Path(place, f"{name}_{counter:05}_{suffix}")).exists():
-        counter += 1
-    return path
+    return (Path(place, f"{name}_{number:05}_{suffix}") for number in count(counter))
 
 
 def output_folder() -> Path:

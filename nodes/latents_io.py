@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from ..nada_core import Directions, Latents, __version__, load_directions, load_latents, save_directions, save_latents
-from ._host import DIRECTIONS, LATENTS, file_stamp, files, find, io, metadata, missing, normal_mode, save_path
+from ._host import DIRECTIONS, LATENTS, file_stamp, files, find, io, metadata, missing, normal_mode
 from ._types import ROOT, DirectionsType, GeneratorType, LatentsType
 from .editing import directions_outputs
-from .save import path_output, prefix_input, saved
+from .save import path_output, prefix_input, save_numbered
 
 
 class SaveLatents(io.ComfyNode):
@@ -30,9 +30,8 @@ class SaveLatents(io.ComfyNode):
     @classmethod
     @normal_mode()
     def execute(cls, latents: Latents, filename_prefix: str) -> Any:
-        path = save_path(filename_prefix, ".safetensors", "latents")
-        save_latents(latents, path, {"version": __version__, **metadata(cls.hidden)})
-        return saved(path)
+        provenance = {"version": __version__, **metadata(cls.hidden)}
+        return save_numbered(lambda path: save_latents(latents, path, provenance), filename_prefix, folder="latents")
 
 
 class LoadLatents(io.ComfyNode):
@@ -89,9 +88,10 @@ class SaveDirections(io.ComfyNode):
     @classmethod
     @normal_mode()
     def execute(cls, directions: Directions, filename_prefix: str) -> Any:
-        path = save_path(filename_prefix, ".safetensors", "directions")
-        save_directions(directions, path, {"version": __version__, **metadata(cls.hidden)})
-        return saved(path)
+        provenance = {"version": __version__, **metadata(cls.hidden)}
+        return save_numbered(
+            lambda path: save_directions(directions, path, provenance), filename_prefix, folder="directions"
+        )
 
 
 class LoadDirections(io.ComfyNode):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ..nada_core import Domain, __version__, export_rosinality, read_domain, save_domain, save_generator
-from ._host import DOMAINS, file_stamp, files, find, io, metadata, missing, normal_mode, save_path, ui
+from ..nada_core.io.metadata import create_atomically
+from ._host import DOMAINS, file_stamp, files, find, io, metadata, missing, normal_mode, numbered_paths, ui
 from ._status import send_path
 from ._types import ROOT, DomainType, GeneratorType
 
@@ -40,13 +42,10 @@ class SaveGenerator(io.ComfyNode):
     @classmethod
     @normal_mode()
     def execute(cls, generator: Any, filename_prefix: str, format: str) -> Any:
-        path = save_path(filename_prefix, ".pt" if format == "rosinality pt" else ".safetensors")
         if format == "rosinality pt":
-            export_rosinality(generator, path)
-        else:
-            provenance = {"version": __version__, **metadata(cls.hidden)}
-            save_generator(generator, path, provenance, half=format.endswith("float16"))
-        return saved(path)
+            return save_numbered(lambda path: export_rosinality(generator, path), filename_prefix, ".pt")
+        provenance, half = {"version": __version__, **metadata(cls.hidden)}, format.endswith("float16")
+        return save_numbered(lambda path: save_generator(generator, path, provenance, half), filename_prefix)
 
 
 class SaveDomain(io.ComfyNode):
@@ -76,10 +75,11 @@ class SaveDomain(io.ComfyNode):
     @classmethod
     @normal_mode()
     def execute(cls, domain: Domain, filename_prefix: str, precision: str) -> Any:
-        path = save_path(filename_prefix, ".safetensors", "domains")
         provenance = {**domain.provenance, "version": __version__, **metadata(cls.hidden)}
-        save_domain(domain, path, half=precision == "float16", provenance=provenance)
-        return saved(path)
+        half = precision == "float16"
+        return save_numbered(
+            lambda path: save_domain(domain, path, half, provenance), filename_prefix, folder="domains"
+        )
 
 
 class LoadDomain(io.ComfyNode):
@@ -169,8 +169,9 @@ def prefix_input(default: str) -> Any:
     )
 
 
-def saved(path: Path) -> Any:
-    """Return the output of every save node and show it on the node."""
+def save_numbered(write: Callable[[Path], object], prefix: str, suffix: str = ".safetensors", folder: str = "") -> Any:
+    """Write a numbered file, return the output of every save node and show it on the node."""
+    path = create_atomically(numbered_paths(prefix, suffix, folder), write)
     send_path(path)
     return io.NodeOutput(str(path), ui=ui.PreviewText(str(path)))
 

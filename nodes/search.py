@@ -10,8 +10,9 @@ from ..nada_core import AdaptConfig, FoundSettings, SearchConfig, find_settings,
 from ..nada_core.adaptation.provenance import run_fingerprint
 from ..nada_core.adaptation.recipes import changed_fields
 from ..nada_core.adaptation.search import Progress, strip_path
+from ..nada_core.io.metadata import create_atomically
 from ..nada_core.runtime.config import describe
-from ._host import for_training, io, normal_mode, output_folder, save_path, to_image, ui
+from ._host import for_training, io, normal_mode, numbered_paths, output_folder, to_image, ui
 from ._server import send_text, watch
 from ._types import ROOT, GeneratorType, GuideType, LayersType, OptionsType, ShiftType, SimilarityType
 from ._widgets import seed_input
@@ -105,10 +106,11 @@ class FindSettings(io.ComfyNode):
     ) -> Any:
         search = SearchConfig(trials, minutes, tuple(over.replace(",", " ").split()))
         config = training_config(generator, settings, seed, layers, options)
-        path = save_path(filename_prefix, ".json", "recipes")
+        paths = numbered_paths(filename_prefix, ".json", "recipes")
         found, strips = _search((generator, guide, shift), single_judge(judge), similarity_networks, config, search)
         recipe, plot = found.recipe(), to_image(found.plot())
-        save_recipe(recipe, path, {"score": found.best().value, "trials": len(found.trials())})
+        notes = {"score": found.best().value, "trials": len(found.trials())}
+        path = create_atomically(paths, lambda path: save_recipe(recipe, path, notes))
         table = f"{found.describe()}\nSaved: {path.relative_to(output_folder().parent.parent)}"
         send_text(table)
         return io.NodeOutput(_options(found), table, plot, strips, ui=ui.PreviewImage(plot, cls=cls))

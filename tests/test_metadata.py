@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,16 @@ import torch
 
 from nada_core.io import metadata
 from nada_core.io.errors import CheckpointError, DamagedCheckpointError, UnsupportedCheckpointError
-from nada_core.io.metadata import read_description, read_metadata, read_object, write_safetensors, write_torch
+from nada_core.io.metadata import (
+    create_atomically,
+    read_description,
+    read_metadata,
+    read_object,
+    write_safetensors,
+    write_torch,
+)
 
+ROOT = Path(__file__).parents[1]
 TENSORS = {"a": torch.zeros(2)}
 
 
@@ -79,3 +89,50 @@ def test_writing_creates_the_folder_and_honors_the_umask(tmp_path: Path) -> None
     write_safetensors(tmp_path / "new" / "x.safetensors", {"a": torch.zeros(2, 3).t()}, {})
     (tmp_path / "plain").touch()
     assert (tmp_path / "new" / "x.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+SAVER = """
+import sys, time
+from pathlib import Path
+import torch
+from nada_core.io.metadata import create_atomically, write_safetensors
+folder, own = Path(sys.argv[1]), sys.argv[2]
+(folder / own).touch()
+while len(list(folder.iterdir())) < 2:  # both start together
+    time.sleep(0.001)
+for index in range(60):
+    paths = (folder / "files" / f"x_{number:05}_.safetensors" for number in count(1))
+    content = {"a": torch.full((1000,), float(index))}
+    path = create_atomically(paths, lambda path: write_safetensors(path, content, {"by": own, "index": str(index)}))
+    print(path.name, own, index)
+"""
+
+
+def test_two_processes_that_number_files_at_once_lose_none(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SAVER, str(tmp_path)]
+    processes = [subprocess.Popen([*command, own], cwd=ROOT, stdout=subprocess.PIPE, text=True) for own in "ab"]
+    answers = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    files = {path.name: read_metadata(path) for path in (tmp_path / "files").iterdir()}
+    assert sorted(files) == [f"x_{number:05}_.safetensors" for number in range(1, 121)]
+    lines = [line.split() for answer in answers for line in answer.splitlines()]
+    assert {name: {"by": own, "index": index} for name, own, index in lines} == files and len(lines) == 120
+
+
+@pytest.mark.parametrize("fault", ["write", "replace"])
+def test_failed_write_of_a_new_file_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    paths = [tmp_path / name for name in "abc"]
+    paths[0].write_text("other")
+
+    def write(path: Path) -> None:
+        path.write_text("half")
+        if fault == "write":
+            raise OSError(28, "No space left on device", str(path))
+
+    def replace(temporary: Path, path: Path) -> None:
+        raise OSError(28, "No space left on device", str(temporary))
+
+    monkeypatch.setattr(metadata.os, "replace", replace)
+    with pytest.raises(OSError, match=f"No space left.*{paths[0]}"):
+        create_atomically(paths, write)
+    assert list(tmp_path.iterdir()) == paths[:1] and paths[0].read_text() == "other"

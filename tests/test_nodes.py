@@ -965,6 +965,39 @@ def test_saved_files_are_numbered_and_listed(either: World, what: str) -> None:
     assert {f"{stem}_00001_.safetensors", str(deep.relative_to(own))} <= set(options)
 
 
+@pytest.mark.parametrize(
+    ("what", "module", "writer"),
+    [
+        ("Generator", "save", "save_generator"),
+        ("Domain", "save", "save_domain"),
+        ("Latents", "latents_io", "save_latents"),
+        ("Directions", "latents_io", "save_directions"),
+    ],
+)
+def test_number_that_another_process_takes_meanwhile_is_left_to_it(
+    world: World, monkeypatch: pytest.MonkeyPatch, what: str, module: str, writer: str
+) -> None:
+    room = world.module(f"nodes.{module}")
+    write, others = getattr(room, writer), []
+
+    def slow(saved: Any, path: Path, *values: Any) -> None:
+        others.append(path.parent / f"x_0000{len(others) + 1}_.safetensors")
+        others[-1].write_bytes(b"of another process")
+        write(saved, path, *values)
+
+    monkeypatch.setattr(room, writer, slow)
+    given = {
+        "Generator": {"generator": world.stranger},
+        "Domain": {"domain": world.trained[1]},
+        "Latents": {"latents": world.latents()},
+        "Directions": {"directions": world.call("FindDirections", generator=world.generator, count=1)[0]},
+    }[what]
+    path = Path(world.call(f"Save{what}", **given, filename_prefix="x")[0])
+    assert path.name == "x_00002_.safetensors" and path.stat().st_size > 100
+    assert others == [path.with_name("x_00001_.safetensors")] and others[0].read_bytes() == b"of another process"
+    assert {one.name for one in path.parent.iterdir() if one.is_file()} == {path.name, others[0].name}
+
+
 @pytest.mark.parametrize("what", ["Generator", "Domain"])
 @pytest.mark.parametrize("prefix", ["../x", "a/../../x", "", "  ", ".", "a\nb", "a:b", "ABSOLUTE"])
 def test_save_path_stays_in_the_output_folder(either: World, what: str, prefix: str) -> None:

@@ -10,7 +10,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
@@ -123,13 +123,50 @@ def write_torch(path: str | Path, content: Mapping[str, Any]) -> None:
 @contextmanager
 def replace_atomically(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; it replaces `path` on success and is removed on failure."""
+    with _written_first(path) as temporary:
+        yield temporary
+        _replace(temporary, path)
+
+
+def create_atomically(paths: Iterable[Path], write: Callable[[Path], object]) -> Path:
+    """Write a new file under the first of these paths that does not exist, and return it.
+
+    Processes that do so at the same time get different paths. A failed write leaves no file.
+
+    Args:
+        paths: in one folder, such as numbered names without an end.
+        write: writes the file at the temporary path it is given.
+    """
+    remaining = iter(paths)
+    path = next(remaining)
+    with _written_first(path) as temporary:
+        write(temporary)
+        while not _claim(path):
+            path = next(remaining)
+        try:
+            _replace(temporary, path)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
+    return path
+
+
+def _claim(path: Path) -> bool:
+    """Create an empty file; False where there is one. Of several processes, one succeeds."""
+    try:
+        path.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+@contextmanager
+def _written_first(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the folder of `path`, which is removed in the end; errors name `path` instead."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     try:
         yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())  # without it a power cut may leave an empty file under the new name
-        _replace(temporary, path)
     except OSError as error:
         if error.errno and (error.filename is None or str(error.filename) == str(temporary)):
             error.filename = str(path)  # a failed write names no file
@@ -162,6 +199,8 @@ def _temporary(path: Path) -> Path:
 
 
 def _replace(temporary: Path, path: Path) -> None:
+    with temporary.open("rb+") as file:
+        os.fsync(file.fileno())  # without it a power cut may leave an empty file under the new name
     for pause in (0.05, 0.1, 0.2, 0.4, 0.8):  # on Windows, a process that reads the old file is in the way
         with suppress(PermissionError):
             os.replace(temporary, path)
