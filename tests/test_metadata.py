@@ -93,6 +93,7 @@ def test_writing_creates_the_folder_and_honors_the_umask(tmp_path: Path) -> None
 
 SAVER = """
 import sys, time
+from itertools import count
 from pathlib import Path
 import torch
 from nada_core.io.metadata import create_atomically, write_safetensors
