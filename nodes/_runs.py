@@ -87,11 +87,12 @@ def saved_snapshots(fingerprint: str, every: int, done: int, is_over: bool) -> t
     """Return the snapshots of the first `done` steps; None if one of them is missing.
 
     Args:
-        is_over: the training has ended, so that the last step has a snapshot, too.
+        is_over: the training has ended, so that the last step has a snapshot, too. Otherwise the last step needs
+            none yet: a training that continues writes it.
     """
     if not every:
         return ()
-    steps = snapshot_steps(every, done) if is_over else list(range(every, done + 1, every))
+    steps = snapshot_steps(every, done) if is_over else list(range(every, done, every))
     found = find_snapshots(snapshot_folder(fingerprint), fingerprint, steps)
     return found if len(found) == len(steps) else None
 

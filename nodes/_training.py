@@ -30,16 +30,27 @@ def _remembered(fingerprint: str, snapshot_every: int) -> tuple[tuple[Any, ...],
     return None if snapshots is None else (outputs, snapshots, sheet)
 
 
-def _continued_from(path: Path, fingerprint: str, snapshot_every: int) -> int:
-    """Return after how many steps the training continues; remove an autosave that cannot be used.
+def _start(path: Path, config: AdaptConfig, fingerprint: str, snapshot_every: int) -> str:
+    """Say on the node where the training starts and why. Return it for the text of every step; empty for a new one.
 
-    Nor can one whose earlier steps have no snapshots: the output does not depend on an interruption.
+    An autosave that cannot be used is removed. Nor can one whose earlier steps have no snapshots: the output does not
+    depend on an interruption.
     """
-    done = int(saved_progress(path, fingerprint).get("index", 0))
-    if not done or saved_snapshots(fingerprint, snapshot_every, done, is_over=False) is None:
-        path.unlink(missing_ok=True)
-        return 0
-    return done
+    done, reason = int(saved_progress(path, fingerprint).get("index", 0)), ""
+    if done and saved_snapshots(fingerprint, snapshot_every, done, is_over=False) is not None:
+        send_text(f"Continuing after step {done}/{config.steps}")
+        return f"continued after step {done}"
+    if done:
+        reason = f"snapshots of its first {done} steps are missing"
+    elif recent.get(fingerprint):
+        reason = "its snapshots are missing"
+    elif path.exists():
+        reason = "its autosave is damaged"
+    path.unlink(missing_ok=True)
+    if not reason:
+        return ""
+    send_text(f"Training again from the first step: {reason}")
+    return f"trained again: {reason}"
 
 
 def adapt_run(shift: Any, config: AdaptConfig) -> Callable[..., Adaptation]:
@@ -71,14 +82,13 @@ def train(
         return result
     path, folder = autosave_path(fingerprint), snapshot_folder(fingerprint) if snapshot_every else None
     check_snapshots(folder, snapshot_every, config.steps)
-    if done := _continued_from(path, fingerprint, snapshot_every):
-        send_text(f"Continuing after step {done}/{config.steps}")
+    start = _start(path, config, fingerprint, snapshot_every)
     with for_training(generator, guide, *others) as (source, guides, *networks), stoppable() as stop:
         tick, preview = watch_steps(config.steps), _preview(source, config.label)
-        continued = (f"continued after step {done}",) if done else ()
+        notes = (start,) if start else ()
 
         def on_step(step: Step) -> None:
-            details = f"loss {step.loss:.3f}", few(step.layers), *continued
+            details = f"loss {step.loss:.3f}", few(step.layers), *notes
             tick(step.index + 1, lambda: preview(step.generator), *details)
 
         result = run(

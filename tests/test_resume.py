@@ -246,8 +246,26 @@ def test_autosave_of_another_run_is_refused(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="belongs to another run"):
             adapt(made, eye, shift, wanted, autosave=path, resume=True)
     assert path.read_bytes() == content
-    same = replace(config, autosave_every=7, chunk=1)  # how often a run is saved changes nothing else, nor do chunks
-    assert adapt(generator(), guide(), SHIFT, same, autosave=path, resume=True).history
+
+
+def test_settings_and_networks_that_change_nothing_keep_the_autosave(tmp_path: Path) -> None:
+    config, path = settings(layers=ADAPTIVE, autosave_every=1), tmp_path / "run.safetensors"
+    whole = adapt(generator(), guide(), SHIFT, config)
+    for change, networks in (
+        ({"autosave_every": 7}, {}),
+        ({"chunk": 1}, {}),
+        ({"layers": replace(ADAPTIVE, chunk=1)}, {}),
+        ({}, {"identity": recognizer(0)}),
+        ({}, {"perceptual": recognizer(0)}),
+    ):
+        with pytest.raises(KeyboardInterrupt):
+            adapt(generator(), guide(), SHIFT, config, kill_at(1), path)
+        assert load_run(path, read_metadata(path)["identity"]).index == 2
+        other = replace(config, **change)
+        result = adapt(generator(), guide(), SHIFT, other, None, path, resume=True, **networks)
+        assert len(result.history) == 4
+        torch.testing.assert_close(result.generator.state_dict(), whole.generator.state_dict())
+        path.unlink()
 
 
 def test_fingerprint_depends_on_every_style_pixel(tmp_path: Path) -> None:

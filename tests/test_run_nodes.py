@@ -14,6 +14,8 @@ from pack_world import QUICK, World
 from PIL import Image
 from torch import nn
 
+from nada_core.adaptation.snapshots import snapshot_steps
+
 
 def same(one: nn.Module, other: nn.Module) -> bool:
     first, second = one.state_dict(), other.state_dict()
@@ -83,6 +85,7 @@ def test_unreadable_autosave_is_replaced(world: World, monkeypatch: pytest.Monke
     autosave.write_bytes(autosave.read_bytes()[:100])
     world.executor.run(prompt).check()
     assert not autosaves(world) and not any("Continuing" in text for text in texts(world))
+    assert "Training again from the first step: its autosave is damaged" in texts(world)
 
 
 def test_autosaves_are_not_listed_as_generators(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,21 +257,32 @@ def test_training_runs_again_only_for_missing_snapshots(world: World, monkeypatc
     next(folder.glob("step-000002*")).unlink()
     again = adapt(2)
     assert [one.step for one in again[4]] == [2, 4] and same(again[0], first[0])
+    assert len([text for text in texts(world) if "first step: its snapshots are missing" in text]) == 2
 
 
-def test_unfinished_training_without_snapshots_starts_again_for_them(
+def test_unfinished_training_starts_again_for_missing_snapshots_only_and_says_so(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for earlier, starts_again in ((0, True), (2, False)):
+    for earlier, every, starts_again in (
+        (0, 2, True),
+        (3, 2, True),
+        (2, 2, False),
+        (0, 3, False),
+        (0, 4, False),
+        (2, 0, False),
+    ):
         prompt = training_prompt(world, snapshot_every=earlier)
         with monkeypatch.context() as patch:
             interrupt_at_step(world, patch, 3)
             assert world.executor.run(prompt).error
         world.host.texts.clear()
         world.host.interrupted = False
-        made = world.executor.run(training_prompt(world, snapshot_every=2)).check()["adapt"][4]
-        assert [one.step for one in made] == [2, 4, 6]
-        assert any("Continuing" in text for text in texts(world)) is not starts_again
+        made = world.executor.run(training_prompt(world, snapshot_every=every)).check()["adapt"][4]
+        assert [one.step for one in made] == (snapshot_steps(every, 6) if every else [])
+        own = [text for node, text in world.host.texts if node == "adapt"]
+        assert any("Continuing" in text for text in own) is not starts_again
+        assert any("step 6/6" in text and "first 3 steps" in text for text in own) is starts_again
+        assert own[0].startswith("Training again from the first step") is starts_again
         world.reset()
 
 

@@ -182,12 +182,17 @@ def test_snapshot_that_could_not_be_written_is_written_by_the_resumed_run(
     assert [snapshot.step for snapshot in resumed.snapshots] == [2, 4, 6]
 
 
-def test_run_resumed_with_snapshots_only_later_has_those_of_its_steps(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("every", "steps", "missing"), [(1, [3, 4, 5, 6], "1, 2"), (2, [4, 6], "2"), (3, [3, 6], "")])
+def test_run_resumed_with_snapshots_only_later_has_those_of_its_steps(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, every: int, steps: list[int], missing: str
+) -> None:
     autosave = tmp_path / "autosave.safetensors"
     with pytest.raises(KeyboardInterrupt):
         run(None, on_step=kill_at(2), autosave=autosave)
-    resumed = run(tmp_path / "run", autosave=autosave, resume=True)
-    assert [snapshot.step for snapshot in resumed.snapshots] == [4, 6]
+    resumed = run(tmp_path / "run", every=every, autosave=autosave, resume=True)
+    assert [snapshot.step for snapshot in resumed.snapshots] == steps
+    warned = [record.args for record in caplog.records if record.name == "nada_core.adaptation.snapshots"]
+    assert warned == ([(3, missing)] if missing else [])
 
 
 ENDLESS = """

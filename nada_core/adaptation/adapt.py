@@ -167,6 +167,8 @@ def _train(
     objective, validator = _build_objective(inputs, student, state)
     if saver is not None and (saved := saver.load()):
         state.restore(saved, student)
+        if writer is not None:
+            writer.warn_of_missing(state.index)
 
     with _saved_on_exception(saver, state):
         state.validate_if_due(validator, student)

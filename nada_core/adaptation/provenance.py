@@ -20,7 +20,7 @@ from ..guidance.shifts import Shift, shift_parts
 from ..guidance.targets import weighted_guides
 from ..models.clip import ClipGuide
 from ..models.generator import Generator
-from .config import AdaptConfig
+from .config import AdaptConfig, LayerChoice
 from .pairs import Pairs
 
 #: Settings that change neither weights nor history, up to rounding.
@@ -68,6 +68,7 @@ class RunInputs:
         description = self.describe()
         description["source"] = self.source.spec()
         description["config"] = {k: v for k, v in description["config"].items() if k not in _NEUTRAL}
+        description["config"]["layers"]["chunk"] = LayerChoice().chunk  # neutral, too
         if self.pairs is not None:  # what is used of them follows from the inputs
             description["pairs"] = self.pairs.settings()
         for guide in [*description["guides"], description.get("judge", {})]:
@@ -77,10 +78,16 @@ class RunInputs:
             tensors |= {f"shift.{index}{suffix}": value for suffix, value in part.tensors().items()}
         if self.pairs is not None:
             tensors |= self.pairs.tensors()
-        for role, network in (("perceptual", self.perceptual), ("identity", self.identity)):
+        for role, network in self._used_networks().items():
             if isinstance(network, nn.Module):
                 tensors |= {f"{role}.{name}": value for name, value in network.state_dict().items()}
         return _digest(description, tensors)
+
+    def _used_networks(self) -> dict[str, Features | FaceRecognizer | None]:
+        """The networks of terms with a weight; the face recognizer also filters pairs."""
+        perceptual = self.config.lpips or (self.pairs is not None and self.pairs.config.lpips)
+        identity = self.config.id or self.pairs is not None
+        return {"perceptual": self.perceptual if perceptual else None, "identity": self.identity if identity else None}
 
 
 def run_fingerprint(

@@ -9,6 +9,7 @@ depend on the number of steps; a run stopped at that step returns it with every 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ from ..runtime.batching import MicroBatcher
 from ..runtime.distributed import rank
 from .config import AdaptConfig
 from .validation import CHUNK, Candidate, ValidationHistory, Validator
+
+_log = logging.getLogger(__name__)
 
 MAX_SNAPSHOTS = 50  # of a run; the weights of 1024 pixels take about 50 MB each
 
@@ -91,6 +94,18 @@ class SnapshotWriter:
         self.folder, self.every, self.fingerprint = Path(folder), every, fingerprint
         self.source = source.weights_fingerprint() if rank() == 0 else ""
         self.provenance = provenance
+
+    def warn_of_missing(self, done: int) -> None:
+        """Log which snapshots a run lacks that continues after `done` steps, the last of which can still be written."""
+        steps = range(self.every, done, self.every)
+        found = {snapshot.step for snapshot in find_snapshots(self.folder, self.fingerprint, steps)}
+        if rank() == 0 and (missing := [str(step) for step in steps if step not in found]):
+            _log.warning(
+                "The run continues after %d steps and lacks the snapshots of the steps %s. To have them, train again "
+                "without the autosave.",
+                done,
+                ", ".join(missing),
+            )
 
     def is_due(self, step: int, is_last: bool) -> bool:
         """Whether this process writes a snapshot after `step` steps."""
