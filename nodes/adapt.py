@@ -11,19 +11,9 @@ from ..nada_core.adaptation.provenance import run_fingerprint
 from ..nada_core.adaptation.snapshots import MAX_SNAPSHOTS
 from ._host import io, normal_mode, to_image, ui
 from ._training import adapt_run, train
-from ._types import (
-    ROOT,
-    DomainType,
-    GeneratorType,
-    GuideType,
-    LayersType,
-    OptionsType,
-    ShiftType,
-    SimilarityType,
-    SnapshotsType,
-)
+from ._types import ROOT, DomainType, GeneratorType, GuideType, OptionsType, ShiftType, SnapshotsType
 from ._widgets import seed_input
-from .training_options import recipe_stamp, settings_input, training_config
+from .training_options import layers_input, recipe_stamp, settings_input, similarity_input, training_config
 
 
 class AdaptGenerator(io.ComfyNode):
@@ -50,11 +40,7 @@ class AdaptGenerator(io.ComfyNode):
                 GeneratorType.Input("generator", tooltip="The generator to start from. It is not modified."),
                 GuideType.Input("guide", tooltip="One CLIP guide, or several from Combine CLIP Guides."),
                 ShiftType.Input("shift", tooltip="The direction in CLIP space to train along."),
-                LayersType.Input(
-                    "layers",
-                    optional=True,
-                    tooltip="The layers to train, from Choose Layers. Not connected: automatic.",
-                ),
+                layers_input(),
                 settings_input(),
                 seed_input("Random seed of the training. It stays fixed after a run."),
                 snapshot_input(),
@@ -65,11 +51,7 @@ class AdaptGenerator(io.ComfyNode):
                     "generator about 12 times, or as StyleGAN Training Options say; the node returns the state with "
                     "the best score.",
                 ),
-                SimilarityType.Input(
-                    "similarity_networks",
-                    optional=True,
-                    tooltip="From Load LPIPS and Identity: the networks for the lpips and id losses.",
-                ),
+                similarity_input(),
                 OptionsType.Input(
                     "options", optional=True, tooltip="From StyleGAN Training Options or Find Settings: more settings."
                 ),

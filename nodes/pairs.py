@@ -12,10 +12,10 @@ from ..nada_core import Adaptation, AdaptConfig, Generator, Latents, PairsConfig
 from ..nada_core.adaptation.adapt_to_pairs import pair_inputs
 from ._host import from_image, io, normal_mode, ui
 from ._training import train
-from ._types import ROOT, GeneratorType, GuideType, LatentsType, LayersType, OptionsType, ShiftType, SimilarityType
+from ._types import ROOT, GeneratorType, GuideType, LatentsType, OptionsType, ShiftType, SimilarityType
 from ._widgets import AUTOMATIC, BY_HAND, changes, changes_inputs, seed_input
 from .adapt import snapshot_input, training_outputs
-from .training_options import changed_fields
+from .training_options import changed_fields, layers_input
 
 #: Widgets of Adapt to Pairs in the mode "by hand". Workflows store values by position: append only.
 TRAINING_HAND = ("steps", "batch", "lr")
@@ -75,11 +75,7 @@ class AdaptToPairs(io.ComfyNode):
                     optional=True,
                     tooltip="A direction in CLIP space to train along as well, on the pairs and on other latents.",
                 ),
-                LayersType.Input(
-                    "layers",
-                    optional=True,
-                    tooltip="The layers to train, from Choose Layers. Not connected: automatic.",
-                ),
+                layers_input(),
                 _settings_input(),
                 seed_input("Random seed of the training. It stays fixed after a run."),
                 snapshot_input(),

@@ -14,11 +14,11 @@ from ..nada_core.io.metadata import create_atomically
 from ..nada_core.runtime.config import describe
 from ._host import for_training, io, normal_mode, numbered_paths, output_folder, to_image, ui
 from ._server import send_text, watch
-from ._types import ROOT, GeneratorType, GuideType, LayersType, OptionsType, ShiftType, SimilarityType
+from ._types import ROOT, GeneratorType, GuideType, LayersType, OptionsType, ShiftType
 from ._widgets import seed_input
 from .adapt import single_judge
 from .save import prefix_input
-from .training_options import recipe_stamp, settings_input, training_config
+from .training_options import recipe_stamp, settings_input, similarity_input, training_config
 
 _UNITS = 100  # of the progress bar, for each trial
 
@@ -53,11 +53,7 @@ class FindSettings(io.ComfyNode):
                 *_search_inputs(),
                 seed_input("Random seed of the trainings and of the search."),
                 prefix_input("recipe"),
-                SimilarityType.Input(
-                    "similarity_networks",
-                    optional=True,
-                    tooltip="From Load LPIPS and Identity: the networks for the lpips and id losses.",
-                ),
+                similarity_input(),
                 OptionsType.Input("options", optional=True, tooltip="From StyleGAN Training Options, for all trials."),
             ],
             outputs=[

@@ -10,7 +10,7 @@ from ..nada_core import AdaptConfig, Generator, LayerChoice, load_recipe
 from ..nada_core.adaptation.layer_selection import selectable_layers
 from ..nada_core.adaptation.recipes import RECIPES
 from ._host import RECIPE_FILES, file_stamp, files, find, io
-from ._types import ROOT, OptionsType
+from ._types import ROOT, LayersType, OptionsType, SimilarityType
 from ._widgets import AUTOMATIC, BY_HAND, changes, changes_inputs
 
 KIND, RECIPE_FILE = "kind of target", "recipe file"
@@ -56,6 +56,17 @@ def settings_input() -> Any:
         "these, adjusted by published advice. by hand: set the most important ones yourself. recipe file: as Find "
         "Settings found them.",
     )
+
+
+def layers_input() -> Any:
+    return LayersType.Input(
+        "layers", optional=True, tooltip="The layers to train, from Choose Layers. Not connected: automatic."
+    )
+
+
+def similarity_input() -> Any:
+    tooltip = "From Load LPIPS and Identity: the networks for the lpips and id losses."
+    return SimilarityType.Input("similarity_networks", optional=True, tooltip=tooltip)
 
 
 def recipe_stamp(settings: Mapping[str, Any] | None) -> str:
