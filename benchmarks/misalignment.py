@@ -11,8 +11,8 @@ journal of JSON lines under a file lock. Any number of processes, on one or seve
 may run the same command: each takes the next row that no other has. A row whose process ended early is taken again
 after --stale minutes.
 
-A run is also measured on its way, so that the page can compare methods where they have reached equal quality instead of
-after equal steps. Older rows lack this; --paths runs them again.
+Runs of full length are also measured on their way, so that the page can compare methods where they have reached equal
+quality instead of after equal steps. Older rows lack this; --paths runs them again.
 
 Methods:
 

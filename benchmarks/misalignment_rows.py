@@ -54,7 +54,7 @@ class Job(NamedTuple):
 
 _GAP = 0.8  # added where there is noise
 SHOWN = 5
-#: Finished steps after which a run is measured on its way, so that methods can be compared at equal quality.
+#: Finished steps after which runs of full length are measured, so that methods can be compared at equal quality.
 _CHECKS = (10, 20, 30, 40, 50, 60, 80, 100, 150, 200, 300, 400)
 _SHORT = 100
 _ORACLE_STEPS, _ORACLE_LATENTS = 300, 512
@@ -166,7 +166,7 @@ class World:
         config, path = replace(METHODS[job.method], seed=job.seed), []
 
         def check(step: Step) -> None:
-            if (done := step.index + 1) in _CHECKS:
+            if job.method in _FULL and (done := step.index + 1) in _CHECKS:
                 path.append({"steps": done, **self._examine(step.generator, job)})
 
         result = adapt(self.source, guides, shift, config, on_step=check, identity=self.identity if config.id else None)
