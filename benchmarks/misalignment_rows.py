@@ -107,7 +107,6 @@ CHANGED = {
         **{f"+ {term}": {"terms": QUALITY[f"+ {term}"].config.terms} for term in _TERMS},
         "+ weight_reg": {"weight_reg": QUALITY["+ weight_reg"].config.weight_reg},
         "+ weight_reg, Fisher": {"weight_reg": 10.0, "fisher_samples": 64},
-        "+ patches": {"patches": QUALITY["+ patches"].config.patches},
         "+ id": {"id": QUALITY["+ id"].config.id},
         "only global": {"terms": {"global": 1.0}},
         "all guides": {},

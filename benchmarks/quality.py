@@ -92,7 +92,6 @@ METHODS: dict[str, Method] = {
     "global": Method(replace(_FRESH, terms={"global": 1.0})),
     "plain": Method(_PLAIN),
     **{f"+ {name}": Method(replace(_FRESH, terms={**_FRESH.terms, name: weight})) for name, weight in _TERMS.items()},
-    "+ patches": Method(replace(_FRESH, patches=2)),
     "+ weight_reg": Method(replace(_FRESH, weight_reg=1.0)),
     "+ weight_reg, Fisher": Method(replace(_FRESH, weight_reg=1.0, fisher_samples=64)),
     "+ id": Method(replace(_FRESH, id=0.25)),

@@ -24,7 +24,7 @@ KINDS = {name.replace("-", " "): recipe for name, recipe in RECIPES.items()}
 
 #: Subjects of StyleGAN Training Options and their widgets: append only.
 SUBJECTS: dict[str, tuple[str, ...]] = {
-    "images": ("views", "patches", "mirror", "psi", "noise", "label"),
+    "images": ("views", "mirror", "psi", "noise", "label"),
     "similarity": ("terms.relation", "terms.covariance", "lpips", "id", "weight_reg", "fisher_samples"),
     "optimizer": ("schedule", "warmup", "beta1", "beta2", "grad_clip", "ema"),
     "judge": ("keep_every", "patience"),

@@ -154,7 +154,6 @@ def test_faults_are_noticed(fake: Any, fault: Callable[[Tensor], Any]) -> None:
 STEPS: dict[str, dict[str, Any]] = {
     "views and terms": {
         "views": 2,
-        "patches": 1,
         "mirror": True,
         "terms": {"direction": 1.0, "angle": 0.5, "relation": 1.0, "covariance": 1.0},
     },

@@ -216,7 +216,7 @@ CONTRACT = {
         "train",
         [
             "subject",
-            "subject=images: views patches mirror psi noise label",
+            "subject=images: views mirror psi noise label",
             "subject=similarity: relation_loss covariance_loss lpips id weight_reg fisher_samples",
             "subject=optimizer: schedule warmup beta1 beta2 grad_clip ema",
             "subject=judge: keep_every patience",

@@ -339,7 +339,6 @@ def test_average_is_returned_with_a_short_memory_at_first(tmp_path: Path) -> Non
         {"schedule": "cosine"},
         {"warmup": 0},
         {"ema": 0.5},
-        {"patches": 1},
         {"pool": 2},
     ],
 )
@@ -613,7 +612,7 @@ def test_pool_embeds_each_source_batch_once(monkeypatch: pytest.MonkeyPatch, noi
 
 def test_pool_cache_equals_recomputation() -> None:
     """A term that wants the pictures themselves has the source drawn every time. Here it finds all faces alike."""
-    config = settings(steps=7, pool=2, views=2, patches=1, mirror=True, noise="random")
+    config = settings(steps=7, pool=2, views=2, mirror=True, noise="random")
     known = adapt(generator(), guide(), SHIFT, config)
     again = adapt(generator(), guide(), SHIFT, replace(config, id=1.0), identity=lambda x: x.flatten(1) * 0 + 1)
     assert not changed(known.generator.state_dict(), again.generator.state_dict())

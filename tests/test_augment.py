@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from tiny import rng
 from torch import Tensor
@@ -50,20 +49,6 @@ def test_single_view_is_mirrored_half_of_the_times() -> None:
         mirrored_views.append(bool((views - images.flip(-1)).abs().max() < 1e-5))
         assert mirrored_views[-1] or float((views - images).abs().max()) < 1e-5
     assert 30 < sum(mirrored_views) < 70
-
-
-@pytest.mark.parametrize("count", [0, 2])
-def test_patches_are_quarters_of_the_image(count: int) -> None:
-    images = pictures(2, 0)
-    views = shared_augmentation(count, 16, rng(3), 0.0, patches=3)(images).view(max(count, 1) + 3, 2, 3, 16, 16)
-    torch.testing.assert_close(views[0], images, atol=1e-5, rtol=0.0)
-    across, down = torch.meshgrid(torch.linspace(-1, 1, 64), torch.linspace(-1, 1, 64), indexing="xy")
-    ramps = torch.stack([across, down, across])[None]
-    for patch in shared_augmentation(count, 64, rng(3), 0.0, patches=3)(ramps)[max(count, 1) :]:
-        for ramp in patch[:2]:  # half the width, inside of the image
-            assert (ramp.max() - ramp.min()).item() == pytest.approx(1.0, abs=0.05) and ramp.abs().max() <= 1.0
-    first, second = (shared_augmentation(0, 16, rng(seed), patches=1)(images)[2:] for seed in (3, 4))
-    assert not torch.equal(first, second)
 
 
 def test_views_stay_within_the_configured_limits() -> None:

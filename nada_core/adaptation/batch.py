@@ -78,7 +78,7 @@ def draw_batch(source: Generator, config: AdaptConfig, rng: torch.Generator, ind
     noise: Noise = config.noise  # type: ignore[assignment]
     if config.noise == "random":
         noise = [shard(maps) for maps in source.draw_noise(config.batch, generator_on(device, rng))]
-    augment = shared_augmentation(config.views, source.resolution, rng, mirror=config.mirror, patches=config.patches)
+    augment = shared_augmentation(config.views, source.resolution, rng, mirror=config.mirror)
     return Batch(key, shard(ws), noise, augment)
 
 

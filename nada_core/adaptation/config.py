@@ -116,7 +116,6 @@ class AdaptConfig:
         0, "validations without improvement after which the run stops; 0 never stops early", low=0, high=1000
     )
     mirror: bool = setting(False, "mirror every second view; with one view, mirror it in about half of the steps")
-    patches: int = setting(0, "additional views of a quarter of the image each, for fine texture", low=0, high=16)
     lpips: float = setting(
         0.0, "weight of the LPIPS distance between each image and its source image", low=0.0, high=1e4, step=0.05
     )

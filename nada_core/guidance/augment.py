@@ -1,5 +1,5 @@
 """Random augmentations shared by several batches: the frozen and the trained generator are compared under the same
-views. Patches follow the patch direction loss in the code of StyleGAN-NADA (arXiv:2108.00946).
+views (AugCLIP of FuseDream, arXiv:2112.01573).
 
 Letters: N images, V views.
 """
@@ -14,23 +14,22 @@ from torch import Tensor
 
 
 def shared_augmentation(
-    count: int, size: int, rng: torch.Generator, max_move: float = 0.06, mirror: bool = False, patches: int = 0
+    count: int, size: int, rng: torch.Generator, max_move: float = 0.06, mirror: bool = False
 ) -> Callable[[Tensor], Tensor]:
     """Draw random views to apply identically to several batches of images.
 
     A pattern that only fools a CLIP model at one exact position does not survive small shifts and zooms.
 
     Args:
-        count: views of the whole image, shifted and zoomed.
+        count: views, shifted and zoomed.
         size: pixels a side of a view.
         max_move: largest shift and zoom, as a share of the image.
         mirror: flip every second view; a single view with probability 1/2.
-        patches: additional views of a random quarter of the image. With count 0, the unchanged image comes first.
 
     Returns:
         A function from images [N, 3, H, W] to [V N, 3, H, W]; without views it returns the images unchanged.
     """
-    if count + patches == 0:
+    if count == 0:
         return lambda images: images
     random = torch.rand(count, 3, generator=rng) * 2 - 1
     theta = torch.zeros(count, 2, 3)
@@ -39,11 +38,6 @@ def shared_augmentation(
     if mirror:
         first = 1 if count > 1 else int(torch.randint(2, (), generator=rng))
         theta[first::2, 0, 0] *= -1
-    if patches:
-        quarter = torch.zeros(patches, 2, 3)
-        quarter[:, 0, 0] = quarter[:, 1, 1] = 0.5
-        quarter[:, :, 2] = torch.rand(patches, 2, generator=rng) - 0.5
-        theta = torch.cat([theta if count else torch.eye(2, 3)[None], quarter])
     grids: dict[torch.device, Tensor] = {}  # built where they are used, once
 
     def augment(images: Tensor) -> Tensor:
