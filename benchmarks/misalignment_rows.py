@@ -87,15 +87,10 @@ ORACLES = {
     **{f"oracle {train}": _oracle(train, pace) for train, pace in _PACE.items()},
 }
 MAIN = {**_FULL, **{f"short {name}": replace(config, steps=_SHORT) for name, config in _FULL.items()}, **ORACLES}
-#: Other numbers of layers, and few layers with a covariance loss, as a search found them with a leak of 0.1.
+#: Other numbers of layers.
 COUNTED = {
-    "recipe k=3 + covariance 10": replace(
-        _layers("recipe", mode="adaptive", count=3), terms={**QUALITY["recipe"].config.terms, "covariance": 10.0}
-    ),
-    **{
-        f"short recipe k={count}": replace(_layers("recipe", mode="adaptive", count=count), steps=_SHORT)
-        for count in (1, 2, 6)
-    },
+    f"short recipe k={count}": replace(_layers("recipe", mode="adaptive", count=count), steps=_SHORT)
+    for count in (1, 2, 6)
 }
 
 CAPTIONS = "guide-captions"  # the CLIP model of `nada_core.portraits.fitting.caption_guide`, in the folder of the rows
@@ -170,7 +165,7 @@ class World:
         config, path = replace(METHODS[job.method], seed=job.seed), []
 
         def check(step: Step) -> None:
-            if not job.method.startswith("short") and (done := step.index + 1) in _CHECKS:
+            if job.method in _FULL and (done := step.index + 1) in _CHECKS:
                 path.append({"steps": done, **self._examine(step.generator, job)})
 
         result = adapt(self.source, guides, shift, config, on_step=check, identity=self.identity if config.id else None)
