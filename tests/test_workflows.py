@@ -212,20 +212,31 @@ def test_crossing_is_detected() -> None:
     assert (source, target, note["id"]) in geometry.crossings(workflow)
 
 
+def grown_boxes(world: World, workflow: Mapping[str, Any]) -> dict[int, geometry.Box]:
+    """The boxes of all nodes with as many widgets as their settings can show."""
+    boxes = geometry.boxes(workflow)
+    for node in workflow["nodes"]:
+        if node["type"].startswith(PREFIX):
+            pixels = geometry.growth(world.info[node["type"]]["input"], world.values(node))
+            boxes[node["id"]] = geometry.grown(boxes[node["id"]], pixels)
+    return boxes
+
+
 @each
-def test_nodes_do_not_overlap(path: Path) -> None:
-    nodes = list(geometry.boxes(read(path)).items())
+def test_nodes_do_not_overlap_with_any_settings(worlds: dict[str, World], path: Path) -> None:
+    nodes = list(grown_boxes(worlds[NEWEST], read(path)).items())
     for index, (one, box) in enumerate(nodes):
         assert not [other for other, there in nodes[:index] if overlap(box, there)], one
 
 
 @each
-def test_nodes_are_in_groups(path: Path) -> None:
+def test_nodes_are_in_groups_with_any_settings(worlds: dict[str, World], path: Path) -> None:
     workflow = read(path)
+    boxes = grown_boxes(worlds[NEWEST], workflow)
     frames = [(x, y, x + width, y + height) for x, y, width, height in (g["bounding"] for g in workflow["groups"])]
     assert not [(a, b) for index, a in enumerate(frames) for b in frames[:index] if overlap(a, b)]
     for node in workflow["nodes"]:
-        box = geometry.boxes(workflow)[node["id"]]
+        box = boxes[node["id"]]
         around = [frame for frame in frames if overlap(frame, box)]
         if node["type"] == "MarkdownNote":
             assert not around

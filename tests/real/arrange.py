@@ -9,7 +9,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from geometry import Box, box, crossed, curve, input_point, output_point
+from geometry import Box, box, crossed, curve, grown, input_point, output_point
 
 COLUMN_GAP, NODE_GAP, NOTE_GAP = 80, 60, 50
 GROUP_GAP = 125  # between two nodes of different groups in one column
@@ -22,8 +22,15 @@ STEPS = (-200, -100, -60, -40, -20, 20, 40, 60, 100, 200)
 class _Layout:
     """The shown graph without everything that does not matter for positions."""
 
-    def __init__(self, workflow: dict[str, Any], columns: Sequence[Sequence[int]], groups: Mapping[str, list[int]]):
+    def __init__(
+        self,
+        workflow: dict[str, Any],
+        columns: Sequence[Sequence[int]],
+        groups: Mapping[str, list[int]],
+        growths: Mapping[int, int],
+    ) -> None:
         self.nodes = {node["id"]: node for node in workflow["nodes"]}
+        self.growths = growths
         self.columns = [list(column) for column in columns]
         self.groups = groups
         self.group_of = {id: title for title, ids in groups.items() for id in ids}
@@ -45,7 +52,7 @@ class _Layout:
                 else:
                     top += self.space[id]
                 self.nodes[id]["pos"] = [left, top]
-                top, above = top + self.nodes[id]["size"][1], id
+                top, above = top + self.nodes[id]["size"][1] + self.growths.get(id, 0), id
             is_notes = all(id not in self.group_of for id in column)
             left += max(self.nodes[id]["size"][0] for id in column) + (NOTE_GAP if is_notes else COLUMN_GAP)
 
@@ -53,15 +60,19 @@ class _Layout:
         """x, y, width and height of each group."""
         result = {}
         for title, ids in self.groups.items():
-            inside = [box(self.nodes[id]["pos"], self.nodes[id]["size"]) for id in ids]
+            inside = [self._box(id) for id in ids]
             left, top = min(one[0] for one in inside) - MARGIN, min(one[1] for one in inside) - HEADING
             right, bottom = max(one[2] for one in inside) + MARGIN, max(one[3] for one in inside) + MARGIN
             result[title] = [round(left), round(top), round(right - left), round(bottom - top)]
         return result
 
+    def _box(self, id: int) -> Box:
+        """The box of a node that has grown."""
+        return grown(box(self.nodes[id]["pos"], self.nodes[id]["size"]), self.growths.get(id, 0))
+
     def cost(self) -> float:
         self.place()
-        boxes = {id: box(node["pos"], node["size"]) for id, node in self.nodes.items()}
+        boxes = {id: self._box(id) for id in self.nodes}
         total, frames = 0.0, {title: (x, y, x + w, y + h) for title, (x, y, w, h) in self.bounds().items()}
         headings = {title: (x, y, x + 14 * len(title), y + 30) for title, (x, y, _, _) in frames.items()}
         wide = {id: (x - 6, y - 6, u + 6, v + 6) for id, (x, y, u, v) in boxes.items()}
@@ -85,10 +96,16 @@ def _overlap(one: Box, other: Box) -> bool:
 
 
 def arrange(
-    workflow: dict[str, Any], columns: Sequence[Sequence[int]], groups: Mapping[str, list[int]]
+    workflow: dict[str, Any],
+    columns: Sequence[Sequence[int]],
+    groups: Mapping[str, list[int]],
+    growths: Mapping[int, int],
 ) -> dict[str, list[int]]:
-    """Set the positions of all nodes, which `columns` lists from left to right, and return the boxes of the groups."""
-    layout = _Layout(workflow, columns, groups)
+    """Set the positions of all nodes, which `columns` lists from left to right, and return the boxes of the groups.
+
+    growths: pixels that stay free below nodes, by id: see `geometry.growth`.
+    """
+    layout = _Layout(workflow, columns, groups, growths)
     movable = [[id for id in column if id in layout.group_of] for column in columns]
     starts = [dict(layout.space)]
     chance = random.Random(0)

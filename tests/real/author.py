@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from arrange import arrange
+from geometry import growth
 from page import Page
 from playwright.sync_api import Error
 
@@ -174,11 +175,15 @@ BUILD = """async text => {
 }"""
 
 #: The smallest size of every node, and of a note that has its width; by id.
-SIZES = """widths => JSON.stringify(Object.fromEntries(app.graph._nodes.map(node => {
-    const text = node.type === 'MarkdownNote' && node.widgets[0].element
-    const [width, height] = node.computeSize()
-    return [node.id, [width, text ? text.querySelector('.tiptap').scrollHeight + 26 : height]]
-})))"""
+SIZES = """async () => {
+    const text = node => node.type === 'MarkdownNote' && node.widgets[0].element.querySelector('.tiptap').scrollHeight
+    for (let tries = 0; tries < 100 && app.graph._nodes.some(node => text(node) === 0); tries++)
+        await new Promise(resolve => setTimeout(resolve, 50))  // a busy page shows the notes later
+    return JSON.stringify(Object.fromEntries(app.graph._nodes.map(node => {
+        const [width, height] = node.computeSize()
+        return [node.id, [width, text(node) ? text(node) + 26 : height]]
+    })))
+}"""
 
 
 def build(page: Page, description: Workflow, name: str = "workflow") -> dict[str, Any]:
@@ -197,7 +202,8 @@ def build(page: Page, description: Workflow, name: str = "workflow") -> dict[str
         if isinstance(spec, Subgraph):
             _label(workflow, node, spec, ids)
     groups = {group.title: [ids[key] for key in group.around] for group in description.groups}
-    bounds = arrange(workflow, [[ids[key] for key in column] for column in description.columns], groups)
+    columns = [[ids[key] for key in column] for column in description.columns]
+    bounds = arrange(workflow, columns, groups, _growths(page, description, ids))
     workflow["groups"] = [
         {"id": index, "title": group.title, "bounding": bounds[group.title], "color": group.color, "flags": {}}
         for index, group in enumerate(description.groups, 1)
@@ -285,6 +291,13 @@ def _outer(description: Workflow) -> dict[str, Node | Note | Subgraph]:
 
 def _node(workflow: dict[str, Any], id: int) -> dict[str, Any]:
     return next(node for node in workflow["nodes"] if node["id"] == id)
+
+
+def _growths(page: Page, description: Workflow, ids: dict[str, int]) -> dict[int, int]:
+    """By how many pixels the nodes that the opened workflow shows can grow, by id."""
+    info, outer = page.server.get("/object_info"), _outer(description)
+    nodes = {ids[key]: spec for key, spec in outer.items() if isinstance(spec, Node)}
+    return {id: growth(info[spec.type]["input"], spec.widgets) for id, spec in nodes.items()}
 
 
 def _widen(workflow: dict[str, Any], description: Workflow, ids: dict[str, int]) -> None:

@@ -16,6 +16,7 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 TITLE = 30  # height of a title bar, drawn above a node's position
 SLOT = 20  # height of a row of slots
+WIDGET = 24  # height of a row of widgets
 PADDING = 10  # around all nodes
 FILLED = 0.75  # share of the page that the nodes get
 PAGE = (1600, 1000)
@@ -39,6 +40,25 @@ def boxes(workflow: Mapping[str, Any]) -> dict[int, Box]:
     if collapsed := [node["id"] for node in workflow["nodes"] if node["flags"].get("collapsed")]:
         raise ValueError(f"nodes {collapsed} are collapsed; expected nodes that show their widgets")
     return {node["id"]: box(node["pos"], node["size"]) for node in workflow["nodes"]}
+
+
+def growth(sections: Mapping[str, Any], values: Mapping[str, Any]) -> int:
+    """By how many pixels a node can grow when other options of its dynamic combos show more widgets.
+
+    Args:
+        sections: the inputs of the node, as in /object_info.
+        values: its widgets by name; those without one have their first option.
+    """
+    result = 0
+    for name, entry in [item for section in ("required", "optional") for item in sections.get(section, {}).items()]:
+        if entry[0] == "COMFY_DYNAMICCOMBO_V3":
+            rows = {one["key"]: sum(map(len, one["inputs"].values())) for one in entry[1]["options"]}
+            result += WIDGET * (max(rows.values()) - rows[values.get(name, next(iter(rows)))])
+    return result
+
+
+def grown(one: Box, pixels: int) -> Box:
+    return one[0], one[1], one[2], one[3] + pixels
 
 
 def scale(nodes: Sequence[Box], page: tuple[int, int] = PAGE) -> float:

@@ -14,8 +14,8 @@ from environment import PREFIX
 READS, TRAINS, SHOWS = "#2a4858", "#4a3358", "#335842"  # title bars: inputs, trainings, results
 STEPS = 80  # enough for every built-in target
 
-#: Room for a picture below the widgets of a node, in pixels.
-PREVIEW, SMALL = 250, 166
+#: Room for a picture below the widgets of a node, in pixels; large: and for a text of two lines.
+PREVIEW, SMALL, LARGE = 250, 166, 270
 
 
 def node(key: str, kind: str, color: str, title: str | None = None, *, room: int = 0, width: int = 260, **widgets: Any):
@@ -788,7 +788,7 @@ PAIRS = Workflow(
         node("people", "SampleLatents", SHOWS, "Latents to learn from", seed=100, count=32, psi=1.0),
         node("model", "DrawPortrait", READS, "Image model: the renderer", style="marble statue"),
         GUIDE,
-        node("adapt", "AdaptToPairs", TRAINS, room=PREVIEW, width=320, settings="automatic"),
+        node("adapt", "AdaptToPairs", TRAINS, room=LARGE, width=320, settings="automatic"),
         faces(3, title="Other people"),
         comparing("photo\nlearned", 3, 330),
     ],
@@ -839,7 +839,7 @@ DIFFUSION = Workflow(
         core("decode", "VAEDecode", SHOWS),
         core("edited", "PreviewImage", SHOWS, "Edited images", width=280, room=180),
         faces(3, title="Other people", width=220),
-        node("adapt", "AdaptToPairs", TRAINS, room=200, width=280, settings="automatic"),
+        node("adapt", "AdaptToPairs", TRAINS, room=LARGE, width=280, settings="automatic"),
         comparing("before\nlearned", 3, 280),
     ],
     links=wires(
@@ -881,8 +881,8 @@ DIFFUSION = Workflow(
         ["generator", "guide", "checkpoint"],
         ["people", "latents"],
         ["restyle"],
-        ["adapt"],
-        ["compare", "edited"],
+        ["edited", "adapt"],
+        ["compare"],
     ],
     groups=[
         Group("1. Models", ["generator", "checkpoint", "guide"]),
