@@ -41,8 +41,8 @@ def measured(score: float) -> Measured:
 
 
 def planted(number: int, config: AdaptConfig, is_behind: Any) -> Measured:
-    """Highest, 1, at three times the learning rate, 4 layers and an angle weight of 0.6; 0.35 at the base."""
-    distance = abs(math.log(config.lr / (3 * RECIPE.lr))) / 2 + abs(config.terms.get("angle", 0.0) - 0.6) / 2
+    """Highest, 1, at three times the learning rate, 4 layers and a covariance weight of 12; below 0 at the base."""
+    distance = abs(math.log(config.lr / (3 * RECIPE.lr))) / 2 + abs(config.terms.get("covariance", 0.0) - 12) / 40
     distance += 0.05 * abs(4 - (config.layers.count if config.layers.mode == "adaptive" else 10))
     for check in (1, 2, 3):
         if is_behind(check, measured(1 - distance - 0.5 / check)):

@@ -23,7 +23,7 @@ class SearchConfig:
         0.0, "minutes after which no further trial starts; 0: no limit", low=0.0, high=100_000.0, step=1.0
     )
     over: tuple[str, ...] = setting(
-        ("lr", "steps", "layers", "angle"),
+        ("lr", "steps", "layers", "covariance"),
         "settings to search: lr, steps, layers (all, or adaptive with a count), and weights of losses",
         choices=("lr", "steps", "layers", *_WEIGHTS),
     )
