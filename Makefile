@@ -21,7 +21,7 @@ test: .venv/.ready-test
 	.venv/bin/python -m mypy nada_core
 	.venv/bin/python -m pytest -q -n $(WORKERS) --dist loadfile
 
-# Python 3.10, 3.11 and 3.13 with torch 2.6 and 2.11, in environments of their own under out/versions (about 30 GB).
+# Python 3.10, 3.11 and 3.13 with torch 2.6, 2.11 and 2.14, in environments of their own under out/versions (50 GB).
 test-versions:
 	$(PYTHON) -m benchmarks.versions --workers $(WORKERS)
 

@@ -23,7 +23,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PYTHONS = ("3.10", "3.11", "3.13")
-TORCHES = {"2.6": ("torch==2.6.0", "torchvision==0.21.0"), "2.11": ("torch==2.11.0", "torchvision==0.26.0")}
+TORCHES = {
+    "2.6": ("torch==2.6.0", "torchvision==0.21.0"),
+    "2.11": ("torch==2.11.0", "torchvision==0.26.0"),
+    "2.14": ("torch==2.14.1", "torchvision==0.29.1"),
+}
 TOOLS = ("-r", "requirements.txt", "pytest", "pytest-xdist", "comfy-cli", "onnx", "onnxruntime", "optuna")
 
 _VERSIONS = "import sys, torch; sys.stdout.write(f'{sys.version.split()[0]} | {torch.__version__}')"

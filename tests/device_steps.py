@@ -56,6 +56,12 @@ for guide in PORTRAITS:
     guide._untrained = None  # fake tensors cannot be copied together with others
 
 
+class FakeMode(FakeTensorMode):
+    """With a real GPU, or since torch 2.14, fake tensors with known values would be copied to the device for real."""
+
+    avoid_device_init = True
+
+
 class WaitsError(AssertionError):
     """An operation that waits for the device, or that a device would refuse."""
 
@@ -102,7 +108,7 @@ def no_waiting() -> Iterator[None]:
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
     """Return a function that copies networks to the device. Inside, `fetch` counts its calls and returns ones."""
     monkeypatch.setattr(batches, "generator_on", lambda device, rng: DeviceGenerator())
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with FakeMode(allow_non_fake_inputs=True):
         yield lambda *modules: tuple(copy_to(module, DEVICE) for module in modules)
 
 

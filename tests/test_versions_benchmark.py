@@ -45,3 +45,8 @@ def test_failure_sets_the_exit_status(monkeypatch: pytest.MonkeyPatch, output: s
 def test_pins_are_among_the_versions() -> None:
     pinned = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     assert set(versions.TORCHES["2.11"]) <= set(pinned)
+
+
+def test_oldest_torch_is_that_of_the_workflow() -> None:
+    workflow = (ROOT / ".github/workflows/tests.yml").read_text(encoding="utf-8")
+    assert " ".join(versions.TORCHES["2.6"]) in workflow

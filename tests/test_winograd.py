@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -203,6 +204,17 @@ def test_failed_compilation_leaves_no_library(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(winograd.BuildError, match=compiler):
         winograd.build()
     assert not list(tmp_path.iterdir())
+
+
+@supported
+def test_first_error_of_the_compiler_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = "In file included from winograd.cpp:13:\nATen.h:5:2: error: too old\n" + "Generator.h: note: here\n" * 99
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setenv("CXX", sys.executable)
+    result = subprocess.CompletedProcess([], 1, "", output)
+    monkeypatch.setattr(winograd, "subprocess", SimpleNamespace(run=lambda *_, **__: result))
+    with pytest.raises(winograd.BuildError, match="ATen.h:5:2: error: too old;"):
+        winograd.build()
 
 
 def test_unsupported_processor_uses_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
