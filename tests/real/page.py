@@ -83,7 +83,7 @@ class Page:
 
     def open(self, locale: str = "en", settings: Mapping[str, Any] | None = None) -> None:
         """Open the page in a language, with further settings, and wait until it is ready."""
-        self.server.post("/settings", {**SETTINGS, "Comfy.Locale": locale, **(settings or {})})
+        self.server.post("/settings", {**self.settings, "Comfy.Locale": locale, **(settings or {})})
         self.tab.goto(self.server.url, wait_until="domcontentloaded")
         self.tab.wait_for_function(READY, timeout=120_000)
         self.tab.wait_for_timeout(2000)  # extensions go on loading; a graph loaded before fails to find its definitions
