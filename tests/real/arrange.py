@@ -88,7 +88,8 @@ class _Layout:
             others += [other for name, other in frames.items() if name < title]
             total += 3000 * sum(_overlap(frame, other) for other in others)
         height = max(one[3] for one in boxes.values()) - min(one[1] for one in boxes.values())
-        return total + height + 0.05 * sum(self.space.values())
+        corner = max(boxes[id][3] for id in self.columns[-1])  # the page's map covers the lower right
+        return total + height + 2 * corner + 0.05 * sum(self.space.values())
 
 
 def _overlap(one: Box, other: Box) -> bool:
