@@ -147,6 +147,19 @@ def test_interrupted_trial_is_queued_again(tmp_path: Path) -> None:
     assert study.trials[3].params == study.trials[2].params
 
 
+def test_workers_that_ask_at_once_propose_different_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = (open_study("shared", tmp_path / "study.journal") for _ in range(2))
+    ask = first.ask
+
+    def ask_second(*args: Any) -> Any:
+        studies._run_trial(second, SPACE, lambda number, config, is_behind: measured(config.lr), 0)
+        return ask(*args)
+
+    monkeypatch.setattr(first, "ask", ask_second)
+    studies._run_trial(first, SPACE, lambda number, config, is_behind: measured(config.lr), 0)
+    assert len({trial.params["lr"] for trial in first.trials}) == 2
+
+
 # ---- workers ------------------------------------------------------------------------------------------------------
 
 

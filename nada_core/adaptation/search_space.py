@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..guidance.clip_losses import TERMS
 from ..runtime.config import setting, settings
 from .config import AdaptConfig
+
+if TYPE_CHECKING:
+    from optuna import Trial
 
 #: Upper end of the weights that may be searched; the lower end is 0.
 _WEIGHTS = {"angle": 1.0, "relation": 100.0, "covariance": 20.0, "lpips": 1.0, "id": 1.0, "weight_reg": 10.0}
@@ -63,7 +66,7 @@ class Space:
         return float(self.base.terms.get(name, 0.0) if name in TERMS else getattr(self.base, name))
 
     def distributions(self) -> dict[str, Any]:
-        """The ranges of all parameters, for `Study.ask`."""
+        """The ranges of all parameters."""
         from optuna.distributions import FloatDistribution, IntDistribution
 
         base, made = self.base, dict[str, Any]()
@@ -77,6 +80,16 @@ class Space:
             else:
                 made[name] = FloatDistribution(0.0, max(_WEIGHTS[name], 2 * self._weight(name)))
         return made
+
+    def suggest(self, trial: Trial) -> None:
+        """Let the sampler of a trial's study choose all parameters; they are then in `trial.params`."""
+        from optuna.distributions import IntDistribution
+
+        for name, values in self.distributions().items():
+            if isinstance(values, IntDistribution):
+                trial.suggest_int(name, values.low, values.high)
+            else:
+                trial.suggest_float(name, values.low, values.high, log=values.log)
 
     def config(self, params: Mapping[str, Any]) -> AdaptConfig:
         """Return the settings of a trial; those of `base_params` are the base itself."""

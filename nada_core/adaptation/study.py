@@ -91,9 +91,10 @@ def _run_trial(study: Study, space: Space, evaluate: Evaluate, seed: int) -> Non
     from optuna.samplers import TPESampler
     from optuna.trial import TrialState
 
-    # A seed for each trial: workers with equal seeds would propose equal settings.
-    study.sampler = TPESampler(n_startup_trials=_STARTUP, seed=(seed + len(study.get_trials(deepcopy=False))) % 2**32)
-    trial, started, is_behind = study.ask(space.distributions()), time.monotonic(), False
+    trial, started, is_behind = study.ask(), time.monotonic(), False
+    # A seed for each trial, of a number that no other worker has: equal seeds would propose equal settings.
+    study.sampler = TPESampler(n_startup_trials=_STARTUP, seed=(seed + trial.number) % 2**32)
+    space.suggest(trial)
 
     def check(number: int, measured: Measured) -> bool:
         nonlocal is_behind
