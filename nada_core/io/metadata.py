@@ -125,6 +125,7 @@ def replace_atomically(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; it replaces `path` on success and is removed on failure."""
     with _written_first(path) as temporary:
         yield temporary
+        _sync(temporary)
         _replace(temporary, path)
 
 
@@ -141,6 +142,7 @@ def create_atomically(paths: Iterable[Path], write: Callable[[Path], object]) ->
     path = next(remaining)
     with _written_first(path) as temporary:
         write(temporary)
+        _sync(temporary)
         while not _claim(path):
             path = next(remaining)
         try:
@@ -198,9 +200,12 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name[:48]}.{secrets.token_hex(4)}.part")
 
 
-def _replace(temporary: Path, path: Path) -> None:
+def _sync(temporary: Path) -> None:
     with temporary.open("rb+") as file:
         os.fsync(file.fileno())  # without it a power cut may leave an empty file under the new name
+
+
+def _replace(temporary: Path, path: Path) -> None:
     for pause in (0.05, 0.1, 0.2, 0.4, 0.8):  # on Windows, a process that reads the old file is in the way
         with suppress(PermissionError):
             os.replace(temporary, path)
