@@ -21,7 +21,7 @@ Methods:
 - `paper`: the settings of StyleGAN-NADA with the learning rate that this small generator needs, all layers.
   `paper k=4`: four layers, selected in every step.
 - `short` before a name: 100 steps instead of 400 (recipe) or 300 (paper), for a quarter of the time.
-- `short recipe k=1`, `k=2`, `k=6`: other numbers of layers, which do not run by default.
+- `short recipe k=2`, `k=6`: other numbers of layers, which do not run by default.
 - `oracle`: no CLIP model. The generator is fitted to the true pictures of 512 latents: what its weights can do.
   `oracle NAME`: the same with another parametrization.
 - `short recipe` and a change, which do not run by default. `- angle`: the directional loss alone. `+ NAME`: one more

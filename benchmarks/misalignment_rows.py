@@ -90,7 +90,7 @@ MAIN = {**_FULL, **{f"short {name}": replace(config, steps=_SHORT) for name, con
 #: Other numbers of layers.
 COUNTED = {
     f"short recipe k={count}": replace(_layers("recipe", mode="adaptive", count=count), steps=_SHORT)
-    for count in (1, 2, 6)
+    for count in (2, 6)
 }
 
 CAPTIONS = "guide-captions"  # the CLIP model of `nada_core.portraits.fitting.caption_guide`, in the folder of the rows
