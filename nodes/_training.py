@@ -33,8 +33,8 @@ def _remembered(fingerprint: str, snapshot_every: int) -> tuple[tuple[Any, ...],
 def _start(path: Path, config: AdaptConfig, fingerprint: str, snapshot_every: int) -> str:
     """Say on the node where the training starts and why. Return it for the text of every step; empty for a new one.
 
-    An autosave that cannot be used is removed. Nor can one whose earlier steps have no snapshots: the output does not
-    depend on an interruption.
+    An autosave that cannot be used is removed, also one whose earlier steps lack snapshots: the output does not depend
+    on an interruption.
     """
     done, reason = int(saved_progress(path, fingerprint).get("index", 0)), ""
     if done and saved_snapshots(fingerprint, snapshot_every, done, is_over=False) is not None:
