@@ -11,7 +11,19 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.misalignment_rows import CHANGED, COUNTED, FIRST, MAIN, METHODS, ORACLES, SHOWN, Job, shown
+from benchmarks.misalignment_rows import (
+    ANCHORED,
+    CHANGED,
+    COUNTED,
+    FIRST,
+    FOUND,
+    MAIN,
+    METHODS,
+    ORACLES,
+    SHOWN,
+    Job,
+    shown,
+)
 from benchmarks.quality import higher_bar
 from nada_core import compare_grid, load_generator, save_image
 from nada_core.latents.sampling import render as render_latents
@@ -113,7 +125,7 @@ def family(condition: Condition) -> str:
     if condition.method in ORACLES:
         return "oracle"
     length = "short" if condition.method.startswith("short") else "full"
-    if condition.method in {*MAIN, *COUNTED}:
+    if condition.method in {*MAIN, *FOUND, *COUNTED, *ANCHORED}:
         return length
     return f"{length}, changed" if condition.method in CHANGED else "one guide"
 
