@@ -36,6 +36,7 @@ def test_text_of_an_anchor_moves_as_its_images_do_and_the_direction_starts_there
 
 def test_without_its_weight_the_second_loss_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     generator, guide = load_generator("portraits"), load_guide("portraits-64")
+    monkeypatch.setattr(misalignment_anchors, "_LATENTS", 8)
     before = {name: value.clone() for name, value in generator.state_dict().items()}
     plain = adapt(generator, guide, SHIFT, CONFIG).generator
     refined = adapt_with_anchors(generator, [(guide, 1.0)], SHIFT, CONFIG)
