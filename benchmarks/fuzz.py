@@ -34,6 +34,7 @@ ROOT = Path(__file__).parents[1]
 READERS = ("generator", "checkpoint", "guide", "guide-config", "encoder", "identity", "domain", "latents", "directions")
 READERS += ("autosave", "provenance", "image", "info")
 _BATCH = 40  # files of one child process
+_REPEATED = 16 << 20  # the most bytes that one repetition adds; a pickle's instruction may hold all weights
 
 _NUMBERS = [0, 1, 2, 127, 128, 255, 256, 1 << 15, 1 << 16, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 40, 1 << 62]
 _WORDS = [b"NaN", b"Infinity", b"-1", b"1e999", b"null", b"[]", b"{}", b'""', b"true", b"99999999999999999999"]
@@ -103,7 +104,8 @@ def mutate_pickle(content: bytes, rng: random.Random) -> bytes:
                 del parts[index : index + rng.choice((1, 1, 2, 8))]
                 parts = parts or [b"."]
             case 1:
-                parts[index:index] = parts[index : index + rng.choice((1, 3, 9))] * rng.choice((1, 2, 500))
+                repeated, times = parts[index : index + rng.choice((1, 3, 9))], rng.choice((1, 2, 500))
+                parts[index:index] = repeated * min(times, _REPEATED // sum(map(len, repeated)))
             case 2:
                 parts[index], parts[other] = parts[other], parts[index]
             case 3:

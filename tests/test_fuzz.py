@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks import fuzz
-from benchmarks.fuzz import READERS, Server, mutate, write_seeds
+from benchmarks.fuzz import READERS, Server, mutate, mutate_pickle, write_seeds
 
 if not sys.platform.startswith("linux"):
     pytest.skip("needs fork and /proc of Linux", allow_module_level=True)
@@ -67,3 +68,8 @@ def test_mutations_are_reproducible_and_different(seeds: Path) -> None:
         content = path.read_bytes()
         first, again = ([mutate(content, rng) for _ in range(5)] for rng in (random.Random(1), random.Random(1)))
         assert first == again and any(changed != content for changed in first), path
+
+
+def test_repeating_an_instruction_with_all_weights_stays_small() -> None:
+    content = pickle.dumps([bytes(4 << 20), "x"], protocol=3)
+    assert max(len(mutate_pickle(content, random.Random(seed))) for seed in range(400)) < 64 << 20
