@@ -23,7 +23,8 @@ Methods:
 - `short` before a name: 100 steps instead of 400 (recipe) or 300 (paper), for a quarter of the time.
 - `short recipe k=2`, `k=6`: other numbers of layers, which do not run by default.
 - `recipe + covariance`: the recipe with the covariance loss, weight 3, as `benchmarks.search` found for most targets.
-  `short paper anchors`: AIR, as `benchmarks.misalignment_anchors` describes. Both do not run by default.
+  `recipe + covariance 1`: the same with weight 1. Both do not run by default.
+- `short paper anchors`: AIR, as `benchmarks.misalignment_anchors` describes. Does not run by default.
 - `oracle`: no CLIP model. The generator is fitted to the true pictures of 512 latents: what its weights can do.
   `oracle NAME`: the same with another parametrization.
 - `short recipe` and a change, which do not run by default. `- angle`: the directional loss alone. `+ NAME`: one more

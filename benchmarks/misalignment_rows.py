@@ -89,7 +89,10 @@ ORACLES = {
 }
 MAIN = {**_FULL, **{f"short {name}": replace(config, steps=_SHORT) for name, config in _FULL.items()}, **ORACLES}
 #: Settings that the search of settings found where the directions are wrong (docs/results.md), for all targets.
-FOUND = {"recipe + covariance": replace(_FULL["recipe"], terms={**_FULL["recipe"].terms, "covariance": 3.0})}
+FOUND = {
+    f"recipe + covariance{name}": replace(_FULL["recipe"], terms={**_FULL["recipe"].terms, "covariance": weight})
+    for name, weight in (("", 3.0), (" 1", 1.0))
+}
 #: Other numbers of layers.
 COUNTED = {
     f"short recipe k={count}": replace(_layers("recipe", mode="adaptive", count=count), steps=_SHORT)
