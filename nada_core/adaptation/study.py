@@ -38,10 +38,14 @@ def open_study(name: str, storage: str | Path | None) -> Study:
     """Open or create a study. storage: a journal file, the URL of a database, or None for memory."""
     try:
         import optuna
+        from optuna.exceptions import UpdateFinishedTrialError  # noqa: F401 - new in Optuna 4.3
         from optuna.storages import JournalStorage
         from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
     except ImportError as error:
-        raise ValueError(f"Optuna is not installed ({error}). Install it with `pip install optuna`.") from error
+        raise ValueError(
+            f"The search needs Optuna 4.3 or newer, which is not installed ({error}). Install it with "
+            "`pip install --upgrade optuna`."
+        ) from error
 
     pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2)
     place: Any = storage
