@@ -31,7 +31,7 @@ from nada_core.latents.sampling import sample
 from nada_core.portraits import SOURCE, TARGETS, Verdict, render
 from nada_core.portraits.content import Content
 
-_DRAWN = ("recipe", "recipe k=4", "short recipe", "short recipe k=4", "short paper", "oracle")
+_DRAWN = ("recipe", "recipe k=4", "recipe + covariance", "paper", "oracle")
 _MIN_PAIRS = 6  # with fewer, Wilcoxon's test cannot reach p = 0.05
 _QUALITY = 0.9  # the judge's share at which methods are compared on their way
 _MIN_GAIN = 0.1  # of the source's distance: where the oracle gains less, such as for elves, a share says nothing
@@ -149,7 +149,7 @@ def comparisons(groups: Iterable[Condition]) -> Iterator[tuple[Condition, Condit
     for one, other in itertools.permutations(known, 2):
         same_tilt = one[1:] == other[1:]
         changed = same_tilt and one.method.startswith(f"{other.method} ")
-        replaced = {one.method.replace(name, "paper") for name in ("recipe", "recipe k=4")}
+        replaced = {one.method.replace(name, "paper") for name in ("recipe", "recipe k=4", *FOUND)}
         recipe = same_tilt and other.method in replaced - {one.method}
         tilted = one.method == other.method and (one.leak > other.leak == 0) != (one.noise > other.noise == 0)
         captions = same_tilt and one.method.replace("captions", FIRST) == other.method != one.method
