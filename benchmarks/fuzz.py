@@ -105,7 +105,7 @@ def mutate_pickle(content: bytes, rng: random.Random) -> bytes:
                 parts = parts or [b"."]
             case 1:
                 repeated, times = parts[index : index + rng.choice((1, 3, 9))], rng.choice((1, 2, 500))
-                parts[index:index] = repeated * min(times, _REPEATED // sum(map(len, repeated)))
+                parts[index:index] = repeated * min(times, _REPEATED // max(1, sum(map(len, repeated))))
             case 2:
                 parts[index], parts[other] = parts[other], parts[index]
             case 3:
