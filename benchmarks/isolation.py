@@ -29,6 +29,7 @@ from typing import Any, TextIO
 MOST_SECONDS = 5  # of CPU time for one file
 MOST_WAIT = 60  # seconds of wall time for one file, for readers that wait
 MOST_EXTRA = 256 << 20  # bytes of memory beyond twice the size of the file
+MOST_PER_PIXEL, MOST_PIXELS = 40, 100_000_000  # of an image; more are refused
 _RESERVE = 512 << 20  # bytes of address space beyond that, of which little is resident
 
 Reader = Callable[[str], object]
@@ -124,9 +125,10 @@ def _identity(value: object) -> int:
 def outcome(reader: Reader, path: str, audit: _Audit, state: dict[str, int]) -> dict[str, Any]:
     """Open one file in this process. state: `global_state` before."""
     size = os.stat(path).st_size if os.path.isfile(path) else 0
+    pixels = claimed_pixels(path)
     Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
     before = _status()
-    allowed = 2 * size + MOST_EXTRA
+    allowed = 2 * size + MOST_EXTRA + (MOST_PER_PIXEL * pixels if pixels <= MOST_PIXELS else 0)
     limit = before["VmSize"] + allowed + _RESERVE
     resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
     signal.setitimer(signal.ITIMER_PROF, MOST_SECONDS)
@@ -149,6 +151,17 @@ def outcome(reader: Reader, path: str, audit: _Audit, state: dict[str, int]) -> 
     if audit.events or changes:
         result |= {"kind": "execution", "detail": " ".join([*audit.events, *changes])[:1000]}
     return result
+
+
+def claimed_pixels(path: str) -> int:
+    """The pixels that the header of an image names, 0 for other files: a few bytes may stand for millions."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.width * image.height
+    except Exception:  # no image, or a damaged one
+        return 0
 
 
 def _failure(error: BaseException) -> dict[str, Any]:

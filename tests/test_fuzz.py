@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from benchmarks import fuzz
 from benchmarks.fuzz import READERS, Server, mutate, mutate_pickle, write_seeds
@@ -61,6 +62,14 @@ def test_planted_faults_are_found_and_kept(
         assert result["kind"] == kind and detail in result["detail"], result
         fuzz.keep(files[0], result, tmp_path / "out")
     assert (tmp_path / "out").exists() and len(list((tmp_path / "out").glob("*.txt"))) >= 1
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "I;16"])
+def test_small_files_of_large_images_take_up_to_40_bytes_per_pixel(tmp_path: Path, server: Server, mode: str) -> None:
+    size, path = (4000, 3000), tmp_path / f"{mode[0]}.png"
+    Image.new(mode, size).save(path, transparency=0 if mode == "P" else None)
+    (result,) = server.open("image", [path])
+    assert result["kind"] == "read" and result["memory"] < 40 * size[0] * size[1] + (64 << 20), result
 
 
 def test_mutations_are_reproducible_and_different(seeds: Path) -> None:

@@ -38,7 +38,7 @@ def from_uint8(pixels: Tensor) -> Tensor:
     """Convert uint8 [N, H, W, 3] to float32 [N, 3, H, W] in -1..1, the exact inverse of `to_uint8`."""
     if pixels.ndim != 4 or pixels.shape[-1] != 3 or pixels.dtype != torch.uint8:
         raise ValueError(f"Got {pixels.dtype} of shape {list(pixels.shape)}, expected uint8 [N, H, W, 3].")
-    return (pixels.permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous()
+    return pixels.permute(0, 3, 1, 2).contiguous().float().div_(127.5).sub_(1)  # in place: large photos fill memory
 
 
 def to_pil(image: Tensor) -> Image.Image:
