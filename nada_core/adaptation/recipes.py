@@ -121,7 +121,7 @@ RECIPES: dict[str, Recipe] = {
         source="Photo",
         targets=("Sketch", "Anime Painting", "3D Render Pixar", "Watercolor Painting", "Ukiyo-e"),
         advice="Name the medium, as in Anime Painting; anime alone is a genre.",
-        settings={"batch": 4, "terms": {"direction": 1.0, "angle": 0.25, "covariance": 3.0}},
+        settings={"batch": 4, "terms": {"direction": 1.0, "angle": 0.25, "covariance": 1.0}},
         layers={"mode": "all"},
     ),
     "creature": Recipe(
@@ -129,7 +129,7 @@ RECIPES: dict[str, Recipe] = {
         source="Human",
         targets=("Werewolf", "Zombie", "Tolkien Elf", "White Walker"),
         advice="Watch the diversity: when every picture shows the same creature, train fewer steps.",
-        settings={"batch": 4, "terms": {"direction": 1.0, "angle": 0.25, "covariance": 3.0}},
+        settings={"batch": 4, "terms": {"direction": 1.0, "angle": 0.25, "covariance": 1.0}},
     ),
     "character": Recipe(
         about="one named person or figure; few trained parameters limit the collapse to one face",
