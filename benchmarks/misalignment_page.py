@@ -31,7 +31,7 @@ from nada_core.latents.sampling import sample
 from nada_core.portraits import SOURCE, TARGETS, Verdict, render
 from nada_core.portraits.content import Content
 
-_DRAWN = ("recipe", "recipe k=4", "recipe + covariance", "paper", "oracle")
+_DRAWN = ("recipe", "recipe k=4", *FOUND, "paper", "oracle")
 _MIN_PAIRS = 6  # with fewer, Wilcoxon's test cannot reach p = 0.05
 _QUALITY = 0.9  # the judge's share at which methods are compared on their way
 _MIN_GAIN = 0.1  # of the source's distance: where the oracle gains less, such as for elves, a share says nothing

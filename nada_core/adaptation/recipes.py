@@ -2,8 +2,8 @@
 
 Sources: the notebook of StyleGAN-NADA (arXiv:2108.00946), the domains of HyperDomainNet (arXiv:2210.08884), the
 settings of StyleDomain (arXiv:2212.10229) and the losses of SVL (arXiv:2308.10554). The recipes have not been measured
-on published generators. The covariance loss of `style` and `creature` is the one change that keeps the differences of
-images where text directions are wrong, in the built-in world (docs/misalignment.md).
+on published generators. The covariance loss of `style` and `creature` keeps images apart where text
+directions are wrong, as measured in the built-in world (docs/results.md).
 """
 
 from __future__ import annotations
