@@ -124,8 +124,8 @@ def _identity(value: object) -> int:
 
 def outcome(reader: Reader, path: str, audit: _Audit, state: dict[str, int]) -> dict[str, Any]:
     """Open one file in this process. state: `global_state` before."""
-    size = os.stat(path).st_size if os.path.isfile(path) else 0
-    pixels = claimed_pixels(path)
+    is_file = os.path.isfile(path)  # to open a pipe would wait for its other end
+    size, pixels = (os.stat(path).st_size, claimed_pixels(path)) if is_file else (0, 0)
     Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
     before = _status()
     allowed = 2 * size + MOST_EXTRA + (MOST_PER_PIXEL * pixels if pixels <= MOST_PIXELS else 0)

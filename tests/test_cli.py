@@ -501,7 +501,11 @@ def test_recipe_gives_the_defaults_and_flags_override_them(run: Run, shelf: Path
     assert asked("--recipe", "character", "ffhq.pkl", "--guide", "portraits", "--steps", "7").config.steps == 7
     assert asked("ffhq.pkl", "--recipe", "animal", "--fisher-samples", "5").config.fisher_samples == 5
     own = asked("portraits", "--recipe", "style", "--layers-mode", "adaptive")
-    assert own.config.lr == portraits.RECIPE.lr and own.config.terms == {"direction": 1.0, "angle": 0.25}
+    assert own.config.lr == portraits.RECIPE.lr and own.config.terms == {
+        "direction": 1.0,
+        "angle": 0.25,
+        "covariance": 1.0,
+    }
     assert own.source == "photo" and own.config.layers.mode == "adaptive"
     assert asked("portraits", "--recipe", "style").config.layers.mode == "all"
     assert all(name in run("adapt", "--help")[1] for name in RECIPES)
