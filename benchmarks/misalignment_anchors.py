@@ -8,7 +8,7 @@ Here it is the embedding with that property itself, so that no prompt can do bet
 prompt AIR starts at: the share of the training that has passed, of the way from the source's text to the target's.
 Two more things differ, because both generators have the same noise here and half of the training nearly reaches the
 target, so that images hardly differ from the newest anchor's: the anchor before the newest is used, and the second loss
-weighs 0.1. With AIR's weight of 1 no image keeps its content.
+weighs 0.1. With AIR's weight of 1, three of four runs that were tried lost their target.
 """
 
 from __future__ import annotations
