@@ -22,8 +22,8 @@ Methods:
   `paper k=4`: four layers, selected in every step.
 - `short` before a name: 100 steps instead of 400 (recipe) or 300 (paper), for a quarter of the time.
 - `short recipe k=2`, `k=6`: other numbers of layers, which do not run by default.
-- `recipe + covariance`: the recipe with the covariance loss, weight 3, as `benchmarks.search` found for most targets.
-  `recipe + covariance 1`: the same with weight 1. Both do not run by default.
+- `recipe + covariance`: the recipe with the covariance loss, weight 1, as in the recipes `style` and `creature`.
+  `recipe + covariance 3`: with weight 3, as `benchmarks.search` found for most targets. Both do not run by default.
 - `short paper anchors`: AIR, as `benchmarks.misalignment_anchors` describes. Does not run by default.
 - `oracle`: no CLIP model. The generator is fitted to the true pictures of 512 latents: what its weights can do.
   `oracle NAME`: the same with another parametrization.

@@ -26,6 +26,7 @@ from nada_core.adaptation.layer_selection import trained_names
 from nada_core.adaptation.objective import Objective
 from nada_core.adaptation.train_state import TrainState
 from nada_core.guidance.metrics import embed
+from nada_core.guidance.shifts import mean_direction
 from nada_core.guidance.targets import ClipTarget, clip_targets
 from nada_core.latents.sampling import Latents, render, sample
 from nada_core.models.clip import ClipGuide
@@ -61,7 +62,7 @@ class Anchor:
         """The anchor of the present student. lengths: how far its text is from this one, one a CLIP model."""
         new = Anchor.of(student, targets, latents, self.texts)
         pairs = zip(self.images, new.images, self.texts, lengths, strict=True)
-        texts = tuple(text + length * mean_direction(before, after) for before, after, text, length in pairs)
+        texts = tuple(text + length * mean_direction(after - before) for before, after, text, length in pairs)
         return replace(new, texts=texts)
 
     def refine(self, targets: Sequence[ClipTarget]) -> list[ClipTarget]:
@@ -71,11 +72,6 @@ class Anchor:
             replace(t, weight=_WEIGHT * t.weight, direction=F.normalize(t.target_embedding - text, dim=-1))
             for t, text in pairs
         ]
-
-
-def mean_direction(before: Tensor, after: Tensor) -> Tensor:
-    """Return the unit mean [1, D] of the normalized changes of embeddings [N, D]."""
-    return F.normalize(F.normalize(after - before, dim=-1).mean(0, keepdim=True), dim=-1)
 
 
 def adapt_with_anchors(

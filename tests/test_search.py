@@ -384,7 +384,7 @@ def test_missing_or_old_optuna_is_named(monkeypatch: pytest.MonkeyPatch) -> None
             open_study("study", None)
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(ValueError, match=advice):
-        open_study("study", None)
+        search()
 
 
 def test_search_without_a_completed_trial_has_no_result() -> None:

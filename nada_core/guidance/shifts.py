@@ -44,7 +44,7 @@ class TextShift:
         end = guide.encode_text(fill(self.target, self.templates))  # [K, D]
         if (end - start).norm(dim=-1).min() < 1e-6:
             raise ValueError(f"The guide reads {self.source!r} and {self.target!r} alike. Use phrases further apart.")
-        return _mean_direction(end - start)
+        return mean_direction(end - start)
 
     def target_embedding(self, guide: ClipGuide) -> Tensor:
         """Return the normalized mean embedding [1, D] of the target's prompts, for the global loss."""
@@ -122,7 +122,7 @@ class EmbeddingShift:
 
     def direction(self, guide: ClipGuide, source: Tensor | None = None) -> Tensor:
         """Return the unit direction [1, D], computed as that of a `TextShift`; `source` is ignored."""
-        return _mean_direction(self._in_space_of(guide, self.target) - self._in_space_of(guide, self.source))
+        return mean_direction(self._in_space_of(guide, self.target) - self._in_space_of(guide, self.source))
 
     def target_embedding(self, guide: ClipGuide) -> Tensor:
         """Return the normalized mean embedding [1, D] of the target, for the global loss."""
@@ -143,8 +143,8 @@ class EmbeddingShift:
         return F.normalize(embeddings.to(guide.mean), dim=-1)
 
 
-def _mean_direction(differences: Tensor) -> Tensor:
-    """Normalize the difference [K, D] of each prompt, then their mean [1, D]."""
+def mean_direction(differences: Tensor) -> Tensor:
+    """Normalize each difference [K, D], such as of one prompt, then their mean [1, D]."""
     return F.normalize(F.normalize(differences, dim=-1).mean(dim=0, keepdim=True), dim=-1)
 
 
@@ -175,7 +175,7 @@ class PairShift:
         difference = _embed(guide, self.after) - _embed(guide, self.before)
         if difference.norm(dim=-1).max() < 1e-6:
             raise ValueError(f"The images before and after are equal to the guide {guide.name}; use edited ones.")
-        return _mean_direction(difference)
+        return mean_direction(difference)
 
     def target_embedding(self, guide: ClipGuide) -> Tensor:
         """Return the normalized mean embedding [1, D] of the edited images, for the global loss."""
