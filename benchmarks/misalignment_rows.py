@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import socket
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from filelock import FileLock
 
 from benchmarks.misalignment_anchors import adapt_with_anchors
 from benchmarks.quality import METHODS as QUALITY
@@ -271,8 +271,7 @@ class Journal:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # released on close, also when the process is killed
+        with FileLock(self.path.with_suffix(".lock")):  # released when the process is killed, too
             yield
 
     def _lines(self) -> list[dict[str, Any]]:

@@ -88,8 +88,9 @@ class Case:
     def layers(self) -> LayerChoice:
         if self.select == "off":
             return LayerChoice(mode="all")
-        rows = 2 * self.resolution.bit_length() - 4
-        return LayerChoice(mode="adaptive", batch=self.voters, count=2 * rows // 3 if self.select == "real" else 18)
+        rows = 2 * self.resolution.bit_length() - 4  # all but the last have a layer to choose
+        count = 2 * rows // 3 if self.select == "real" else rows - 1
+        return LayerChoice(mode="adaptive", batch=self.voters, count=count)
 
 
 CASES: dict[str, Case] = {

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks import processor
+from benchmarks.speed import CASES, random_generator
 from benchmarks.speed_page import FULL_COLUMNS, merged, row, stored, write
+from nada_core.adaptation.layer_selection import selectable_layers
 
 
 def line(case: str, machine: str, seconds: str) -> str:
@@ -40,3 +42,11 @@ def test_limit_of_vectors_ends_with_the_block(tmp_path: Path, monkeypatch: pytes
     assert dict(os.environ) == before
     with processor.vectors("AVX512", tmp_path):
         assert dict(os.environ) == before | {"TORCH_EXTENSIONS_DIR": str(tmp_path / "AVX512")}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_case_can_choose_its_layers(name: str) -> None:
+    case = CASES[name]
+    layers = selectable_layers(case.layers, random_generator(case.resolution, channel_max=8))
+    expected = {"off": case.layers.mode == "all", "real": case.layers.count < len(layers)}
+    assert expected.get(case.select, case.layers.count == len(layers))
