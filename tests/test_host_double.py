@@ -691,9 +691,10 @@ def test_model_folders(host: Host) -> None:
     with pytest.raises(KeyError):
         folder_paths.get_filename_list("mine")
     folder_paths.add_model_folder_path("mine", str(one))
-    assert folder_paths.get_filename_list("mine") == ["b.pt", "readme.txt", "sub/a.PT"], "no extensions: every file"
+    nested = os.path.join("sub", "a.PT")
+    assert folder_paths.get_filename_list("mine") == ["b.pt", "readme.txt", nested], "no extensions: every file"
     folder_paths.folder_names_and_paths["mine"] = ([str(one), str(two)], {".pt"})
-    assert folder_paths.get_filename_list("mine") == ["b.pt", "sub/a.PT"]
+    assert folder_paths.get_filename_list("mine") == ["b.pt", nested]
     assert folder_paths.get_full_path("mine", "b.pt") == str(one / "b.pt")
     folder_paths.add_model_folder_path("mine", str(two), is_default=True)
     assert folder_paths.get_folder_paths("mine") == [str(two), str(one)]
@@ -709,7 +710,7 @@ def test_paths_of_files(host: Host) -> None:
 
     output = folder_paths.get_output_directory()
     folder, name, counter, below, prefix = folder_paths.get_save_image_path("a/run_%width%", output, 64)
-    assert (folder, name, counter, below, prefix) == (f"{output}/a", "run_64", 1, "a", "a/run_64")
+    assert (folder, name, counter, below, prefix) == (os.path.join(output, "a"), "run_64", 1, "a", "a/run_64")
     for taken in ("run_64_00007_.safetensors", "run_64_x_.png", "other_00009_.png"):
         Path(folder, taken).touch()
     assert folder_paths.get_save_image_path("a/run_64", output)[2] == 8

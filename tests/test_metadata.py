@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -64,7 +65,7 @@ def test_objects_that_are_no_json_objects_are_refused(value: object) -> None:
 
 def test_metadata_of_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"not safetensors")
-    with pytest.raises(DamagedCheckpointError, match=str(tmp_path / "x")):
+    with pytest.raises(DamagedCheckpointError, match=re.escape(str(tmp_path / "x"))):
         read_metadata(tmp_path / "x")
     with pytest.raises(CheckpointError, match="none: there is no such file"):
         read_metadata(tmp_path / "none")
@@ -134,6 +135,7 @@ def test_failed_write_of_a_new_file_leaves_none(tmp_path: Path, monkeypatch: pyt
         raise OSError(28, "No space left on device", str(temporary))
 
     monkeypatch.setattr(metadata.os, "replace", replace)
-    with pytest.raises(OSError, match=f"No space left.*{paths[0]}"):
+    with pytest.raises(OSError, match="No space left") as caught:
         create_atomically(paths, write)
+    assert caught.value.filename == str(paths[0])
     assert list(tmp_path.iterdir()) == paths[:1] and paths[0].read_text() == "other"

@@ -18,15 +18,15 @@ from torch import Tensor
 from nada_core.models.ops import styled_conv, winograd
 
 ROOT = Path(__file__).parents[1]
-SUPPORTED = torch.backends.cpu.get_cpu_capability() in winograd._CAPABILITIES
-supported = pytest.mark.skipif(not SUPPORTED, reason="not a supported processor")
+SUPPORTED = winograd._obstacle() is None
+supported = pytest.mark.skipif(not SUPPORTED, reason="not a supported machine")
 
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> winograd.BuildResult:
     """The only compilation of a test run, in a cache of its own: other tests run without it."""
     if not SUPPORTED or not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
-        pytest.skip("no C++ compiler, or not a supported processor")
+        pytest.skip("no C++ compiler, or not a supported machine")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path_factory.mktemp("native ядро")))
         return winograd.build()
@@ -221,4 +221,14 @@ def test_unsupported_processor_uses_pytorch(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
     assert winograd.kernel() is None
     with pytest.raises(winograd.BuildError, match="DEFAULT"):
+        winograd.build()
+
+
+def test_windows_uses_pytorch_and_is_not_told_to_build(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(winograd, "sys", SimpleNamespace(platform="win32"))
+    winograd._suggest_build.__wrapped__()
+    assert winograd.kernel() is None and not caplog.records
+    with pytest.raises(winograd.BuildError, match="got Windows"):
         winograd.build()

@@ -184,11 +184,11 @@ def check_writable(path: str | Path) -> None:
         OSError: for a folder that is read-only, a full disk and a name that is too long, with the path.
     """
     path = Path(path)
-    temporary = _temporary(path)
+    temporary = path.with_name(f".{secrets.token_hex(4)}{path.name[9:]}")  # as long as the name of the file
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):
-            path.lstat()  # raises for a name that is too long
+            path.lstat()  # raises for a name of too many bytes, which `temporary` may not have
         temporary.touch(exist_ok=False)
         temporary.unlink()
     except OSError as error:

@@ -15,6 +15,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 import timeit
 from pathlib import Path
@@ -56,10 +57,10 @@ def build() -> BuildResult:
         The path of the library, and the seconds of a representative convolution with and without it.
 
     Raises:
-        BuildError: the processor is not supported, there is no C++ compiler, or compiling or loading failed.
+        BuildError: the machine is not supported, there is no C++ compiler, or compiling or loading failed.
     """
-    if (capability := torch.backends.cpu.get_cpu_capability()) not in _CAPABILITIES:
-        raise BuildError(f"got a processor with {capability}, expected one of {', '.join(_CAPABILITIES)}.")
+    if obstacle := _obstacle():
+        raise BuildError(f"{obstacle}; PyTorch's convolution is used.")
     library = _library_path()
     if not library.exists():
         _compile(library)
@@ -71,9 +72,18 @@ def build() -> BuildResult:
 
 def kernel() -> Any:
     """Return torch.ops.nada_winograd from the built library, or None where there is none or it is disabled."""
-    if os.environ.get("NADA_NATIVE") == "0" or torch.backends.cpu.get_cpu_capability() not in _CAPABILITIES:
+    if os.environ.get("NADA_NATIVE") == "0" or _obstacle():
         return None
     return _load(_library_path())
+
+
+def _obstacle() -> str | None:
+    """What this machine lacks to run the native operators."""
+    if sys.platform == "win32":  # torch's libraries need Microsoft's compiler, which the source is not written for
+        return "got Windows, expected Linux or macOS"
+    if (capability := torch.backends.cpu.get_cpu_capability()) not in _CAPABILITIES:
+        return f"got a processor with {capability}, expected one with {' or '.join(_CAPABILITIES)}"
+    return None
 
 
 def conv3x3(x: Tensor, weight: Tensor) -> Tensor:
@@ -128,7 +138,7 @@ def _backward(
 
 @functools.cache
 def _suggest_build() -> None:
-    if os.environ.get("NADA_NATIVE") != "0" and torch.backends.cpu.get_cpu_capability() in _CAPABILITIES:
+    if os.environ.get("NADA_NATIVE") != "0" and not _obstacle():
         _log.warning("`python -m nada_core build-native` would speed up training on this CPU (needs a C++ compiler).")
 
 
