@@ -100,7 +100,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
         except SystemExit as leave:  # after printing help
             code = int(leave.code or 0)
         said = capsys.readouterr()
-        return code, said.out, said.err
+        return code, said.out.replace(os.sep, "/"), said.err.replace(os.sep, "/")
 
     return run
 

@@ -208,7 +208,8 @@ def test_built_in_guides_are_listed_from_files(
         ("ViT-B-32:/no/such/file.safetensors", "neither a file nor a published tag"),
         ("C:\\guides\\x.safetensors", "no guide"),
         ("", "no guide"),
-        ("none.json:x", "could not be used"),
+        ("none.json:x", "config none.json could not be used"),
+        ("C:\\none.json:C:\\x.safetensors", r"config C:\\none\.json could not be used"),
     ],
 )
 def test_unknown_names_are_refused(name: str, message: str) -> None:

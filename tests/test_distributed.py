@@ -161,6 +161,7 @@ def test_torchrun_trains_and_one_process_writes(tmp_path: Path) -> None:
         "cpu",
     ]
     environment: dict[str, Any] = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment["USE_LIBUV"] = "0"  # which PyTorch for Windows is built without
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     for runner, out in (([sys.executable, "-m"], "one.safetensors"), (torchrun, "two.safetensors")):
         answer = subprocess.run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,7 @@ def test_slope_is_that_of_a_line() -> None:
     assert slope([5.0, 7.0, 9.0, 11.0]) == pytest.approx(2.0)
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_resident_memory_grows_with_an_allocation() -> None:
     before = resident_memory()
     with mmap.mmap(-1, 64 << 20) as block:  # unlike a bytearray, never memory that was freed before

@@ -318,7 +318,7 @@ def test_load_generator_lists_four_folders(either: World) -> None:
         ("models", "stylegan2", "sub", "c.safetensors"),
         ("output", "stylegan_nada", "d.safetensors"),
     ]
-    made = {"/".join(place[2:]): either.stranger_from(seed) for seed, place in enumerate(places)}
+    made = {os.path.join(*place[2:]): either.stranger_from(seed) for seed, place in enumerate(places)}
     for place, name in zip(places, made, strict=True):
         either.save(made[name], *place[:2], name)
     for other in (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import Any
 
 import pytest
@@ -62,7 +63,8 @@ def test_parts_of_a_step_are_timed_once(layers: LayerChoice) -> None:
     # Each mark and each lap takes one tick; there are two guides, each with a mark before and after.
     assert all(step == {part: 5.0 if part == "guide" else 1.0 for part in PARTS} for step in speed.steps[1:])
     assert len(heard) == 4 and len(speed.steps) == 3 and tuple(speed.parts) == PARTS
-    assert speed.seconds == pytest.approx(sum(speed.parts.values())) and speed.peak and speed.peak > 2**20
+    assert speed.seconds == pytest.approx(sum(speed.parts.values()))
+    assert speed.peak is None if sys.platform == "win32" else speed.peak > 2**20
 
 
 def test_parts_skipped_by_a_pool_are_not_timed() -> None:

@@ -218,6 +218,7 @@ def test_first_error_of_the_compiler_is_reported(tmp_path: Path, monkeypatch: py
 
 
 def test_unsupported_processor_uses_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(winograd, "sys", SimpleNamespace(platform="linux"))
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
     assert winograd.kernel() is None
     with pytest.raises(winograd.BuildError, match="DEFAULT"):
