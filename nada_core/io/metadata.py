@@ -184,7 +184,7 @@ def check_writable(path: str | Path) -> None:
         OSError: for a folder that is read-only, a full disk and a name that is too long, with the path.
     """
     path = Path(path)
-    temporary = path.with_name(f".{secrets.token_hex(4)}{path.name[9:]}")  # as long as the name of the file
+    temporary = path.with_name(f".{secrets.token_hex(4)}{path.name[14:]}.part")  # as long as the name of the file
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):
