@@ -395,7 +395,11 @@ def test_reader_sees_a_whole_file_while_processes_replace_it(tmp_path: Path) -> 
     try:
         values: set[str] = set()
         while len(values) < 4 and all(process.poll() is None for process in processes):
-            raw = read_checkpoint(path)
+            try:
+                raw = read_checkpoint(path)
+            except CheckpointError as error:  # the writers are quicker than this process
+                assert "another process wrote the file" in str(error)
+                continue
             value = raw.hints["value"]
             assert all(bool((tensor == float(value)).all()) for tensor in raw.tensors.values())
             values |= {value} - {"0"}
