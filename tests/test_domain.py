@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load, load_file, save_file
+from safetensors.torch import load_file, save_file
 from tiny import changed, copied, generator, guide, rng
 from torch import Tensor
 
@@ -232,7 +232,7 @@ def test_damaged_metadata_is_refused(tmp_path: Path, metadata: dict[str, Any], f
     path = tmp_path / "sketch.safetensors"
     save_domain(domain(), path)
     metadata = {name: value for name, value in (read_metadata(path) | metadata).items() if value is not None}
-    save_file(load(path.read_bytes()), path, metadata)
+    save_file(copied(load_file(path)), path, metadata)
     with pytest.raises(fault, match=words):
         read_domain(path)
 
@@ -240,7 +240,7 @@ def test_damaged_metadata_is_refused(tmp_path: Path, metadata: dict[str, Any], f
 def test_damaged_weights_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "sketch.safetensors"
     save_domain(domain(), path)
-    tensors, metadata = load(path.read_bytes()), read_metadata(path)
+    tensors, metadata = copied(load_file(path)), read_metadata(path)
     for value, words in ((torch.tensor([math.nan]), "NaN"), (torch.tensor([1]), "torch.int64")):
         save_file(tensors | {MOVED[1]: value}, path, metadata)
         with pytest.raises(DamagedCheckpointError, match=words):

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load, save_file
-from tiny import Encoder, changed, generator, guide, rng
+from safetensors.torch import load_file, save_file
+from tiny import Encoder, changed, copied, generator, guide, rng
 from torch import Tensor
 
 from nada_core.adaptation.adapt import Step, adapt
@@ -301,12 +301,12 @@ def test_interrupted_write_leaves_the_old_autosave(tmp_path: Path, monkeypatch: 
 def test_tampered_autosave_is_refused(tmp_path: Path, fault: str) -> None:
     path = tmp_path / "run.safetensors"
     adapt(generator(), guide(), SHIFT, settings(), autosave=path)
-    tensors, told = load(path.read_bytes()), read_metadata(path)
+    tensors, metadata = copied(load_file(path)), read_metadata(path)
     if fault == "run":
-        told["run"] = '{"index": 4}'
+        metadata["run"] = '{"index": 4}'
     else:
         tensors["rng"] = torch.zeros(3, dtype=torch.uint8)
-    save_file(tensors, path, told)
+    save_file(tensors, path, metadata)
     with pytest.raises(CheckpointError, match="tampered"):
         adapt(generator(), guide(), SHIFT, settings(), autosave=path, resume=True)
 

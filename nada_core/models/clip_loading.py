@@ -210,9 +210,10 @@ def _resolve(requested: str, architecture: str | None) -> tuple[str, str]:
         architecture, weights = str(path), str(path.with_suffix(".safetensors"))
     elif architecture is None:
         # Windows paths have colons too ("C:\\x"), so the part before must be an architecture or a config file.
-        start, config, weights = requested.partition(".json:")
-        architecture = start + ".json"
-        if not config:
+        architecture, config, weights = requested.partition(".json:")
+        if config:
+            architecture += ".json"
+        else:
             architecture, _, weights = requested.partition(":")
         if not weights or not (architecture.endswith(".json") or architecture in open_clip.list_models()):
             raise GuideError(_unknown(requested, built_in))

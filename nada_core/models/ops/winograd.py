@@ -80,7 +80,7 @@ def kernel() -> Any:
 def _obstacle() -> str | None:
     """What this machine lacks to run the native operators."""
     if sys.platform == "win32":  # torch's libraries need Microsoft's compiler, which the source is not written for
-        return "got Windows, expected Linux or macOS"
+        return "got Windows, expected Linux"
     if (capability := torch.backends.cpu.get_cpu_capability()) not in _CAPABILITIES:
         return f"got a processor with {capability}, expected one with {' or '.join(_CAPABILITIES)}"
     return None
